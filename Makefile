@@ -1,0 +1,43 @@
+# Every target sets up what it needs: a virtual environment in .venv, filled from the lock files.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := bridge sinks config tests benchmarks
+
+.PHONY: run check bench lock format clean
+.DEFAULT_GOAL := run
+
+run: .venv/run.stamp  ## See it work: simulator, bridge and stdout sink in one go.
+	@$(BIN)/event-bridge demo $(ARGS)
+
+check: .venv/dev.stamp  ## Everything that must hold: format, lint, types, tests.
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	@sh tests/system-packages.sh
+	$(BIN)/pytest $(ARGS)
+
+bench: .venv/dev.stamp  ## Speed and memory; the figures of record are in docs/benchmarks.md.
+	$(BIN)/python -m benchmarks $(ARGS)
+
+format: .venv/dev.stamp
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+# Resolves the newest versions that pyproject.toml allows, and pins them with their hashes.
+lock: .venv/dev.stamp
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url --extra build --custom-compile-command "make lock" -o requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url --extra build --custom-compile-command "make lock" --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
+
+clean:
+	rm -rf .venv build data *.egg-info
+
+.venv/run.stamp: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/dev.stamp: requirements-dev.lock .venv/run.stamp
+	$(BIN)/pip install --quiet --require-hashes -r requirements-dev.lock
+	@touch $@

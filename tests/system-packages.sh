@@ -1,0 +1,30 @@
+#!/bin/sh
+# Installs what the tests run for real, where that is possible: as root, with apt. Elsewhere the tests that miss something are
+# skipped, and pytest's summary names the reason. Nothing of it is needed to run event-bridge itself.
+set -eu
+
+missing=""
+while read -r program package; do
+    command -v "$program" >/dev/null 2>&1 || missing="$missing $package"
+done <<LIST
+dockerd docker.io
+mosquitto mosquitto
+mosquitto_pub mosquitto-clients
+promtool prometheus
+kcat kcat
+openssl openssl
+java default-jre-headless
+mvn maven
+LIST
+[ -e /bin/busybox ] || missing="$missing busybox-static"
+
+[ -n "$missing" ] || exit 0
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+    echo "some tests will be skipped, since these packages are not installed:$missing"
+    exit 0
+fi
+echo "installing for the tests:$missing"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+# shellcheck disable=SC2086 # The words are the packages.
+apt-get install -y -qq --no-install-recommends $missing >/dev/null || echo "could not install all of:$missing; some tests will be skipped"
