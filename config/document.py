@@ -1,0 +1,97 @@
+"""The YAML file: read as YAML 1.2 has it, with every fault told in one line that shows nothing of the content.
+
+PyYAML speaks YAML 1.1, where `no` and `off` are booleans, `012` is ten and `2026-01-01` a date. Editors and the JSON Schema
+go by version 1.2, where all these are text, and so do we: of words, only `true`, `false` and `null` are not text.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+_TAG: Final = "tag:yaml.org,2002:"
+_TWICE: Final = "this key is there twice"
+_QUOTED: Final = re.compile(r"""\s*(['"])(.*?)\1""")
+
+
+class ReadError(ValueError):
+    """A file can't be read; the text says why and shows nothing of its content."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Also refuses a key that is there twice, of which PyYAML would silently take the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.composer.ComposerError(None, None, _TWICE, key.start_mark)
+                seen.add(key.value)
+        return node
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _kind, _pattern, _first in (
+    ("null", r"^(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"^(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    # A leading zero makes text, because no number is written so, but many a password and id is.
+    ("int", r"^[-+]?(0|[1-9][0-9]*)$", list("-+0123456789")),
+    ("float", r"^[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$", list("-+.0123456789")),
+    ("merge", r"^<<$", ["<"]),
+):
+    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(_pattern), _first)
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Read the mapping that a YAML file holds; an empty file holds an empty one.
+
+    Raises:
+        ReadError: There is no such file, it is not YAML, or its top is no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ReadError(f"can't be read: {error.strerror}") from None
+    except ValueError:
+        raise ReadError("is not text in UTF-8") from None
+    document = _parse(text)
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise ReadError("must hold a mapping: sections like `streams:` and `sinks:` with keys and values")
+    if _contains_itself(document, ()):
+        raise ReadError("has an anchor (&) that contains itself")
+    return document
+
+
+def _parse(text: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - it is a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = _QUOTED.sub(_without_content, error.problem or "").removeprefix("but ")
+        hint = "" if problem == _TWICE else "; text with special characters needs quotes"
+        raise ReadError(f"is not valid YAML{where}: {problem}{hint}") from None
+    except yaml.YAMLError:
+        raise ReadError("has control characters, which YAML does not allow") from None
+    except RecursionError:
+        raise ReadError("is nested too deeply") from None
+    except Exception:  # noqa: BLE001 - a wrong value after an explicit tag makes PyYAML raise anything, with the value in it
+        raise ReadError("has a value that does not fit its tag (!!) or is too long a number") from None
+
+
+def _without_content(quoted: re.Match[str]) -> str:
+    """Keep what PyYAML quotes only if it is syntax: `password: *hunter2` is "found undefined alias 'hunter2'"."""
+    return quoted[0] if re.fullmatch(r"<[a-z ]+>|\W{1,2}", quoted[2]) else ""
+
+
+def _contains_itself(value: Any, above: tuple[int, ...]) -> bool:
+    if not isinstance(value, (dict, list)):
+        return False
+    if id(value) in above:
+        return True
+    return any(_contains_itself(inner, (*above, id(value))) for inner in (value.values() if isinstance(value, dict) else value))
