@@ -1,0 +1,158 @@
+"""Decisions without sockets, threads, clocks or dice: backoff, keepalive, retry schedule, filters.
+
+Time comes in as seconds of a monotonic clock, chance as a function like `random.uniform`.
+"""
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Final, Literal
+
+from bridge.event import Fields
+
+Uniform = Callable[[float, float], float]
+"""Something like `random.uniform`."""
+
+
+def backoff(first: float, ceiling: float, uniform: Uniform) -> Iterator[float]:
+    """Yield delays in seconds for ever: exponential with full jitter. To reset, throw it away and make another.
+
+    Full jitter (uniform between 0 and the exponential) spreads many clients best; the original clients had no delay at
+    all, which pegged CPUs and locked accounts.
+    """
+    highest = first
+    while True:
+        yield uniform(0, highest)
+        highest = min(ceiling, highest * 2)
+
+
+def obey(asked: float, ceiling: float, uniform: Uniform) -> float:
+    """Seconds to wait when the far side asked for `asked` (`Retry-After`): never less, up to our own ceiling.
+
+    A little longer at random, since everybody else was told the same.
+    """
+    return min(ceiling, asked * uniform(1.0, 1.1))
+
+
+def retry_delay(attempts: int, first: float, ceiling: float, asked: float | None, uniform: Uniform) -> float:
+    """Seconds until an event that failed `attempts` times (at least 1) is due again.
+
+    Exponential from `first` to `ceiling` with jitter over the upper half, unless the far side asked for a time. It may have
+    asked for none at all, or for one that has passed by its clock: the first delay is kept in any case.
+    """
+    highest = min(ceiling, first if asked is not None else first * 2.0 ** min(attempts - 1, 60))
+    delay = uniform(highest / 2, highest)
+    return delay if asked is None else max(delay, obey(asked, ceiling, uniform))
+
+
+def parse_retry_after(value: str | None, now: datetime) -> float | None:
+    """Read a `Retry-After` header in either form, seconds or HTTP date; None if there is none that makes sense."""
+    text = (value or "").strip()
+    if text.isdecimal() and text.isascii():
+        return float(text)
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - now).total_seconds())
+
+
+class Keepalive:
+    """Decides when to ping a peer and when to call it dead; any frame counts as life.
+
+    A half-open connection is found in at most `interval + timeout` seconds.
+
+    Args:
+        interval: Seconds of silence after which a ping is due.
+        timeout: Seconds after a ping within which something must arrive.
+        idle_timeout: Seconds without an event after which the stream is called idle; None means never.
+        now: The monotonic time at which the session opened.
+    """
+
+    def __init__(self, interval: float, timeout: float, idle_timeout: float | None, now: float) -> None:
+        self._interval = interval
+        self._timeout = timeout
+        self._idle_timeout = idle_timeout
+        self._life = now
+        self._event = now
+        self._pinged: float | None = None
+
+    def heard(self, now: float, *, event: bool) -> None:
+        """Something arrived; `event` tells whether it was more than a control frame."""
+        self._life = now
+        self._pinged = None
+        if event:
+            self._event = now
+
+    def due(self, now: float) -> Literal["ping", "dead", "idle"] | None:
+        """What to do now; a returned "ping" counts as sent."""
+        if self._idle_timeout is not None and now - self._event >= self._idle_timeout:
+            return "idle"
+        if self._pinged is not None:
+            return "dead" if now - self._pinged >= self._timeout else None
+        if now - self._life >= self._interval:
+            self._pinged = now
+            return "ping"
+        return None
+
+    def wait(self, now: float) -> float:
+        """Seconds until `due` may answer something else; 0 if it may already."""
+        next_due = self._life + self._interval if self._pinged is None else self._pinged + self._timeout
+        if self._idle_timeout is not None:
+            next_due = min(next_due, self._event + self._idle_timeout)
+        return max(0.0, next_due - now)
+
+
+FILTER_FIELDS: Final = ("type", "action", "state", "resource_uri", "parents", "namespace")
+
+Rule = Mapping[str, Sequence[str]]
+"""Field name to shell patterns: every field must match, by any of its patterns."""
+
+
+class Filter:
+    """Whether a sink gets an event: some `match` rule fits (or there is none), and no `drop` rule fits.
+
+    Patterns are those of a shell (`*`, `?`, `[...]`), compared without regard to case, since the original service wrote
+    `Not Running` here and `Not running` there. `parents` fits if any parent does.
+    """
+
+    def __init__(self, match: Sequence[Rule], drop: Sequence[Rule]) -> None:
+        self._match = [_compile(rule) for rule in match]
+        self._drop = [_compile(rule) for rule in drop]
+
+    def __bool__(self) -> bool:
+        return bool(self._match or self._drop)
+
+    def accepts(self, fields: Fields) -> bool:
+        """Tell whether the event passes."""
+        if self._match and not any(_fits(rule, fields) for rule in self._match):
+            return False
+        return not any(_fits(rule, fields) for rule in self._drop)
+
+
+_CompiledRule = list[tuple[str, re.Pattern[str]]]
+
+_NOTHING: Final = "(?!)"
+"""A regular expression that nothing fits."""
+
+
+def _compile(rule: Rule) -> _CompiledRule:
+    return [
+        (field, re.compile("|".join(map(fnmatch.translate, patterns)) or _NOTHING, re.IGNORECASE))
+        for field, patterns in rule.items()
+    ]
+
+
+def _fits(rule: _CompiledRule, fields: Fields) -> bool:
+    return all(any(pattern.match(value) for value in _values(fields, field)) for field, pattern in rule)
+
+
+def _values(fields: Fields, field: str) -> Sequence[str]:
+    if field == "parents":
+        return fields.parents
+    value: str = getattr(fields, field)
+    return (value,)
