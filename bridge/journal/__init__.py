@@ -1,0 +1,47 @@
+"""The journal: the durable, ordered, duplicate-free log of events, with a cursor for every sink.
+
+Invariants
+    1. An event is stored, and its uuid is remembered, in one transaction; `append` returns after that transaction is on disk.
+    2. Every accepted event has a place (`seq`). Places grow by one, over all streams, and are never used twice.
+    3. A sink has seen the outcome of every event before its cursor: delivered, filtered, dropped, a dead letter, or waiting in
+       its retry queue. `settle` records outcomes and moves the cursor in one transaction.
+    4. The counts are written in the transactions that they count, so they survive restarts, and they balance at any instant:
+       `received = accepted + duplicate + malformed`; per sink `accepted = delivered + filtered + dead + dropped + pending`.
+    5. Nothing is deleted that a cursor has not passed, except by the policy `drop_oldest`, which counts what it drops.
+
+Format
+    One SQLite file in WAL mode (its tables: `bridge.journal.file`). One row holds all events of one committed batch, as lines
+    of JSON with a checksum; a row per event would cost five times as much and grow with the dedup window. The batch's uuids
+    are a row of another table: they are needed longer than the events (for `dedup.window`) or shorter (a sink is behind).
+    Events in the retry queue and dead letters are copies, so that nobody's failure keeps a whole batch.
+
+Operations
+    `append` is a group commit: whoever gets the write lock commits everything that waits, from all streams, with one fsync.
+    `settle` writes without an fsync of its own: the process may be killed and loses nothing; after a power failure the lost
+    part of it means that some events are delivered again. The next `append` or the next `prune` makes it durable.
+    `read` returns what lies after a sink's cursor, and does not move it. `prune` deletes what nobody needs.
+    When the disk fails, `append` and `settle` wait and try again; when the journal is full or little is left on the disk,
+    only `append` does, so that what is delivered can make room. `books().trouble` says why.
+
+Nothing outside this package knows that it is SQLite.
+"""
+
+from bridge.journal.file import JournalError
+from bridge.journal.log import Appended, Closed, Journal, JournalOptions
+from bridge.journal.records import Batch, Books, DeadLetter, DeathReason, Retry, Settlement, SinkBooks, StreamBooks
+
+__all__ = [
+    "Appended",
+    "Batch",
+    "Books",
+    "Closed",
+    "DeadLetter",
+    "DeathReason",
+    "Journal",
+    "JournalError",
+    "JournalOptions",
+    "Retry",
+    "Settlement",
+    "SinkBooks",
+    "StreamBooks",
+]

@@ -1,0 +1,597 @@
+"""The journal's owner: who may write when, what is in memory, what to do when the disk is full."""
+
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+import structlog
+
+from bridge.journal import file, tables
+from bridge.journal.cursor import Cursor
+from bridge.journal.records import Batch, Books, DeadLetter, Retry, Settlement, StreamBooks
+from bridge.journal.window import Window
+from bridge.sink import Entry
+
+log = structlog.get_logger(__name__)
+
+_TRY_AGAIN: Final = 0.25
+"""Seconds between attempts while the disk fails or the journal is full."""
+
+_GROUP: Final = 256
+"""Batches in one transaction at most."""
+
+_PRUNE_ROWS: Final = 256
+"""Rows deleted in one transaction at most, so that nobody waits long for the write lock."""
+
+_DROP_ROWS: Final = 16
+"""Batches dropped at a time, when the oldest have to go."""
+
+_RESERVE: Final = 32 << 20
+"""Bytes of the disk that events leave to SQLite's log (16 MiB, now and then more). Without it outcomes could not be recorded
+any more, and what was delivered would fill the disk for ever."""
+
+_ENOUGH_SHARE: Final = 64
+"""Which part of the journal has to be free before it takes events again, once it was full."""
+
+_UUID_ON_DISK: Final = 40
+"""Bytes that a remembered uuid takes in the file at most, when every batch has one event."""
+
+_UUID_SHARE: Final = 4
+"""Which part of the journal uuids may take: a quarter. Without a limit, nothing could free a journal that is full of them."""
+
+
+class Closed(Exception):  # noqa: N818 - the orderly end, not an error
+    """The journal was closed while somebody waited for it."""
+
+
+class JournalOptions(msgspec.Struct, frozen=True):
+    """How the journal keeps its promises.
+
+    Attributes:
+        durability: "full" syncs every commit to the disk; "normal" may lose the last moments in a power failure.
+        max_bytes: How large the journal may become.
+        when_full: "block" stops reading the streams; "drop_oldest" drops what the slowest sink has not delivered.
+        window: Seconds for which uuids are remembered.
+        window_events: How many uuids are remembered at most; no more than fit into a quarter of what the journal may take.
+    """
+
+    path: Path
+    durability: Literal["full", "normal"] = "full"
+    max_bytes: int = 1 << 30
+    when_full: Literal["block", "drop_oldest"] = "block"
+    window: float = 86400.0
+    window_events: int = 1_000_000
+
+
+class Appended(NamedTuple):
+    """What became of a batch: how many events were new, and how many were seen before."""
+
+    accepted: int
+    duplicate: int
+
+
+class _Ticket:
+    """A batch that waits for the next commit."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.outcome: Appended | None = None
+
+
+class Journal:
+    """The durable log. Every method may be called from any thread; `read` from one thread per sink.
+
+    Args:
+        options: Where it is, and its limits.
+        observe_commit: Called with the seconds that a commit of events took.
+        clock: The time of day in seconds since the epoch.
+        monotonic: Seconds of a clock that nobody sets.
+
+    Raises:
+        JournalError: It can't be opened; the text says why and what to do.
+    """
+
+    def __init__(
+        self,
+        options: JournalOptions,
+        observe_commit: Callable[[float], None] = lambda _: None,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._options = options
+        self._observe_commit = observe_commit
+        self._monotonic = monotonic
+        self._lock_file = file.lock(options.path)
+        try:
+            self._db = file.prepare(options.path)
+        except file.JournalError:
+            self._lock_file.close()
+            raise
+        self._peek_db = file.connect(options.path, read_only=True)
+        self._peek = threading.Lock()
+        self._write = threading.Lock()
+        self._changed = threading.Condition()
+        self._closing = threading.Event()
+        self._waiting: deque[_Ticket] = deque()
+        self._next = tables.next_seq(self._db)
+        self._streams = tables.stream_books(self._db)
+        self._sinks: dict[str, Cursor] = {}
+        self._used = tables.used_bytes(self._db)
+        self._troubles: dict[str, str] = {}
+        self._unsynced = False
+        self._window = self._restore_window(clock())
+
+    # Streams
+
+    def append(self, batch: Batch) -> Appended:
+        """Commit a batch; return when it is durable. Waits as long as the disk fails or the journal is full.
+
+        Raises:
+            Closed: The journal was closed before the batch was committed.
+        """
+        ticket = _Ticket(batch)
+        self._waiting.append(ticket)
+        while True:
+            with self._write:
+                while ticket.outcome is None and not self._closing.is_set() and self._commit_waiting():
+                    pass
+            if ticket.outcome is not None:
+                return ticket.outcome
+            if self._closing.wait(_TRY_AGAIN):
+                raise Closed
+
+    def position(self, stream: str) -> str | None:
+        """From where a stream resumes: the position that was committed last."""
+        with self._changed:
+            books = self._streams.get(stream)
+            return books.position if books else None
+
+    # Sinks
+
+    def add_sink(self, name: str, start_at: Literal["latest", "earliest"]) -> None:
+        """Give a sink its cursor: where it was, or for a new one the end or the beginning of what is stored.
+
+        Raises:
+            JournalError: It can't be recorded.
+        """
+        with self._write, self._telling_of_trouble("sinks"):
+            if name in self._sinks:
+                return
+            row = tables.sinks(self._db).get(name)
+            if row is None:
+                oldest = tables.oldest_first(self._db) if start_at == "earliest" else None
+                start = self._next if oldest is None else oldest
+                row = tables.SinkRow(start, start, 0, 0, 0, 0)
+                with self._transaction(synced=False):
+                    tables.save_sink(self._db, name, row)
+            retrying = tables.count_retries(self._db).get(name, 0)
+            dead_letters = tables.count_dead_letters(self._db).get(name, 0)
+            with self._changed:
+                self._sinks[name] = Cursor(row, retrying, dead_letters, file.connect(self._options.path, read_only=True))
+
+    def forget_sinks_except(self, names: set[str]) -> None:
+        """Drop the cursors and retry queues of all sinks that are not configured any more, and say what was pending.
+
+        Raises:
+            JournalError: It can't be recorded.
+        """
+        with self._write, self._telling_of_trouble("sinks"):
+            retrying = tables.count_retries(self._db)
+            rows = {name: row for name, row in tables.sinks(self._db).items() if name not in names}
+            with self._transaction(synced=False):
+                for name in rows:
+                    tables.delete_sink(self._db, name)
+            for name, row in rows.items():
+                with self._changed:
+                    gone = self._sinks.pop(name, None)
+                if gone is not None:
+                    with gone.reading:
+                        gone.db.close()
+                pending = self._next - row.cursor + retrying.get(name, 0)
+                log.warning("a sink left the configuration, its cursor is forgotten", sink=name, pending_events=pending)
+
+    def read(self, sink: str, limit: int, max_bytes: int, timeout: float) -> list[Entry]:
+        """Return what lies after the sink's cursor, waiting up to `timeout` seconds for something; the cursor stays.
+
+        At most `limit` events and about `max_bytes` bytes, but at least one event if there is any. A wait ends early
+        without an event at `wake`.
+
+        Raises:
+            Closed: The journal was closed.
+            JournalError: It can't be read.
+        """
+        cursor = self._sinks[sink]
+        with self._changed:
+            if cursor.row.cursor >= self._next and not self._closing.is_set():
+                self._changed.wait(timeout)
+            end = self._next
+        with self._reading(sink):
+            entries = cursor.read(end, limit, max_bytes)
+        if not entries and cursor.row.cursor < end and not self._skip(sink, cursor):
+            self._closing.wait(_TRY_AGAIN)
+        return entries
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until something is appended; False if `wake` was called or the time was up before."""
+        with self._changed:
+            before = self._next
+            if not self._closing.is_set():
+                self._changed.wait(timeout)
+            return self._next > before
+
+    def wake(self) -> None:
+        """End all waits of `read` and `wait`."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def due_retries(self, sink: str, now: float, horizon: float, limit: int, max_bytes: int) -> list[Retry]:
+        """Events of the retry queue that are due, in order, each with what waits behind it in its lane.
+
+        Args:
+            sink: Whose.
+            now: The time of day in seconds since the epoch.
+            horizon: A due time beyond this can't be meant (the clock was set back) and counts as due.
+            limit: How many at most.
+            max_bytes: How many bytes at most, but at least one event.
+
+        Raises:
+            Closed: The journal was closed.
+            JournalError: It can't be read.
+        """
+        with self._reading(sink) as cursor:
+            if not any(due <= now or due > horizon for due in cursor.heads(sink).values()):
+                return []
+            return tables.due_retries(cursor.db, sink, now=now, horizon=horizon, limit=limit, max_bytes=max_bytes)
+
+    def retrying(self, sink: str) -> int:
+        """How many events wait in the sink's retry queue."""
+        return self._sinks[sink].retrying
+
+    def next_due(self, sink: str) -> float | None:
+        """When the next event of the retry queue is due, in seconds since the epoch; None if there is none."""
+        with self._reading(sink) as cursor:
+            return min(cursor.heads(sink).values(), default=None)
+
+    def waiting_lanes(self, sink: str) -> AbstractSet[str]:
+        """The lanes of the retry queue in which something waits; later events of theirs have to wait behind it."""
+        with self._reading(sink) as cursor:
+            return cursor.heads(sink).keys()
+
+    def settle(self, sink: str, outcome: Settlement) -> None:
+        """Record the outcome of a delivery. Survives the death of the process at once, a power failure a moment later.
+
+        Events that `drop_oldest` dropped while they were being delivered stay counted as dropped.
+
+        Raises:
+            Closed: The journal was closed before it could be recorded.
+        """
+        cursor = self._sinks[sink]
+        while True:
+            with self._write:
+                if self._closing.is_set():
+                    raise Closed
+                if self._try_settle(sink, cursor, outcome):
+                    return
+            self._closing.wait(_TRY_AGAIN)
+
+    def dead_letters(self, sink: str) -> list[DeadLetter]:
+        """A sink's dead letters, oldest first.
+
+        Raises:
+            Closed: The journal was closed.
+            JournalError: It can't be read.
+        """
+        with self._peeking() as db:
+            return tables.dead_letters(db, sink)
+
+    def quarantine(self, stream: str) -> list[bytes]:
+        """The malformed messages of a stream that are kept (truncated), oldest first.
+
+        Raises:
+            Closed: The journal was closed.
+            JournalError: It can't be read.
+        """
+        with self._peeking() as db:
+            return [malformed.frame for malformed in tables.quarantine(db, stream)]
+
+    # Everybody
+
+    def books(self) -> Books:
+        """All counts at one instant; they balance."""
+        with self._changed:
+            return Books(
+                {
+                    name: msgspec.structs.replace(books, malformed=dict(books.malformed))
+                    for name, books in self._streams.items()
+                },
+                {name: cursor.books(self._next) for name, cursor in self._sinks.items()},
+                self._used,
+                self._trouble(),
+            )
+
+    def oldest(self, sink: str) -> bytes | None:
+        """The JSON of the oldest event that the sink has neither got nor given up; None if there is none.
+
+        Raises:
+            Closed: The journal was closed.
+            JournalError: It can't be read.
+        """
+        cursor = self._sinks[sink]
+        with self._peeking() as db:
+            if cursor.retrying:
+                return tables.oldest_retry(db, sink)
+            seq = cursor.row.cursor
+            row = tables.load_row(db, seq) if seq < self._next else None
+            return None if row is None or row.damaged else row.lines[seq - row.first]
+
+    def prune(self) -> None:
+        """Delete what no cursor and no dedup window needs, and make settled outcomes durable. Meant for every second or so."""
+        while True:
+            with self._write:
+                if self._closing.is_set() or not self._prune_some():
+                    break
+        with self._write:
+            if self._unsynced and not self._closing.is_set():
+                with self._watching_the_disk("sync"):
+                    self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                    self._unsynced = False
+
+    def close(self) -> None:
+        """Wake everybody who waits, bring the file into order and let go of it. May be called twice."""
+        self._closing.set()
+        self.wake()
+        with self._write, self._peek:
+            if self._lock_file.closed:
+                return
+            for cursor in self._sinks.values():
+                with cursor.reading:
+                    cursor.db.close()
+            self._peek_db.close()
+            with self._watching_the_disk("sync"):
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._db.close()
+            self._lock_file.close()
+
+    # Inside: everything below is called with the write lock held, unless it says otherwise.
+
+    def _restore_window(self, now: float) -> Window:
+        wanted = self._options.window_events
+        largest = min(self._options.max_bytes, file.disk_space(self._options.path).total - _RESERVE)
+        limit = max(1, min(wanted, largest // (_UUID_SHARE * _UUID_ON_DISK)))
+        if limit < wanted:
+            log.warning("fewer uuids are remembered than wanted: the journal is too small", wanted=wanted, remembered=limit)
+        oldest = tables.oldest_seen(self._db, now - self._options.window, limit)
+        if oldest is None:
+            return Window(self._options.window, limit, self._monotonic(), self._next)
+        window = Window(self._options.window, limit, self._monotonic(), oldest)
+        for first, keys in tables.seen_keys(self._db, oldest):
+            window.remember(keys, first, self._monotonic())
+        return window
+
+    @contextmanager
+    def _telling_of_trouble(self, what: str) -> Iterator[None]:
+        """Note a failure of the disk as trouble, until the same thing goes well, and raise it as a `JournalError`."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            self._set_trouble(what, f"{self._options.path}: {error}")
+            raise file.JournalError(f"{self._options.path}: {error}") from error
+        self._set_trouble(what, None)
+
+    @contextmanager
+    def _watching_the_disk(self, what: str) -> Iterator[None]:
+        """Note a failure of the disk as trouble, until the same thing goes well, and go on."""
+        with suppress(file.JournalError), self._telling_of_trouble(what):
+            yield
+
+    @contextmanager
+    def _reading(self, sink: str) -> Iterator[Cursor]:
+        """Use a sink's cursor for reading; called by the sink's thread, without the write lock."""
+        cursor = self._sinks[sink]
+        with cursor.reading, self._telling_of_trouble(f"read {sink}"):
+            if self._closing.is_set():
+                raise Closed
+            yield cursor
+
+    @contextmanager
+    def _peeking(self) -> Iterator[sqlite3.Connection]:
+        """Use the connection of those who only look; without the write lock."""
+        with self._peek, self._telling_of_trouble("look"):
+            if self._closing.is_set():
+                raise Closed
+            yield self._peek_db
+
+    @contextmanager
+    def _transaction(self, *, synced: bool) -> Iterator[None]:
+        full = synced and self._options.durability == "full"
+        changes = self._db.total_changes
+        self._db.execute("PRAGMA synchronous=FULL" if full else "PRAGMA synchronous=NORMAL")
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            changed = self._db.total_changes != changes
+            # Before the commit, since nothing may fail after it: what is on disk is then what memory says, too.
+            used = tables.used_bytes(self._db) if changed else self._used
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.rollback()
+            raise
+        if changed:
+            self._unsynced = not full
+            self._used = used
+
+    def _trouble(self) -> str | None:
+        """What is wrong first of all; without the write lock, but with that of `_changed`."""
+        return next(iter(self._troubles.values()), None)
+
+    def _set_trouble(self, what: str, trouble: str | None) -> None:
+        """Note what is wrong with doing a thing, or that nothing is; without the write lock."""
+        if self._troubles.get(what) == trouble:
+            return
+        with self._changed:
+            before = self._trouble()
+            if trouble is None:
+                self._troubles.pop(what, None)
+            else:
+                self._troubles[what] = trouble
+            after = self._trouble()
+        if after is None:
+            log.info("the journal works again")
+        elif after != before:
+            log.error("the journal is in trouble, and tries again until it works", trouble=after)
+
+    def _commit_waiting(self) -> bool:
+        """Commit what waits, or tell that there is no room or the disk fails; tickets that got their outcome are done."""
+        if (self._used >= self._limit() or "room" in self._troubles) and not self._make_room():
+            return False
+        tickets = [self._waiting[i] for i in range(min(len(self._waiting), _GROUP))]
+        began = self._monotonic()
+        with self._watching_the_disk("append"):
+            taken: dict[bytes, bytes] = {}
+            outcomes: list[Appended] = []
+            with self._transaction(synced=True):
+                for ticket in tickets:
+                    fresh = self._window.unseen(ticket.batch.events, taken)
+                    outcomes.append(self._insert(ticket.batch, self._next + len(taken), fresh))
+                    if taken:
+                        taken.update(fresh)
+                    else:
+                        taken = fresh
+            self._window.remember(taken, self._next, self._monotonic())
+            with self._changed:
+                for ticket, outcome in zip(tickets, outcomes, strict=True):
+                    self._count(ticket.batch, outcome)
+                    ticket.outcome = outcome
+                    self._waiting.popleft()
+                self._next += len(taken)
+                if taken:
+                    self._changed.notify_all()
+            self._observe_commit(self._monotonic() - began)
+            return True
+        return False
+
+    def _insert(self, batch: Batch, first: int, fresh: dict[bytes, bytes]) -> Appended:
+        outcome = Appended(len(fresh), len(batch.events) - len(fresh))
+        if fresh:
+            tables.insert_batch(self._db, first, batch.received, fresh)
+        if batch.malformed:
+            tables.insert_quarantine(self._db, batch.stream, batch.received, batch.malformed)
+        received = len(batch.events) + len(batch.malformed)
+        tables.add_counts(self._db, batch.stream, (received, *outcome), batch.position)
+        return outcome
+
+    def _count(self, batch: Batch, outcome: Appended) -> None:
+        books = self._streams.setdefault(batch.stream, StreamBooks(malformed={}))
+        books.received += len(batch.events) + len(batch.malformed)
+        books.accepted += outcome.accepted
+        books.duplicate += outcome.duplicate
+        for malformed in batch.malformed:
+            books.malformed[malformed.reason] = books.malformed.get(malformed.reason, 0) + 1
+        if batch.position is not None:
+            books.position = batch.position
+
+    def _try_settle(self, sink: str, cursor: Cursor, outcome: Settlement) -> bool:
+        new = outcome.upto - outcome.first
+        if new and outcome.first != cursor.row.cursor:
+            return True
+        after = cursor.after(outcome)
+        with self._watching_the_disk(f"settle {sink}"):
+            with self._transaction(synced=False):
+                tables.save_sink(self._db, sink, after)
+                tables.save_retries(self._db, sink, outcome.retries)
+                tables.delete_retries(self._db, sink, outcome.resolved)
+                tables.insert_dead(self._db, sink, outcome.dead)
+            with self._changed:
+                cursor.settled(after)
+                cursor.retrying += new - outcome.delivered - outcome.filtered - len(outcome.dead)
+                cursor.dead_letters += len(outcome.dead)
+            return True
+        return False
+
+    def _skip(self, sink: str, cursor: Cursor) -> bool:
+        """Step over a damaged row, counting its events as dropped; called by the sink's thread, without the write lock.
+
+        A row that is missing was dropped a moment ago (the cursor has moved by itself), or lost with a damaged page.
+
+        Returns:
+            False if the disk fails.
+        """
+        with self._write, self._watching_the_disk(f"skip {sink}"):
+            seq = cursor.row.cursor
+            row = None if self._closing.is_set() else cursor.row_at(seq)
+            if self._closing.is_set() or (row is not None and not row.damaged):
+                return True
+            # To where the next row begins: how long a damaged one is can't be believed.
+            end = tables.first_after(self._db, seq) or self._next
+            if end > seq:
+                self._jump({sink: cursor}, end)
+                log.error("stored events are damaged and were dropped", sink=sink, first=seq, events=end - seq)
+            return True
+        return False
+
+    def _jump(self, cursors: dict[str, Cursor], end: int) -> None:
+        """Move cursors to a place and count what they jump over as dropped."""
+        after = {name: cursor.jumped(end) for name, cursor in cursors.items() if cursor.row.cursor < end}
+        with self._transaction(synced=False):
+            for name, row in after.items():
+                tables.save_sink(self._db, name, row)
+        with self._changed:
+            for name, row in after.items():
+                cursors[name].row = row
+
+    def _limit(self) -> int:
+        """How large the journal may become: by its settings, and so that a reserve is left on the disk."""
+        return min(self._options.max_bytes, file.disk_space(self._options.path).available - _RESERVE)
+
+    def _make_room(self) -> bool:
+        """Bring the journal below its limit, or tell that it is full."""
+        limit = self._limit()
+        # Well below it, so that a sink that is a little too slow does not make it full and not full all the time.
+        enough = limit - limit // _ENOUGH_SHARE
+        while self._used > enough and self._prune_some():
+            pass
+        if self._options.when_full == "drop_oldest":
+            with self._watching_the_disk("drop"):
+                self._drop_oldest(limit * 15 // 16)
+        if self._used <= enough:
+            self._set_trouble("room", None)
+            return True
+        how = f"full, journal.max_bytes is {limit}"
+        if limit < self._options.max_bytes:
+            how = f"the disk is full but for a reserve of {_RESERVE >> 20} MiB"
+        self._set_trouble("room", f"{self._options.path}: {how}; a sink is behind, or has many dead letters")
+        return False
+
+    def _drop_oldest(self, enough: int) -> None:
+        """Drop the oldest batches, which the slowest sinks have not delivered, until no more than enough is in use."""
+        before = {name: cursor.row.dropped for name, cursor in self._sinks.items()}
+        while self._used > enough:
+            end = tables.oldest_end(self._db, _DROP_ROWS)
+            if end is None:
+                break
+            self._jump(self._sinks, end)
+            with self._transaction(synced=False):
+                tables.delete_batches(self._db, end, _DROP_ROWS)
+        dropped = {name: cursor.row.dropped - before[name] for name, cursor in self._sinks.items()}
+        if any(dropped.values()):
+            log.error("the journal is full, the oldest undelivered events were dropped", events=dropped)
+
+    def _prune_some(self) -> bool:
+        """Delete some rows that nobody needs; tell whether there may be more."""
+        deleted = 0
+        with self._watching_the_disk("prune"), self._transaction(synced=False):
+            # The table, not memory: sinks that nobody has added yet keep their events, too.
+            passed = tables.least_cursor(self._db) or self._next
+            deleted = max(
+                tables.delete_batches(self._db, passed, _PRUNE_ROWS),
+                tables.delete_seen(self._db, self._window.floor, _PRUNE_ROWS),
+            )
+        return deleted == _PRUNE_ROWS

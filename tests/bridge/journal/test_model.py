@@ -1,0 +1,304 @@
+"""The journal against a model of it in a few dictionaries: whatever happens in whatever order, crashes included."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from bridge.event import Event, Malformed
+from bridge.journal import (
+    Appended,
+    Batch,
+    Books,
+    DeadLetter,
+    Journal,
+    JournalOptions,
+    Retry,
+    Settlement,
+    SinkBooks,
+    StreamBooks,
+)
+
+NOW = 1000.0
+HORIZON = 5000.0
+WAL_HEADER = 32
+"""Bytes by which SQLite's log tells when it was begun anew (https://sqlite.org/fileformat2.html#walformat)."""
+SINKS = ("a", "b", "c")
+Fate = Literal["delivered", "filtered", "retry", "held", "dead"]
+FATES: Sequence[Fate] = ("delivered", "filtered", "retry", "held", "dead")
+
+numbers = st.lists(st.integers(0, 60), max_size=8)
+streams = st.sampled_from(["s", "t"])
+names = st.sampled_from(SINKS)
+dues = st.sampled_from([0.0, NOW - 1, NOW, NOW + 1, HORIZON, HORIZON + 1])
+
+
+def event(number: int) -> Event:
+    return Event(number.to_bytes(16, "big"), f"event {number}".encode().ljust(10 + number % 7 * 20, b"."))
+
+
+@dataclass
+class ModelSink:
+    start: int
+    cursor: int
+    delivered: int = 0
+    filtered: int = 0
+    retries: dict[int, Retry] = field(default_factory=dict)
+
+    def due(self) -> list[Retry]:
+        heads = {retry.lane: retry.due for _, retry in sorted(self.retries.items(), reverse=True)}
+        lanes = {lane for lane, due in heads.items() if due <= NOW or due > HORIZON}
+        return [retry for _, retry in sorted(self.retries.items()) if retry.lane in lanes]
+
+
+class JournalMachine(RuleBasedStateMachine):
+    """The journal, and beside it what it should be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = Path(tempfile.mkdtemp(prefix="journal-model-"))
+        self.crashes = 0
+        self.stored: list[Event] = []
+        self.streams: dict[str, StreamBooks] = {}
+        self.sinks: dict[str, ModelSink] = {}
+        # Dead letters stay when a sink goes, so they are kept apart.
+        self.letters: dict[str, list[DeadLetter]] = {name: [] for name in SINKS}
+        self.forgotten_letters = dict.fromkeys(SINKS, 0)
+
+    @property
+    def path(self) -> Path:
+        return self.root / str(self.crashes) / "journal.db"
+
+    @initialize()
+    def open(self) -> None:
+        self.journal = Journal(JournalOptions(self.path, durability="normal"), clock=lambda: NOW)
+        for name in self.sinks:
+            self.journal.add_sink(name, "latest")
+
+    def teardown(self) -> None:
+        self.journal.close()
+        shutil.rmtree(self.root)
+
+    @rule(stream=streams, numbers=numbers, malformed=st.integers(0, 2), position=st.none() | st.sampled_from(["1", "2"]))
+    def append(self, stream: str, numbers: list[int], malformed: int, position: str | None) -> None:
+        known = {event.key for event in self.stored}
+        fresh = {event(number).key: event(number) for number in numbers if event(number).key not in known}
+        frames = [Malformed("not_json", b"{")] * malformed
+        appended = self.journal.append(Batch(stream, NOW, [event(number) for number in numbers], frames, position))
+        assert appended == Appended(len(fresh), len(numbers) - len(fresh))
+        self.stored += fresh.values()
+        books = self.streams.setdefault(stream, StreamBooks(malformed={}))
+        books.received += len(numbers) + malformed
+        books.accepted += appended.accepted
+        books.duplicate += appended.duplicate
+        if malformed:
+            books.malformed["not_json"] = books.malformed.get("not_json", 0) + malformed
+        books.position = position or books.position
+
+    @rule(name=names, start_at=st.sampled_from(["latest", "earliest"]))
+    def add_sink(self, name: str, start_at: Literal["latest", "earliest"]) -> None:
+        following = len(self.stored) + 1
+        needed = min((sink.cursor for sink in self.sinks.values()), default=following)
+        self.journal.add_sink(name, start_at)
+        if name not in self.sinks:
+            start = following - self.journal.books().sinks[name].accepted
+            assert start == following if start_at == "latest" else start <= needed
+            self.sinks[name] = ModelSink(start, start)
+            self.forgotten_letters[name] = len(self.letters[name])
+
+    @rule(keep=st.sets(names, min_size=2))
+    def forget_sinks(self, keep: set[str]) -> None:
+        self.journal.forget_sinks_except(keep)
+        self.sinks = {name: sink for name, sink in self.sinks.items() if name in keep}
+
+    @precondition(lambda self: self.sinks)
+    @rule(data=st.data(), limit=st.integers(1, 12), max_bytes=st.integers(1, 500))
+    def deliver(self, data: st.DataObject, limit: int, max_bytes: int) -> None:
+        name, sink = self._some_sink(data)
+        entries = self.journal.read(name, limit, max_bytes, 0.0)
+        expected = [event.json for event in self.stored[sink.cursor - 1 :]]
+        assert [entry.json for entry in entries] == expected[: len(entries)]
+        assert bool(entries) == bool(expected)
+        if not entries:
+            return
+        assert entries[0].seq == sink.cursor
+        fates = data.draw(st.lists(st.sampled_from(FATES), min_size=len(entries), max_size=len(entries)))
+        retries = {
+            entry.seq: Retry(
+                entry.seq,
+                entry.received,
+                entry.json,
+                data.draw(st.sampled_from(["x", "y"])),
+                int(fate == "retry"),
+                data.draw(dues) if fate == "retry" else 0.0,
+                NOW,
+                "timeout" if fate == "retry" else "held",
+                "why",
+            )
+            for entry, fate in zip(entries, fates, strict=True)
+            if fate in {"retry", "held"}
+        }
+        dead = [
+            DeadLetter(entry.seq, entry.received, entry.json, 1, NOW, NOW, "rejected", "why")
+            for entry, fate in zip(entries, fates, strict=True)
+            if fate == "dead"
+        ]
+        outcome = Settlement(
+            sink.cursor,
+            sink.cursor + len(entries),
+            delivered=fates.count("delivered"),
+            filtered=fates.count("filtered"),
+            retries=list(retries.values()),
+            dead=dead,
+        )
+        self.journal.settle(name, outcome)
+        sink.cursor += len(entries)
+        sink.delivered += outcome.delivered
+        sink.filtered += outcome.filtered
+        sink.retries |= retries
+        self.letters[name] += dead
+
+    @precondition(lambda self: any(sink.due() for sink in self.sinks.values()))
+    @rule(data=st.data(), limit=st.integers(1, 5))
+    def deliver_again(self, data: st.DataObject, limit: int) -> None:
+        name, sink = self._some_sink(data)
+        due = self.journal.due_retries(name, NOW, HORIZON, limit, 1 << 20)
+        assert due == sink.due()[:limit]
+        fates = data.draw(st.lists(st.sampled_from(["delivered", "retry", "dead"]), min_size=len(due), max_size=len(due)))
+        chosen = list(zip(due, fates, strict=True))
+        retries = [
+            msgspec.structs.replace(retry, attempts=retry.attempts + 1, due=data.draw(dues))
+            for retry, fate in chosen
+            if fate == "retry"
+        ]
+        dead = [
+            DeadLetter(r.seq, r.received, r.json, r.attempts, r.since, NOW, "too_old", "why")
+            for r, fate in chosen
+            if fate == "dead"
+        ]
+        resolved = [retry.seq for retry, fate in chosen if fate != "retry"]
+        delivered = fates.count("delivered")
+        self.journal.settle(name, Settlement(delivered=delivered, retries=retries, resolved=resolved, dead=dead))
+        sink.delivered += delivered
+        sink.retries = {seq: retry for seq, retry in sink.retries.items() if seq not in resolved}
+        sink.retries |= {retry.seq: retry for retry in retries}
+        self.letters[name] += dead
+
+    @precondition(lambda self: self.sinks)
+    @rule(data=st.data(), distance=st.integers(1, 5))
+    def settle_too_late(self, data: st.DataObject, distance: int) -> None:
+        name, sink = self._some_sink(data)
+        first = max(0, sink.cursor - distance)
+        self.journal.settle(name, Settlement(first, first + 1, delivered=1))
+
+    @rule()
+    def prune(self) -> None:
+        self.journal.prune()
+
+    @rule()
+    def restart(self) -> None:
+        self.journal.close()
+        self.open()
+
+    @rule()
+    def crash(self) -> None:
+        """Go on with what a process that is killed now would leave behind."""
+        before, abandoned = self.path, self.journal
+        self.crashes += 1
+        self.path.parent.mkdir()
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{before}{suffix}", f"{self.path}{suffix}")
+        self.open()
+        abandoned.close()
+
+    @invariant()
+    def books_are_right_and_balance(self) -> None:
+        books, following = self.journal.books(), len(self.stored) + 1
+        assert books.trouble is None
+        assert books.streams == self.streams
+        assert books.sinks == {
+            name: SinkBooks(
+                accepted=following - sink.start,
+                delivered=sink.delivered,
+                filtered=sink.filtered,
+                dead=len(self.letters[name]) - self.forgotten_letters[name],
+                dropped=0,
+                pending=following - sink.cursor + len(sink.retries),
+                retrying=len(sink.retries),
+                dead_letters=len(self.letters[name]),
+            )
+            for name, sink in self.sinks.items()
+        }
+        assert_balanced(books)
+
+    @invariant()
+    def queues_are_right(self) -> None:
+        for name, sink in self.sinks.items():
+            assert self.journal.waiting_lanes(name) == {retry.lane for retry in sink.retries.values()}
+            assert self.journal.due_retries(name, NOW, HORIZON, 1000, 1 << 20) == sink.due()
+            assert self.journal.dead_letters(name) == self.letters[name]
+
+    def _some_sink(self, data: st.DataObject) -> tuple[str, ModelSink]:
+        name = data.draw(st.sampled_from(sorted(self.sinks)))
+        return name, self.sinks[name]
+
+
+def assert_balanced(books: Books) -> None:
+    for stream in books.streams.values():
+        assert stream.received == stream.accepted + stream.duplicate + sum(stream.malformed.values())
+    for sink in books.sinks.values():
+        assert sink.accepted == sink.delivered + sink.filtered + sink.dead + sink.dropped + sink.pending
+
+
+JournalMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestJournal = JournalMachine.TestCase
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.lists(st.sampled_from(["append", "append", "settle", "prune"]), min_size=5, max_size=25),
+    left=st.floats(0.0, 1.0),
+)
+def test_whatever_a_power_failure_takes_the_rest_is_a_state_that_was(steps: list[str], left: float) -> None:
+    """What was written since the last sync may be lost; then the journal is as it was after some step."""
+    with tempfile.TemporaryDirectory() as directory:
+        path, copy = Path(directory) / "journal.db", Path(directory) / "copy" / "journal.db"
+        copy.parent.mkdir()
+        with closing(Journal(JournalOptions(path, durability="normal"))) as journal:
+            journal.add_sink("a", "earliest")
+            states, synced = [journal.books()], b""
+            for number, step in enumerate(steps):
+                if step == "append":
+                    journal.append(Batch("s", NOW, [event(2 * number), event(2 * number + 1)], []))
+                elif step == "prune":
+                    journal.prune()
+                    synced = wal_of(path)[:WAL_HEADER]
+                elif entries := journal.read("a", 3, 1000, 0.0):
+                    journal.settle("a", Settlement(entries[0].seq, entries[-1].seq + 1, delivered=len(entries)))
+                states.append(journal.books())
+            shutil.copy(path, copy)
+            wal = wal_of(path)
+            # A log that was not begun anew since it was synced can't be lost.
+            kept = len(wal) if wal[:WAL_HEADER] == synced else int(len(wal) * left)
+            Path(f"{copy}-wal").write_bytes(wal[:kept])
+        with closing(Journal(JournalOptions(copy, durability="normal"))) as journal:
+            journal.add_sink("a", "earliest")
+            books = journal.books()
+            assert (books.streams, books.sinks) in [(state.streams, state.sinks) for state in states]
+            assert_balanced(books)
+            assert len(journal.read("a", 1000, 1 << 20, 0.0)) == books.sinks["a"].pending
+            following = books.sinks["a"].accepted + 1
+            assert journal.append(Batch("s", NOW, [event(100)], [])) == (1, 0)
+            assert journal.read("a", 1000, 1 << 20, 0.0)[-1].seq == following
+
+
+def wal_of(path: Path) -> bytes:
+    return Path(f"{path}-wal").read_bytes()
