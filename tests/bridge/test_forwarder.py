@@ -1,0 +1,795 @@
+"""The forwarder between a real journal and a sink that does what the test says. Clocks and chance are made up."""
+
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from bridge.event import Event
+from bridge.forwarder import Forwarder
+from bridge.journal import Batch, Closed, Journal, JournalError, JournalOptions, SinkBooks
+from bridge.metrics import Metrics, SinkMetrics
+from bridge.sink import Entry, Failure, SinkSettings, Unavailable
+
+START = 1_700_000_000.0
+JSON = (
+    '{{"type":"service","action":"update","state":"{state}","resource_uri":"{resource}","parents":[],"uuid":"{uuid}",'
+    '"datetime":"2016-02-01T16:47:28Z","namespace":"acme","received_at":"2026-11-23T17:00:00.123456Z"}}'
+)
+
+
+def event(number: int, resource: str, state: str = "Running") -> Event:
+    uuid = UUID(int=number)
+    return Event(uuid.bytes, JSON.format(uuid=uuid, resource=resource, state=state).encode())
+
+
+def number_of(entry: Entry) -> int:
+    return UUID(entry.fields.uuid).int
+
+
+class Clock:
+    """The time of day and the monotonic time; they go on together, unless the former is set."""
+
+    def __init__(self) -> None:
+        self.day = START
+        self.monotonic = 50.0
+
+    def pass_(self, seconds: float) -> None:
+        self.day += seconds
+        self.monotonic += seconds
+
+
+class HastyJournal(Journal):
+    """A journal that does not really wait: it notes for how long it was asked to, and lets something happen meanwhile."""
+
+    def __init__(self, options: JournalOptions) -> None:
+        super().__init__(options)
+        self.asked: list[float] = []
+        self.meanwhile: Callable[[float], bool] = lambda _: False
+
+    def read(self, sink: str, limit: int, max_bytes: int, timeout: float) -> list[Entry]:
+        self.asked.append(timeout)
+        return super().read(sink, limit, max_bytes, 0.0)
+
+    def wait(self, timeout: float) -> bool:
+        return self.meanwhile(timeout)
+
+
+Trouble = Callable[[Entry], Failure]
+
+
+class ScriptedSink:
+    """Delivers whatever it gets, except for what the test says; in order per resource, as the contract demands.
+
+    Attributes:
+        calls: The events of each call of `deliver`.
+        got: The events that were acknowledged.
+        bad: What is returned for an event instead of delivering it.
+        script: What the next calls of `deliver` do first: raise, or call something.
+        refusals: What the next calls of `open` raise.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[list[int]] = []
+        self.got: list[int] = []
+        self.bad: dict[int, Trouble] = {}
+        self.script: deque[Exception | Callable[[], object]] = deque()
+        self.refusals: deque[Exception] = deque()
+        self.close_error: Exception | None = None
+        self.opened = 0
+        self.closed = 0
+
+    def open(self) -> None:
+        self.opened += 1
+        if self.refusals:
+            raise self.refusals.popleft()
+
+    def deliver(self, entries: Sequence[Entry]) -> Sequence[Failure]:
+        self.calls.append([number_of(entry) for entry in entries])
+        step = self.script.popleft() if self.script else lambda: None
+        if isinstance(step, Exception):
+            raise step
+        step()
+        failures: dict[int, Failure] = {}
+        failed: set[str] = set()
+        for entry in entries:
+            if entry.fields.resource_uri in failed:
+                failures[entry.seq] = Failure.held(entry)
+            elif number_of(entry) in self.bad:
+                failures[entry.seq] = failure = self.bad[number_of(entry)](entry)
+                if failure.fate != "rejected":
+                    failed.add(entry.fields.resource_uri)
+            else:
+                self.got.append(number_of(entry))
+        return list(failures.values())
+
+    def close(self) -> None:
+        self.closed += 1
+        if self.close_error is not None:
+            raise self.close_error
+
+
+class Bench:
+    """A forwarder with all that it needs."""
+
+    def __init__(self, directory: Path, options: dict[str, Any], sink_settings: dict[str, Any]) -> None:
+        self.clock = Clock()
+        self.metrics = Metrics("test")
+        self.settings = SinkSettings.model_validate({"type": "scripted", **sink_settings})
+        self._options = JournalOptions(directory / "journal.db", durability="normal", **options)
+        self.path = self._options.path
+        self.start()
+
+    def start(self) -> None:
+        """As after a start of the process."""
+        self.sink = ScriptedSink()
+        self.journal = HastyJournal(self._options)
+        self.journal.add_sink("a", "earliest")
+        self.forwarder = Forwarder(
+            "a",
+            self.sink,
+            self.settings,
+            self.journal,
+            metrics=SinkMetrics(self.metrics, "a"),
+            clock=lambda: self.clock.day,
+            monotonic=lambda: self.clock.monotonic,
+            uniform=lambda _, highest: highest,
+        )
+
+    def restart(self) -> None:
+        self.journal.close()
+        self.start()
+
+    def send(self, *events: tuple[int, str]) -> None:
+        """Append events, each a number and its resource, as one batch."""
+        self.journal.append(Batch("s", self.clock.day, [event(number, resource) for number, resource in events], []))
+
+    def step(self) -> float:
+        seconds = self.forwarder.step()
+        books = self.books
+        assert books.accepted == books.delivered + books.filtered + books.dead + books.dropped + books.pending
+        return seconds
+
+    def step_after(self, seconds: float) -> float:
+        self.clock.pass_(seconds)
+        return self.step()
+
+    @property
+    def books(self) -> SinkBooks:
+        return self.journal.books().sinks["a"]
+
+    @property
+    def last_call(self) -> list[int]:
+        return self.sink.calls[-1]
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(f"event_bridge_sink_{name}", {"sink": "a", **labels})
+
+
+Make = Callable[..., Bench]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    benches: list[Bench] = []
+
+    def make_(options: dict[str, Any] | None = None, **sink_settings: Any) -> Bench:
+        benches.append(Bench(tmp_path, options or {}, sink_settings))
+        return benches[-1]
+
+    yield make_
+    for bench in benches:
+        bench.journal.close()
+
+
+def retry(entry: Entry) -> Failure:
+    return Failure.retry(entry, "server_error", "the receiver answers 500")
+
+
+def rejected(entry: Entry) -> Failure:
+    return Failure.rejected(entry, "rejected", "the receiver answers 400")
+
+
+# The usual
+
+
+def test_everything_is_delivered_in_order(make: Make) -> None:
+    bench = make()
+    bench.send((1, "/x/"), (2, "/y/"))
+    bench.send((3, "/x/"))
+    assert bench.step() == 0.0
+    assert bench.sink.calls == [[1, 2, 3]]
+    assert bench.books == SinkBooks(3, 3, 0, 0, 0, pending=0, retrying=0, dead_letters=0)
+    assert (bench.forwarder.busy, bench.forwarder.status.up, bench.metric("up")) == (True, True, 1.0)
+    assert (bench.metric("latency_seconds_count"), bench.metric("delivery_seconds_count")) == (1.0, 1.0)
+
+
+def test_without_events_it_waits_for_one_and_offers_nothing(make: Make) -> None:
+    bench = make()
+    assert bench.step() == 0.0
+    assert bench.journal.asked == [1.0]
+    assert bench.sink.calls == []
+    assert (bench.forwarder.busy, bench.forwarder.status.up) == (False, True)
+
+
+def test_deliveries_keep_to_the_batch_limits(make: Make) -> None:
+    bench = make(batch={"max_events": 3})
+    bench.send(*[(n, "/x/") for n in range(1, 8)])
+    for _ in range(3):
+        bench.step()
+    assert bench.sink.calls == [[1, 2, 3], [4, 5, 6], [7]]
+    size = len(event(1, "/x/").json)
+    bench.settings = bench.settings.model_copy(
+        update={"batch": bench.settings.batch.model_copy(update={"max_bytes": 2 * size})}
+    )
+    bench.restart()
+    bench.send(*[(n, "/x/") for n in range(11, 14)])
+    bench.step()
+    assert bench.last_call == [11, 12]
+
+
+def test_what_the_sink_does_not_want_is_counted_and_not_offered(make: Make) -> None:
+    bench = make(match={"resource_uri": "/x/*"}, drop={"resource_uri": "/x/noise/"})
+    bench.send((1, "/x/1/"), (2, "/y/"), (3, "/x/noise/"), (4, "/x/2/"))
+    bench.step()
+    assert bench.sink.calls == [[1, 4]]
+    assert (bench.books.delivered, bench.books.filtered) == (2, 2)
+    bench.send((5, "/y/"))
+    bench.step()
+    assert bench.sink.calls == [[1, 4]], "nothing is no delivery"
+    assert (bench.books.filtered, bench.books.pending) == (3, 0)
+
+
+def test_it_waits_for_more_until_the_batch_is_full(make: Make) -> None:
+    bench = make(batch={"max_events": 4, "max_wait": 5})
+    bench.send((1, "/x/"))
+    more = iter([2, 3, 4, 5])
+    waited: list[float] = []
+
+    def meanwhile(timeout: float) -> bool:
+        waited.append(timeout)
+        bench.clock.pass_(1.0)
+        bench.send((next(more), "/x/"))
+        return True
+
+    bench.journal.meanwhile = meanwhile
+    bench.step()
+    assert bench.sink.calls == [[1, 2, 3, 4]]
+    assert waited == [5.0, 4.0, 3.0]
+
+
+def test_it_waits_no_longer_than_allowed_and_not_at_all_when_woken(make: Make) -> None:
+    bench = make(batch={"max_events": 4, "max_wait": 5})
+    bench.send((1, "/x/"))
+    waits = 0
+
+    def meanwhile(timeout: float) -> bool:
+        nonlocal waits
+        waits += 1
+        bench.clock.pass_(min(3.0, timeout))
+        return True
+
+    bench.journal.meanwhile = meanwhile
+    bench.step()
+    assert (bench.sink.calls, waits) == ([[1]], 2)
+    bench.journal.meanwhile = lambda _: False
+    bench.send((2, "/x/"))
+    bench.step()
+    assert bench.last_call == [2]
+
+
+# Events that fail by themselves
+
+
+def test_an_event_that_failed_is_tried_again_when_it_is_due(make: Make) -> None:
+    bench = make()
+    bench.send((1, "/x/"), (2, "/y/"), (3, "/z/"))
+    bench.sink.bad = {2: retry}
+    bench.step()
+    assert bench.sink.got == [1, 3]
+    assert (bench.books.delivered, bench.books.retrying, bench.books.pending) == (2, 1, 1)
+    assert bench.metric("failures_total", reason="server_error") == 1.0
+    bench.step_after(0.75)
+    assert bench.journal.asked[-1] == pytest.approx(0.25)
+    assert len(bench.sink.calls) == 1
+    bench.sink.bad = {}
+    bench.step_after(0.25)
+    assert bench.last_call == [2]
+    assert bench.books == SinkBooks(3, 3, 0, 0, 0, pending=0, retrying=0, dead_letters=0)
+
+
+def test_delays_between_attempts_double_up_to_a_limit(make: Make) -> None:
+    bench = make(retry={"first_delay": 2, "max_delay": 10})
+    bench.send((1, "/x/"))
+    bench.sink.bad = {1: retry}
+    bench.step()
+    for delay in (2, 4, 8, 10, 10):
+        assert bench.journal.next_due("a") == bench.clock.day + delay
+        bench.step_after(delay)
+    assert len(bench.sink.calls) == 6
+
+
+@pytest.mark.parametrize(("asked", "delay"), [(30.0, 33.0), (1000.0, 600.0), (0.0, 1.0)])
+def test_the_time_that_the_far_side_asks_for_is_kept_within_limits(make: Make, asked: float, delay: float) -> None:
+    bench = make()
+    bench.send((1, "/x/"))
+    bench.sink.bad = {1: lambda entry: Failure.retry(entry, "throttled", "429", retry_after=asked)}
+    bench.step()
+    assert bench.journal.next_due("a") == bench.clock.day + delay
+
+
+def test_later_events_of_the_resource_wait_and_all_others_flow(make: Make) -> None:
+    bench = make()
+    bench.sink.bad = {1: retry}
+    bench.send((1, "/x/"), (2, "/x/"), (3, "/y/"))
+    bench.step()
+    bench.send((4, "/x/"), (5, "/y/"))
+    bench.step()
+    bench.send((6, "/x/"))
+    bench.step()
+    assert bench.sink.calls == [[1, 2, 3], [5]], "nothing is offered that has to wait"
+    assert bench.sink.got == [3, 5]
+    assert bench.books.retrying == 4
+    bench.step_after(1.0)
+    assert bench.last_call == [1, 2, 4, 6], "they come along, and wait again"
+    bench.sink.bad = {4: retry}
+    bench.step_after(2.0)
+    assert bench.last_call == [1, 2, 4, 6]
+    assert bench.sink.got == [3, 5, 1, 2]
+    bench.sink.bad = {}
+    bench.step_after(1.0)
+    assert bench.sink.got == [3, 5, 1, 2, 4, 6]
+    assert bench.books == SinkBooks(6, 6, 0, 0, 0, pending=0, retrying=0, dead_letters=0)
+
+
+def test_without_ordering_nobody_waits_for_anybody(make: Make) -> None:
+    bench = make(ordering="none")
+    bench.sink.bad = {1: retry}
+    bench.send((1, "/x/"))
+    bench.step()
+    bench.send((2, "/x/"))
+    bench.step()
+    assert bench.sink.got == [2]
+    bench.send((3, "/x/"))
+    bench.sink.bad = {3: retry}
+    bench.step_after(1.0)
+    assert bench.last_call == [1]
+    bench.step()
+    bench.step_after(1.0)
+    assert bench.sink.calls == [[1], [2], [1], [3], [3]]
+
+
+def test_retries_keep_to_the_batch_limits(make: Make) -> None:
+    size = len(event(1, "/1/").json)
+    bench = make(batch={"max_bytes": 3 * size})
+    for number in range(1, 8):
+        bench.send((number, f"/{number}/"))
+    bench.sink.bad = dict.fromkeys(range(1, 8), retry)
+    while bench.books.retrying < 7:
+        bench.step()
+    bench.sink.calls, bench.sink.bad = [], {}
+    bench.clock.pass_(1.0)
+    for _ in range(3):
+        bench.step()
+    assert bench.sink.calls == [[1, 2, 3], [4, 5, 6], [7]]
+
+
+def test_many_events_that_fail_mean_that_the_sink_is_down(make: Make) -> None:
+    bench = make(retry={"max_pending": 3})
+    bench.sink.bad = {1: retry, 2: retry, 3: retry}
+    bench.send((1, "/x/"), (2, "/y/"), (3, "/z/"))
+    bench.step()
+    bench.send((4, "/new/"))
+    assert bench.step() == 1.0
+    assert bench.step_after(0.75) == pytest.approx(0.25)
+    assert len(bench.sink.calls) == 1
+    assert not bench.forwarder.busy
+    bench.sink.bad = {2: retry, 3: retry}
+    bench.step_after(0.25)
+    bench.step()
+    assert bench.sink.calls == [[1, 2, 3], [1, 2, 3], [4]]
+
+
+def test_what_the_far_side_rejects_becomes_a_dead_letter_and_holds_nobody_up(make: Make) -> None:
+    bench = make()
+    bench.send((1, "/x/"), (2, "/x/"), (3, "/y/"))
+    bench.sink.bad = {1: rejected, 3: lambda entry: Failure.rejected(entry, "too_large", "413")}
+    with capture_logs() as logs:
+        bench.step()
+    assert bench.sink.got == [2]
+    first, second = bench.journal.dead_letters("a")
+    assert (first.seq, first.reason, first.error, first.attempts) == (1, "rejected", "the receiver answers 400", 1)
+    assert (first.first_failed, first.died, first.json) == (START, START, event(1, "/x/").json)
+    assert (second.seq, second.reason) == (3, "too_large")
+    assert (bench.books.delivered, bench.books.dead, bench.books.pending) == (1, 2, 0)
+    assert [(entry["count"], entry["reason"]) for entry in logs if entry["log_level"] == "error"] == [(2, "rejected")]
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_after_so_many_attempts_it_is_a_dead_letter(make: Make, attempts: int) -> None:
+    bench = make(retry={"max_attempts": attempts})
+    bench.sink.bad = {1: retry}
+    bench.send((1, "/x/"), (2, "/x/"))
+    bench.step()
+    for _ in range(attempts - 1):
+        assert bench.books.dead == 0
+        bench.step_after(10.0)
+    (letter,) = bench.journal.dead_letters("a")
+    assert (letter.attempts, letter.reason, letter.error) == (attempts, "too_many_attempts", "the receiver answers 500")
+    assert bench.step() == 0.0
+    assert bench.sink.got == [2], "who waited behind it is free at once"
+    assert len(bench.sink.calls) == attempts + 1
+
+
+def test_what_failed_for_too_long_becomes_a_dead_letter(make: Make) -> None:
+    bench = make(retry={"max_age": 100, "max_delay": 60})
+    bench.sink.bad = {1: retry}
+    bench.send((1, "/x/"))
+    bench.step()
+    bench.step_after(60.0)
+    assert bench.books.dead == 0
+    bench.step_after(60.0)
+    (letter,) = bench.journal.dead_letters("a")
+    assert (letter.reason, letter.attempts, letter.died - letter.first_failed) == ("too_old", 3, 120.0)
+    assert bench.books.pending == 0
+
+
+def test_a_rejected_retry_is_a_dead_letter_too(make: Make) -> None:
+    bench = make()
+    bench.sink.bad = {1: retry}
+    bench.send((1, "/x/"), (2, "/x/"))
+    bench.step()
+    bench.sink.bad = {1: rejected}
+    bench.step_after(1.0)
+    assert bench.sink.got == [2]
+    assert (bench.books.dead, bench.books.delivered, bench.books.retrying) == (1, 1, 0)
+
+
+def test_a_sink_that_names_an_event_twice_or_one_that_it_was_not_given_does_no_harm(make: Make) -> None:
+    bench = make(retry={"max_attempts": 2})
+    bench.send((1, "/x/"), (2, "/y/"))
+
+    class Confused(ScriptedSink):
+        def deliver(self, entries: Sequence[Entry]) -> Sequence[Failure]:
+            return [retry(entries[0]), retry(entries[0]), retry(Entry(77, 0.0, b""))]
+
+    bench.sink.__class__ = Confused
+    bench.step()
+    assert (bench.books.delivered, bench.books.retrying) == (1, 1)
+    bench.step_after(1.0)
+    assert (bench.books.delivered, bench.books.retrying, bench.books.dead) == (1, 0, 1)
+    assert len(bench.journal.dead_letters("a")) == 1
+
+
+def test_retries_survive_a_restart_in_their_order(make: Make) -> None:
+    bench = make()
+    bench.sink.bad = {1: retry}
+    bench.send((1, "/x/"), (2, "/x/"), (3, "/y/"))
+    bench.step()
+    bench.restart()
+    bench.send((4, "/x/"), (5, "/y/"))
+    bench.step()
+    assert bench.sink.calls == [[5]]
+    bench.sink.bad = {1: retry}
+    bench.step_after(1.0)
+    assert bench.journal.next_due("a") == bench.clock.day + 2.0, "the second attempt of its life"
+    bench.sink.bad = {}
+    bench.step_after(2.0)
+    assert bench.sink.got == [5, 1, 2, 4]
+
+
+@pytest.mark.parametrize("set_back", [60.0, 900.0, 3600.0, 86400.0])
+def test_a_clock_that_is_set_back_delays_retries_by_little(make: Make, set_back: float) -> None:
+    bench = make(retry={"first_delay": 300, "max_delay": 600})
+    bench.sink.bad = {1: retry}
+    bench.send((1, "/x/"))
+    bench.step()
+    bench.sink.bad = {}
+    bench.clock.day -= set_back
+    waited = 0.0
+    while not bench.sink.got:
+        bench.step()
+        bench.step_after(60.0)
+        waited += 60.0
+        assert waited <= 2 * 600
+
+
+# A sink that is not available
+
+
+def test_an_unavailable_sink_is_closed_and_offered_the_same_again(make: Make) -> None:
+    bench = make()
+    bench.send((1, "/x/"), (2, "/y/"))
+    bench.sink.script += [Unavailable("connection refused"), Unavailable("connection refused")]
+    with capture_logs() as logs:
+        assert bench.step() == 0.5
+        assert (bench.sink.opened, bench.sink.closed) == (1, 1)
+        status = bench.forwarder.status
+        assert (status.up, status.reason, status.error, status.failures) == (False, "unreachable", "connection refused", 1)
+        assert (bench.metric("up"), bench.metric("failures_total", reason="unreachable")) == (0.0, 1.0)
+        assert not bench.forwarder.busy, "nothing has moved"
+        bench.step_after(0.5)
+        assert bench.forwarder.status.failures == 2
+        bench.step_after(1.0)
+    assert bench.sink.calls == [[1, 2]] * 3
+    assert bench.sink.got == [1, 2]
+    assert (bench.forwarder.status.up, bench.metric("up")) == (True, 1.0)
+    assert [entry["event"] for entry in logs] == ["sink unavailable", "sink available"]
+    assert (logs[1]["after_seconds"], logs[1]["failures"]) == (1.5, 2)
+
+
+def test_delays_grow_while_a_sink_is_unavailable_and_begin_anew_after_a_delivery(make: Make) -> None:
+    bench = make()
+    bench.send((1, "/x/"))
+    bench.sink.script += [Unavailable("no")] * 9
+    assert [bench.step() for _ in range(9)] == [0.5, 1, 2, 4, 8, 16, 32, 60, 60]
+    bench.step()
+    assert bench.sink.got == [1]
+    bench.send((2, "/x/"))
+    bench.sink.script += [Unavailable("no")]
+    assert bench.step() == 0.5
+
+
+def test_a_sink_that_opens_but_never_delivers_has_not_recovered(make: Make) -> None:
+    bench = make()
+    bench.sink.refusals += [Unavailable("no"), Unavailable("no")]
+    assert [bench.step(), bench.step(), bench.step()] == [0.5, 1.0, 0.0]
+    bench.send((1, "/x/"))
+    bench.sink.script += [Unavailable("no")]
+    assert bench.step() == 2.0
+    assert bench.sink.calls == [[1]]
+
+
+@pytest.mark.parametrize(("asked", "delay"), [(20.0, 22.0), (5000.0, 600.0), (0.0, 0.5)])
+def test_the_patience_that_a_sink_asks_for_is_kept_within_limits(make: Make, asked: float, delay: float) -> None:
+    bench = make()
+    bench.send((1, "/x/"))
+    bench.sink.script += [Unavailable("slow down", "throttled", retry_after=asked)]
+    assert bench.step() == delay
+
+
+def test_what_was_acknowledged_at_the_beginning_is_settled_at_once(make: Make) -> None:
+    bench = make(drop={"resource_uri": "/noise/"})
+    bench.send((1, "/noise/"), (2, "/x/"), (3, "/noise/"), (4, "/y/"), (5, "/z/"))
+    bench.sink.script += [Unavailable("broke", delivered=[2])]
+    bench.step()
+    assert (bench.books.delivered, bench.books.filtered, bench.books.pending) == (1, 2, 2)
+    bench.restart()
+    bench.step()
+    assert bench.sink.calls == [[4, 5]]
+    assert bench.books == SinkBooks(5, 3, 2, 0, 0, pending=0, retrying=0, dead_letters=0)
+
+
+def test_what_was_acknowledged_in_the_middle_is_not_offered_again(make: Make) -> None:
+    bench = make()
+    bench.send((1, "/a/"), (2, "/b/"), (3, "/c/"), (4, "/d/"))
+    bench.sink.script += [Unavailable("broke", delivered={2, 4}), Unavailable("broke", delivered={1})]
+    bench.step()
+    assert bench.books.delivered == 0
+    bench.send((5, "/e/"))
+    bench.step()
+    assert bench.books.delivered == 2
+    bench.step()
+    assert bench.sink.calls == [[1, 2, 3, 4], [1, 3, 5], [3, 5]]
+    assert bench.books == SinkBooks(5, 5, 0, 0, 0, pending=0, retrying=0, dead_letters=0)
+
+
+def test_what_was_acknowledged_and_what_fails_afterwards_are_told_apart(make: Make) -> None:
+    bench = make()
+    bench.send((1, "/a/"), (2, "/b/"), (3, "/c/"))
+    bench.sink.script += [Unavailable("broke", delivered={3})]
+    bench.step()
+    bench.sink.bad = {1: retry, 2: rejected}
+    bench.step()
+    assert bench.last_call == [1, 2]
+    assert bench.books == SinkBooks(3, 1, 0, 1, 0, pending=1, retrying=1, dead_letters=1)
+
+
+def test_retries_stay_when_the_sink_breaks_except_for_what_was_acknowledged(make: Make) -> None:
+    bench = make()
+    bench.sink.bad = {1: retry, 2: retry}
+    bench.send((1, "/a/"), (2, "/b/"), (3, "/c/"))
+    bench.step()
+    bench.sink.script += [Unavailable("broke", delivered=[2, 2, 3])]
+    bench.step_after(1.0)
+    assert bench.last_call == [1, 2]
+    assert bench.books == SinkBooks(3, 2, 0, 0, 0, pending=1, retrying=1, dead_letters=0)
+    bench.sink.bad = {}
+    bench.step()
+    assert bench.last_call == [1]
+    assert bench.journal.retrying("a") == 0
+
+
+def test_a_bug_in_a_sink_loses_nothing_and_is_logged_once(make: Make) -> None:
+    bench = make()
+    bench.send((1, "/x/"))
+    bench.sink.script += [KeyError("oops"), KeyError("oops"), ZeroDivisionError()]
+    with capture_logs() as logs:
+        assert [bench.step() for _ in range(3)] == [0.5, 1.0, 2.0]
+        status = bench.forwarder.status
+        assert (status.reason, status.error) == ("internal", "ZeroDivisionError in the sink, see the log")
+        bench.step()
+    assert bench.sink.got == [1]
+    assert [entry["event"] for entry in logs if entry.get("exc_info")] == ["the sink has a bug; its events wait"]
+    bench.send((2, "/x/"))
+    bench.sink.script += [KeyError("oops")]
+    with capture_logs() as logs:
+        bench.step()
+    assert any(entry.get("exc_info") for entry in logs), "it had recovered, so this is news"
+
+
+def test_a_bug_while_opening_or_closing_is_survived(make: Make) -> None:
+    bench = make()
+    bench.send((1, "/x/"))
+    bench.sink.refusals += [RuntimeError("can't open")]
+    bench.sink.close_error = RuntimeError("can't close")
+    with capture_logs() as logs:
+        assert bench.step() == 0.5
+    assert [entry["event"] for entry in logs if entry.get("exc_info")] == [
+        "the sink has a bug; its events wait",
+        "the sink has a bug: its close() must not raise",
+    ]
+    bench.step()
+    assert bench.sink.got == [1]
+    bench.forwarder.close()
+    bench.forwarder.close()
+
+
+def test_how_long_a_delivery_lasts_can_be_seen_from_outside(make: Make) -> None:
+    bench = make()
+    bench.send((1, "/x/"))
+    seen: list[float | None] = []
+
+    def take_long() -> None:
+        seen.append(bench.forwarder.delivering_since)
+        bench.clock.pass_(3.0)
+
+    bench.sink.script += [take_long]
+    began = bench.clock.monotonic
+    bench.step()
+    assert seen == [began]
+    assert bench.forwarder.delivering_since is None
+    assert bench.metric("delivery_seconds_sum") == 3.0
+
+
+# The journal's part
+
+
+def test_the_end_of_the_journal_is_no_fault_of_the_sink(make: Make) -> None:
+    bench = make()
+    bench.send((1, "/x/"))
+    bench.sink.script += [bench.journal.close]
+    with pytest.raises(Closed):
+        bench.forwarder.step()
+    with pytest.raises(Closed):
+        bench.forwarder.step()
+    assert (bench.sink.closed, bench.metric("failures_total", reason="internal")) == (0, 0.0)
+    bench.start()
+    bench.step()
+    assert bench.sink.got == [1], "it was delivered, but nobody knows"
+
+
+def test_a_journal_that_can_not_be_read_is_no_fault_of_the_sink(make: Make) -> None:
+    bench = make()
+    bench.send((1, "/x/"))
+    with closing(sqlite3.connect(bench.path)) as db:
+        db.execute("ALTER TABLE batches RENAME TO gone")
+        with pytest.raises(JournalError, match="no such table: batches"):
+            bench.forwarder.step()
+        db.execute("ALTER TABLE gone RENAME TO batches")
+    assert bench.sink.closed == 0
+    bench.step()
+    assert bench.sink.got == [1]
+
+
+def test_events_that_are_dropped_while_they_are_delivered_are_counted_as_dropped(make: Make) -> None:
+    bench = make({"max_bytes": 200_000, "when_full": "drop_oldest"}, batch={"max_events": 10})
+    fresh = iter(range(1, 1_000_000))
+
+    def flood() -> None:
+        """Append until the journal drops something."""
+        before = bench.books.dropped
+        while bench.books.dropped == before:
+            bench.send(*[(next(fresh), "/x/") for _ in range(10)])
+
+    flood()
+    first = bench.books.dropped + 1
+    bench.sink.bad = {first + 5: retry, first + 7: rejected}
+    bench.sink.script += [flood]
+    bench.step()
+    assert bench.last_call == list(range(first, first + 10))
+    assert (bench.books.delivered, bench.books.retrying, bench.books.dead) == (0, 0, 0)
+    dropped = bench.books.dropped
+    assert dropped >= first + 9
+    while bench.books.pending:
+        bench.step()
+    assert bench.sink.calls[1][0] == dropped + 1
+    assert bench.books.delivered == bench.books.accepted - dropped
+
+
+# Everything at once
+
+fates = st.sampled_from(["ok", "ok", "ok", "retry", "retry after", "rejected"])
+breaks = st.sampled_from(["no", "no", "no", "told", "silent", "bug"])
+
+
+class FickleSink(ScriptedSink):
+    """Does anything that the contract allows; what it has rejected once, it always rejects."""
+
+    def __init__(self, data: st.DataObject) -> None:
+        super().__init__()
+        self._data = data
+
+    def open(self) -> None:
+        if self._data.draw(breaks) == "told":
+            raise Unavailable("not now")
+
+    def deliver(self, entries: Sequence[Entry]) -> Sequence[Failure]:
+        end = self._data.draw(breaks)
+        upto = len(entries) if end == "no" else self._data.draw(st.integers(0, len(entries)))
+        failures, failed, acknowledged = list[Failure](), set[str](), list[int]()
+        for entry in entries[:upto]:
+            fate = self._data.draw(fates)
+            if entry.fields.resource_uri in failed:
+                fate = "held"
+            elif fate == "rejected" or number_of(entry) in self.bad:
+                fate, self.bad[number_of(entry)] = "rejected", rejected
+            if fate == "ok":
+                acknowledged.append(entry.seq)
+                self.got.append(number_of(entry))
+                continue
+            if fate != "rejected":
+                failed.add(entry.fields.resource_uri)
+            by_fate: dict[str, Trouble] = {
+                "held": Failure.held,
+                "retry": retry,
+                "retry after": lambda entry: Failure.retry(entry, "throttled", "429", retry_after=7.0),
+                "rejected": rejected,
+            }
+            failures.append(by_fate[fate](entry))
+        if end == "told":
+            raise Unavailable("broke", delivered=acknowledged)
+        if end != "no":
+            raise ConnectionError if end == "silent" else KeyError("bug")
+        return failures
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), ordering=st.sampled_from(["resource", "none"]), max_attempts=st.none() | st.integers(1, 4))
+def test_whatever_a_sink_does_every_event_is_delivered_in_order_or_a_dead_letter(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, ordering: str, max_attempts: int | None
+) -> None:
+    retries = {"max_attempts": max_attempts, "max_pending": 6, "first_delay": 1, "max_delay": 8}
+    bench = Bench(tmp_path_factory.mktemp("fickle"), {}, {"ordering": ordering, "retry": retries, "batch": {"max_events": 5}})
+    bench.forwarder._sink = fickle = FickleSink(data)  # noqa: SLF001 - the bench has made another one
+    resources: dict[int, str] = {}
+    with capture_logs():
+        for _ in range(data.draw(st.integers(1, 30))):
+            if data.draw(st.booleans()):
+                fresh = {len(resources) + i: data.draw(st.sampled_from(["/x/", "/y/", "/z/"])) for i in range(1, 4)}
+                resources |= fresh
+                bench.send(*fresh.items())
+            bench.step_after(data.draw(st.sampled_from([0.0, 0.0, 0.5, 10.0])))
+        bench.forwarder._sink = bench.sink  # noqa: SLF001 - from now on all is well
+        bench.sink.got, bench.sink.bad = fickle.got, fickle.bad
+        for _ in range(200):
+            bench.step_after(10.0)
+    assert bench.books.pending == 0
+    dead = {UUID(bytes=event(n, "/x/").key).int for n in resources} - set(bench.sink.got)
+    letters = bench.journal.dead_letters("a")
+    assert len(letters) == bench.books.dead
+    assert dead <= {letter.seq for letter in letters}
+    if ordering == "resource":
+        for resource in ("/x/", "/y/", "/z/"):
+            first_time = list(dict.fromkeys(n for n in bench.sink.got if resources[n] == resource))
+            assert all(before < after for before, after in pairwise(first_time))
+    bench.journal.close()
