@@ -1,0 +1,142 @@
+"""What the process says of itself: books for the metrics, readiness with reasons, and the status as JSON."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+from bridge.event import fields_of
+from bridge.forwarder import Forwarder
+from bridge.journal import Books, Journal, JournalError, StreamBooks
+from bridge.stream import Stream, seconds_of
+
+_STUCK: Final = 30.0
+"""Seconds without a tick of the main thread after which the process does not work any more."""
+
+
+class Thresholds(msgspec.Struct, frozen=True):
+    """For how many seconds something may be wrong before the process is not ready."""
+
+    stream_grace: float = 60.0
+    sink_grace: float = 300.0
+
+
+class Health:
+    """Looks at streams, forwarders and the journal; changes nothing. Any thread may ask."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        streams: Sequence[Stream],
+        forwarders: Sequence[Forwarder],
+        *,
+        thresholds: Thresholds,
+        version: str,
+    ) -> None:
+        self._journal = journal
+        self._streams = streams
+        self._forwarders = forwarders
+        self._thresholds = thresholds
+        self._version = version
+        self._started = time.time()
+
+    def books(self) -> Books:
+        """All counts at one instant; a configured stream that has said nothing yet is there with zeros."""
+        books = self._journal.books()
+        books.streams = {stream.name: StreamBooks(malformed={}) for stream in self._streams} | books.streams
+        return books
+
+    def gap_seconds(self) -> Mapping[str, float]:
+        """For how long each stream was disconnected since the process started."""
+        return {stream.name: stream.gap_seconds() for stream in self._streams}
+
+    def lag_seconds(self) -> Mapping[str, float]:
+        """How old the oldest event is, by its own time, that each sink has not delivered; 0 if none, NaN if nobody knows."""
+        return {forwarder.name: self._lag(forwarder.name) for forwarder in self._forwarders}
+
+    def alive(self, last_tick: float) -> bool:
+        """Whether the main thread, whose last tick was at this monotonic time, still works."""
+        return time.monotonic() - last_tick < _STUCK
+
+    def problems(self) -> list[str]:
+        """Why the process is not able to do its job, in words; empty if it is."""
+        now, problems = time.time(), []
+        if trouble := self._journal.books().trouble:
+            problems.append(f"journal: {trouble}")
+        for stream in self._streams:
+            status = stream.status
+            if not status.connected and now - status.since > self._thresholds.stream_grace:
+                why = status.error or "no session yet"
+                problems.append(f"stream {stream.name}: not connected for {now - status.since:.0f} s: {why}")
+        for forwarder in self._forwarders:
+            down = self._down_seconds(forwarder, now)
+            if down > self._thresholds.sink_grace:
+                problems.append(f"sink {forwarder.name}: unavailable for {down:.0f} s: {_words(forwarder)}")
+        return problems
+
+    def status(self) -> dict[str, Any]:
+        """Everything that an operator may ask, ready for JSON."""
+        books, lags, now = self.books(), self.lag_seconds(), time.time()
+        return {
+            "version": self._version,
+            "started": _time(self._started),
+            "problems": self.problems(),
+            "journal": {"bytes": books.bytes, "trouble": books.trouble},
+            "streams": {stream.name: _stream(stream, books.streams[stream.name]) for stream in self._streams},
+            "sinks": {
+                forwarder.name: {
+                    "up": forwarder.status.up,
+                    "since": _time(forwarder.status.since),
+                    "reason": None if forwarder.status.up else forwarder.status.reason,
+                    "error": forwarder.status.error,
+                    "failures": forwarder.status.failures,
+                    "unavailable_seconds": round(self._down_seconds(forwarder, now), 3),
+                    "lag_seconds": None if math.isnan(lags[forwarder.name]) else lags[forwarder.name],
+                    **msgspec.structs.asdict(books.sinks[forwarder.name]),
+                }
+                for forwarder in self._forwarders
+            },
+        }
+
+    def _lag(self, sink: str) -> float:
+        try:
+            oldest = self._journal.oldest(sink)
+        except JournalError:
+            # A failing disk is told of by the journal's trouble; it must not take everything else with it.
+            return math.nan
+        return 0.0 if oldest is None else max(0.0, time.time() - seconds_of(fields_of(oldest).datetime))
+
+    def _down_seconds(self, forwarder: Forwarder, now: float) -> float:
+        """For how long a sink has not been able to deliver; one that hangs in a delivery counts, too."""
+        delivering = forwarder.delivering_since
+        hanging = 0.0 if delivering is None else time.monotonic() - delivering
+        return max(hanging, 0.0 if forwarder.status.up else now - forwarder.status.since)
+
+
+def _words(forwarder: Forwarder) -> str:
+    status = forwarder.status
+    return "a delivery has not returned" if status.up else status.error
+
+
+def _stream(stream: Stream, books: StreamBooks) -> dict[str, Any]:
+    status = stream.status
+    return {
+        "connected": status.connected,
+        "since": _time(status.since),
+        "reason": status.reason,
+        "error": status.error,
+        "attempts": status.attempts,
+        "gap_seconds": round(stream.gap_seconds(), 3),
+        "gaps": [
+            {"start": _time(gap.start), "end": _time(gap.end), "reason": gap.reason, "error": gap.error}
+            for gap in list(stream.gaps)
+        ],
+        **msgspec.structs.asdict(books),
+    }
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,283 @@
+"""A stream: one source of events, kept alive for ever.
+
+Kinds of streams differ in how a session is opened and read (`bridge.source`; `bridge.dockercloud`, `bridge.engine`). What
+happens around a session is the same for all and stands here: normalize what a read brought, commit it as one batch, and when
+the session ends, tell for how long to wait before the next one.
+"""
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+import msgspec
+import structlog
+
+from bridge.event import Control, Event, Malformed, Reception, fields_of, normalize
+from bridge.journal import Batch
+from bridge.metrics import StreamMetrics
+from bridge.policy import Uniform, backoff
+from bridge.source import Ended, EndReason, Read, Session, Source
+
+log = structlog.get_logger(__name__)
+
+_GAPS_KEPT: Final = 20
+"""Gaps that the status shows, the latest ones."""
+
+_QUIET: Final = 60.0
+"""Seconds between two log lines about malformed messages; the metrics count them all."""
+
+
+class Destination(Protocol):
+    """Where a stream's batches go: the journal, or somebody who only looks on."""
+
+    def append(self, batch: Batch) -> object:
+        """Take a batch; it is safe when this returns."""
+
+    def position(self, stream: str) -> str | None:
+        """From where the stream resumes, if it was here before."""
+
+
+class StreamPolicy(msgspec.Struct, frozen=True):
+    """When to try again, and what to let in. Times in seconds, sizes in bytes.
+
+    Attributes:
+        backoff: First and longest delay between sessions.
+        auth_backoff: The same after credentials were refused: accounts get locked by those who hurry.
+        stable_after: A session that lasted so long has proved itself, even without an event; the backoff starts anew.
+        max_event_bytes: Larger messages are malformed.
+    """
+
+    backoff: tuple[float, float] = (0.5, 60.0)
+    auth_backoff: tuple[float, float] = (30.0, 600.0)
+    stable_after: float = 60.0
+    max_event_bytes: int = 1_000_000
+
+
+class Gap(msgspec.Struct, frozen=True):
+    """A time without a connection: what happened in it was heard by nobody.
+
+    Attributes:
+        start: When it began, in seconds since the epoch; after a silence this is the last sign of life.
+        end: When the next session opened.
+        reason: Why there was no connection, as it was seen last.
+        error: The same in words.
+    """
+
+    start: float
+    end: float
+    reason: EndReason
+    error: str
+
+
+class StreamStatus(msgspec.Struct, frozen=True):
+    """What is known of a stream now.
+
+    Attributes:
+        connected: Whether a session is open.
+        since: When that began, in seconds since the epoch.
+        reason: Why the last session ended, or could not be opened; None before that happened.
+        error: The same in words.
+        attempts: Failed attempts since the last session.
+    """
+
+    connected: bool
+    since: float
+    reason: EndReason | None = None
+    error: str = ""
+    attempts: int = 0
+
+
+class Stream:
+    """Keeps one source connected and commits what it says.
+
+    Args:
+        name: The stream's name, for the journal, logs and metrics.
+        namespace: The namespace of its events; empty if each resource URI tells it.
+        source: How to open a session.
+        journal: Where events go.
+        metrics: The stream's metrics.
+        policy: When to try again, and what to let in.
+        clock: The time of day in seconds since the epoch.
+        monotonic: Seconds of a clock that nobody sets.
+        uniform: Chance.
+    """
+
+    def __init__(  # noqa: PLR0913 - a root of composition: everything that it uses comes from outside
+        self,
+        name: str,
+        namespace: str,
+        source: Source,
+        journal: Destination,
+        *,
+        metrics: StreamMetrics,
+        policy: StreamPolicy,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        uniform: Uniform = random.uniform,
+    ) -> None:
+        self.name = name
+        self._namespace = namespace
+        self._source = source
+        self._journal = journal
+        self._metrics = metrics
+        self._policy = policy
+        self._clock = clock
+        self._monotonic = monotonic
+        self._uniform = uniform
+        self._session: Session | None = None
+        self._stopping = False
+        self._position = journal.position(name)
+        self._opened: float | None = None
+        self._proved = False
+        self._delays = self._new_delays()
+        self._auth_delays = self._new_auth_delays()
+        # The seconds of all gaps that are over, and when the present one began. One value, since others ask for the sum.
+        self._gap: tuple[float, float | None] = (0.0, monotonic())
+        self._heard = monotonic()
+        self._quiet_until = 0.0
+        self.gaps: deque[Gap] = deque(maxlen=_GAPS_KEPT)
+        self.status = StreamStatus(connected=False, since=clock())
+
+    def step(self) -> float:
+        """Live through one session; return the seconds to wait before the next.
+
+        Raises:
+            Closed: The journal was closed.
+        """
+        self._opened, self._proved = None, False
+        try:
+            self._session = self._source.open(self._position)
+            self._connected()
+            while not self._stopping:
+                self._take(self._session.read())
+        except Ended as end:
+            return self._ended(end)
+        except BaseException:
+            self._ended(Ended("a bug, or the end of the process; see the log", "internal"))
+            raise
+        finally:
+            if self._session is not None:
+                self._session.close()
+                self._session = None
+        return self._ended(Ended("stopped by us", "closed"))
+
+    def stop(self) -> None:
+        """End the session from another thread; the next `step` is not to be called."""
+        self._stopping = True
+        session = self._session
+        if session is not None:
+            session.abort()
+
+    def gap_seconds(self) -> float:
+        """For how long the stream was disconnected since the process started, the present gap included."""
+        seconds, since = self._gap
+        return seconds + (self._monotonic() - since if since is not None else 0.0)
+
+    def _take(self, read: Read) -> None:
+        """Commit what one read brought."""
+        now = self._clock()
+        if read.heard:
+            self._heard = self._monotonic()
+            self._metrics.last_frame.set(now)
+        if read.ignored:
+            self._metrics.ignored.inc(read.ignored)
+        events, malformed, controls = self._normalize(read.messages, now)
+        begins = read.position is not None and self._position is None
+        if events or malformed or begins:
+            self._journal.append(Batch(self.name, now, events, malformed, read.position))
+            self._observe(events, now)
+        if malformed and self._monotonic() >= self._quiet_until:
+            self._quiet_until = self._monotonic() + _QUIET
+            log.warning("messages that are no events were put into quarantine", stream=self.name, reason=malformed[0].reason)
+        self._proved = self._proved or bool(events)
+        self._position = read.position or self._position
+        for control in controls:
+            self._control(control)
+
+    def _normalize(self, messages: Sequence[bytes], now: float) -> tuple[list[Event], list[Malformed], list[Control]]:
+        reception = Reception.at(self._namespace, datetime.fromtimestamp(now, UTC))
+        limit = self._policy.max_event_bytes
+        results = [normalize(message, reception, limit) for message in messages]
+        events = [result for result in results if type(result) is Event]
+        if len(events) == len(results):
+            return events, [], []
+        return (
+            events,
+            [result for result in results if isinstance(result, Malformed)],
+            [result for result in results if isinstance(result, Control)],
+        )
+
+    def _observe(self, events: Sequence[Event], now: float) -> None:
+        undated = sum(not event.dated for event in events)
+        if undated:
+            self._metrics.undated.inc(undated)
+        if events:
+            self._metrics.lag.observe(max(0.0, now - seconds_of(fields_of(events[0].json).datetime)))
+
+    def _control(self, control: Control) -> None:
+        self._metrics.control[control.type].inc()
+        log.info("control frame", stream=self.name, type=control.type, text=control.text[:200])
+        if control.unauthorized:
+            raise Ended("the server says UNAUTHORIZED", "unauthorized")
+
+    def _connected(self) -> None:
+        now = self._clock()
+        self._opened = self._heard = self._monotonic()
+        seconds = self.gap_seconds()
+        gap = seconds - self._gap[0]
+        self._gap = (seconds, None)
+        self._metrics.connected.set(1)
+        if self.status.reason is not None:
+            self.gaps.append(Gap(self.status.since, now, self.status.reason, self.status.error))
+        log.info("stream connected", stream=self.name, gap_seconds=round(gap, 3), attempts=self.status.attempts)
+        self.status = StreamStatus(connected=True, since=now, reason=self.status.reason, error=self.status.error)
+
+    def _ended(self, end: Ended) -> float:
+        """Note the end of a session, or that there was none; return the seconds to wait."""
+        before, was_open, silent = self.status, self._opened is not None, 0.0
+        if was_open:
+            # What was sent after the last sign of life may be lost: the gap begins there, not when we noticed.
+            silent = self._monotonic() - self._heard if end.reason == "dead" else 0.0
+            self._gap = (self._gap[0], self._monotonic() - silent)
+            self._metrics.connected.set(0)
+        self.status = StreamStatus(
+            connected=False,
+            since=self._clock() - silent if was_open else before.since,
+            reason=end.reason,
+            error=str(end),
+            attempts=0 if was_open else before.attempts + 1,
+        )
+        if self._stopping:
+            return 0.0
+        self._metrics.reconnects[end.reason].inc()
+        delay = self._delay(end)
+        if was_open or end.reason != before.reason:
+            log.warning(
+                "stream disconnected", stream=self.name, reason=end.reason, error=str(end), next_try_seconds=round(delay, 1)
+            )
+        return delay
+
+    def _delay(self, end: Ended) -> float:
+        lasted = self._opened is not None and self._monotonic() - self._opened >= self._policy.stable_after
+        if self._proved or lasted:
+            self._delays, self._auth_delays = self._new_delays(), self._new_auth_delays()
+        first, longest = self._policy.auth_backoff
+        asked = min(end.retry_after or 0.0, longest)
+        if end.reason == "unauthorized":
+            # The jitter comes on top: who hurries only once in a while locks the account, too.
+            return max(asked, min(longest, first + next(self._auth_delays)))
+        return max(asked, next(self._delays))
+
+    def _new_delays(self) -> Iterator[float]:
+        return backoff(*self._policy.backoff, self._uniform)
+
+    def _new_auth_delays(self) -> Iterator[float]:
+        return backoff(*self._policy.auth_backoff, self._uniform)
+
+
+def seconds_of(text: str) -> float:
+    """The seconds since the epoch of a normalized event's time."""
+    return datetime.fromisoformat(text).timestamp()
