@@ -238,9 +238,9 @@ class Forwarder:
             )
 
     def _lane(self, entry: Entry) -> str:
-        """What keeps an event's order: its resource, or nothing but itself."""
+        """What keeps an event's order: its resource if it has one, else nothing but itself."""
         fields = entry.fields
-        return fields.resource_uri if self._settings.ordering == "resource" else fields.uuid
+        return (fields.resource_uri if self._settings.ordering == "resource" else "") or fields.uuid
 
     def _waiting(self, entry: Entry, now: float) -> Retry:
         """An event as it enters the retry queue, before anything is said about why."""
