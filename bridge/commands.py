@@ -1,0 +1,290 @@
+"""What the subcommands of `event-bridge` do, once their arguments are understood."""
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Final
+
+import msgspec
+import structlog
+from pydantic import ValidationError
+
+from bridge import compose, logs
+from bridge.journal import Batch
+from bridge.metrics import Metrics, StreamMetrics
+from bridge.simulator import Simulator, SimulatorSettings
+from bridge.sink import SinkSettings, Unavailable
+from bridge.source import Ended
+from bridge.stream import Stream, StreamPolicy
+from config.load import ConfigError, load
+from config.settings import DockerCloudSettings, EngineSettings, Settings
+
+log = structlog.get_logger(__name__)
+
+INTERRUPTED: Final = 130
+"""Exit status after a second Ctrl-C, by the custom of shells: 128 and the number of the signal."""
+
+_LAST_SECONDS: Final = 1.0
+"""How long a stream may take to end when it was told to."""
+
+_HINTS: Final = """\
+event-bridge demo, {until}: {story}, through a durable journal, to standard output.
+  metrics {url}/metrics   readiness {url}/readyz   everything {url}/status
+  try next:  curl {url}/status
+             event-bridge simulate --help          a Docker Cloud of your own, with faults on demand
+             event-bridge demo --engine unix:///var/run/docker.sock
+             event-bridge run --config config/bridge.example.yaml
+"""
+
+
+class OptionError(Exception):
+    """An option of the command line makes no sense."""
+
+
+class ConnectFailed(Exception):  # noqa: N818 - the answer to a question, not an error in asking
+    """Something could not be reached."""
+
+
+class Filters(msgspec.Struct, frozen=True):
+    """Which events to ask for; any value within a list, and all of the lists; an empty one lets all pass."""
+
+    types: Sequence[str] = ()
+    objects: Sequence[str] = ()
+    parents: Sequence[str] = ()
+
+
+def run(config: Path | None, log_format: logs.Format | None) -> bool:
+    """Run the bridge until a signal says that it is enough.
+
+    Returns:
+        Whether all its threads have ended; if not, one hangs in a call to the outside.
+
+    Raises:
+        ConfigError: The configuration can't be used.
+        JournalError: The journal can't be opened.
+    """
+    settings = load(config)
+    logs.configure(log_format or settings.log.format, settings.log.level)
+    return _run(settings, compose.Credentials(settings, lambda: load(config)))
+
+
+def demo(engine: str | None, duration: float | None, rate: float, seed: int) -> bool:
+    """Show it: a simulator or a Docker Engine, the bridge, and events on standard output, for some seconds or until Ctrl-C.
+
+    Returns:
+        See `run`.
+    """
+    with tempfile.TemporaryDirectory(prefix="event-bridge-demo-") as directory:
+        journal = Path(directory) / "journal.db"
+        if engine is not None:
+            return _demo({"local": {"type": "engine", "url": engine}}, journal, f"the Docker Engine at {engine}", duration)
+        with Simulator(SimulatorSettings(port=0, rate=rate, seed=seed, wait_for_clients=1)) as simulator:
+            story = f"a simulated Docker Cloud at {simulator.url}, {rate:g} events per second"
+            return _demo({"acme": {"url": simulator.url}}, journal, story, duration)
+
+
+def listen(config: Path | None, url: str | None, namespace: str | None, filters: Filters) -> None:
+    """Print live events of one namespace until Ctrl-C. Nothing is stored: for that, `run`.
+
+    Raises:
+        ConfigError: The configuration can't be used.
+        ConnectFailed: The service refuses the credentials.
+        BrokenPipeError: Nobody reads any more.
+    """
+    env = {**os.environ, **({"DOCKERCLOUD_STREAM_HOST": url} if url else {})}
+    found = _stream_to_listen(load(config, env), namespace)
+    wanted = {"url": url, "namespace": namespace, **msgspec.structs.asdict(filters)}
+    try:
+        settings = DockerCloudSettings.model_validate(
+            found.model_dump() | {key: value for key, value in wanted.items() if value or value == ""}
+        )
+    except ValidationError as error:
+        raise OptionError("; ".join(f"--{e['loc'][0]}: {e['msg']}" for e in error.errors(include_input=False))) from None
+    stream = Stream(
+        "listen",
+        settings.namespace,
+        compose.docker_cloud_source(settings, settings.authorization),
+        _Printer(),
+        metrics=StreamMetrics(Metrics(compose.VERSION), "listen"),
+        policy=StreamPolicy(),
+    )
+    outcome = _follow(stream)
+    if outcome is not None:
+        raise outcome
+
+
+def simulate(settings: SimulatorSettings) -> None:
+    """Be a Stream API server until a signal says that it is enough.
+
+    Raises:
+        OptionError: The address can't be listened on, or the events to replay can't be read.
+    """
+    wanted: SimpleQueue[None] = SimpleQueue()
+    stop_on_signals(lambda: wanted.put(None))
+    try:
+        simulator = Simulator(settings)
+        simulator.start()
+    except (OSError, ValueError) as error:
+        raise OptionError(str(error)) from None
+    try:
+        log.info("simulating a Docker Cloud; stop with Ctrl-C", url=simulator.url)
+        wanted.get()
+    finally:
+        simulator.stop()
+
+
+def check(config: Path | None, *, connect: bool) -> None:
+    """Validate the configuration; if wanted, try every stream and sink.
+
+    Raises:
+        ConfigError: The configuration can't be used.
+        ConnectFailed: Something could not be reached.
+    """
+    settings = load(config)
+    print(f"configuration ok: streams {', '.join(settings.streams)}; sinks {', '.join(settings.sinks)}")
+    if not connect:
+        return
+    attempts: list[tuple[str, Callable[[], None]]] = []
+    credentials = compose.Credentials(settings, lambda: settings)
+    for name, stream in settings.streams.items():
+        attempts.append((f"stream {name}", partial(_try_stream, name, stream, credentials)))
+    for name, sink in settings.sinks.items():
+        attempts.append((f"sink {name}", partial(_try_sink, name, sink)))
+    failed = [what for what, attempt in attempts if not _succeeds(what, attempt)]
+    if failed:
+        raise ConnectFailed(f"not reached: {', '.join(failed)}")
+
+
+def stop_on_signals(stop: Callable[[], None]) -> None:
+    """Call `stop` at SIGTERM and at Ctrl-C; at a second Ctrl-C, end the process on the spot.
+
+    `stop` runs wherever the main thread is, so it must take no lock: to put into a `SimpleQueue` is safe, to set an `Event`
+    is not.
+    """
+    asked = False
+
+    def on_signal(number: int, _: object) -> None:
+        nonlocal asked
+        if asked and number == signal.SIGINT:
+            os._exit(INTERRUPTED)
+        asked = True
+        stop()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+
+
+def _run(
+    settings: Settings,
+    credentials: compose.Credentials,
+    announce: Callable[[str], None] | None = None,
+    seconds: float | None = None,
+) -> bool:
+    """Run a bridge; one that announces itself may listen on any port."""
+    bridge = compose.build(settings, credentials)
+    try:
+        server = compose.serve(settings, bridge, or_any_port=announce is not None)
+    except ConfigError:
+        bridge.journal.close()
+        raise
+    stop_on_signals(bridge.supervisor.stop)
+    url = server.url if server else "off"
+    log.info(
+        "event-bridge is running",
+        version=compose.VERSION,
+        streams=list(settings.streams),
+        sinks=list(settings.sinks),
+        journal=str(settings.journal.path),
+        http=url,
+    )
+    if announce:
+        announce(url)
+    ended = bridge.supervisor.run(seconds)
+    if server:
+        server.close()
+    return ended
+
+
+def _demo(streams: dict[str, Any], journal: Path, story: str, duration: float | None) -> bool:
+    settings = compose.settings_for_demo(streams, journal)
+    # A demo is watched: what it says beside the events is the hints, and what goes wrong.
+    logs.configure("auto", "warning")
+
+    def announce(url: str) -> None:
+        until = f"for {duration:g} s" if duration is not None else "until Ctrl-C"
+        print(_HINTS.format(story=story, until=until, url=url), file=sys.stderr, flush=True)
+
+    return _run(settings, compose.Credentials(settings, lambda: settings), announce, duration)
+
+
+def _stream_to_listen(settings: Settings, namespace: str | None) -> DockerCloudSettings:
+    """The configured stream of this namespace, else any: its place and credentials are what is needed."""
+    streams = [stream for stream in settings.streams.values() if isinstance(stream, DockerCloudSettings)]
+    if not streams:
+        raise OptionError("listen: there is no docker-cloud stream in the configuration; give one there, or --url")
+    return next((stream for stream in streams if stream.namespace == namespace), streams[0])
+
+
+def _follow(stream: Stream) -> Exception | None:
+    """Keep a stream going until a signal says that it is enough; return why it can't go on, if that is so."""
+    outcomes: SimpleQueue[Exception | None] = SimpleQueue()
+    stopped = threading.Event()
+
+    def follow() -> None:
+        seconds = 0.0
+        try:
+            while not stopped.wait(seconds):
+                seconds = stream.step()
+                if stream.status.reason == "unauthorized":
+                    outcomes.put(ConnectFailed(stream.status.error))
+                    return
+        except Exception as error:  # noqa: BLE001 - the main thread raises it again
+            outcomes.put(error)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    stop_on_signals(lambda: outcomes.put(None))
+    outcome = outcomes.get()
+    stopped.set()
+    stream.stop()
+    thread.join(_LAST_SECONDS)
+    return outcome
+
+
+class _Printer:
+    """Takes a stream's batches and prints them."""
+
+    def append(self, batch: Batch) -> None:
+        sys.stdout.buffer.write(b"".join(event.json + b"\n" for event in batch.events))
+        sys.stdout.buffer.flush()
+
+    def position(self, stream: str) -> None:
+        """There is nowhere to resume from."""
+
+
+def _try_stream(name: str, settings: DockerCloudSettings | EngineSettings, credentials: compose.Credentials) -> None:
+    compose.source(name, settings, credentials).open(None).close()
+
+
+def _try_sink(name: str, settings: SinkSettings) -> None:
+    sink = compose.make_sink(name, settings)
+    try:
+        sink.open()
+    finally:
+        sink.close()
+
+
+def _succeeds(what: str, attempt: Callable[[], None]) -> bool:
+    try:
+        attempt()
+    except (Ended, Unavailable) as error:
+        print(f"{what}: {error.reason}: {error}")
+        return False
+    print(f"{what}: ok")
+    return True
