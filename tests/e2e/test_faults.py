@@ -1,0 +1,117 @@
+"""The stream breaks and repeats itself; receivers are down, refuse and hang. One minute each, as it would be in a week."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.simulator import Simulator, SimulatorSettings
+from tests.e2e.harness import (
+    Bridge,
+    Receiver,
+    assert_books_balance,
+    assert_order_per_resource,
+    repeated,
+    until,
+    uuids,
+    value,
+)
+
+MINUTE = 60.0
+
+
+@pytest.mark.timeout(180)
+def test_a_stream_that_disconnects_and_repeats_itself_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    simulated = SimulatorSettings(
+        port=0, rate=500, seed=2, record=True, wait_for_clients=1, disconnect_every=2.0, duplicates=0.1, malformed=0.01
+    )
+    with Simulator(simulated) as simulator, Receiver() as receiver:
+        settings = {
+            "streams": {"acme": {"url": simulator.url, "backoff": {"first": "100ms", "max": "1s"}}},
+            "sinks": {"hook": {"type": "webhook", "url": receiver.url, "format": "batch"}, "out": {"type": "stdout"}},
+        }
+        with Bridge(tmp_path, settings) as bridge:
+            end = time.monotonic() + MINUTE
+            while time.monotonic() < end:
+                assert_books_balance(bridge.metrics())
+                time.sleep(0.5)
+            simulator.change(rate=0.001, disconnect_every=None)
+            until(lambda: bridge.status()["streams"]["acme"]["connected"], "the stream is connected")
+            until(lambda: bridge.pending() == 0, "everything is delivered")
+            metrics, status = bridge.metrics(), bridge.status()
+            assert bridge.stop() == 0
+
+        sent = simulator.sent_uuids()
+        arrived = receiver.events()
+        # What the simulator sends before it ends a connection has reached this machine, so the bridge has heard all of it.
+        assert sorted(set(sent)) == sorted(uuids(arrived))
+        assert repeated(arrived) == set()
+        assert sorted(uuids(bridge.lines())) == sorted(uuids(arrived))
+        assert_order_per_resource(arrived, sent)
+        assert_books_balance(metrics)
+        assert value(metrics, "events_duplicate_total") > 0.05 * len(sent)
+        assert value(metrics, "events_malformed_total") > 0
+        assert value(metrics, "stream_reconnects_total") >= 20
+        assert value(metrics, "stream_gap_seconds_total") > 0
+        assert {"start", "end", "reason", "error"} == status["streams"]["acme"]["gaps"][0].keys()
+
+
+@pytest.mark.timeout(240)
+def test_receivers_that_are_down_or_refuse_or_hang_delay_nobody_and_get_everything(tmp_path: Path) -> None:
+    simulated = SimulatorSettings(port=0, rate=50, seed=3, record=True, wait_for_clients=1)
+    busy_until = time.monotonic() + MINUTE / 2
+
+    def busy(_: list[dict[str, Any]]) -> tuple[int, dict[str, str]]:
+        return (503, {"Retry-After": "7"}) if time.monotonic() < busy_until else (200, {})
+
+    down, refusing, hanging = Receiver(), Receiver(), Receiver()
+    refusing.answer = busy
+    hanging.hang.set()
+    hook: dict[str, Any] = {"type": "webhook", "timeout": "3s", "retry": {"first_delay": "500ms", "max_delay": "10s"}}
+    with Simulator(simulated) as simulator, refusing, hanging:
+        settings = {
+            "streams": {"acme": {"url": simulator.url}},
+            "sinks": {
+                "down": {**hook, "url": down.url},
+                "refusing": {**hook, "url": refusing.url},
+                "hanging": {**hook, "url": hanging.url},
+                "out": {"type": "stdout"},
+            },
+            "health": {"sink_grace": "20s"},
+        }
+        with Bridge(tmp_path, settings) as bridge:
+            began = time.monotonic()
+            worst_lag = 0.0
+            while time.monotonic() - began < MINUTE:
+                metrics = bridge.metrics()
+                assert_books_balance(metrics)
+                worst_lag = max(worst_lag, value(metrics, "sink_lag_seconds", sink="out"))
+                time.sleep(0.5)
+            # Times of events are whole seconds, so a lag below two is none.
+            assert worst_lag < 2
+            assert value(metrics, "sink_up", sink="down") == 0
+            assert value(metrics, "sink_lag_seconds", sink="down") > MINUTE / 2
+            assert value(metrics, "sink_failures_total", sink="refusing", reason="throttled") + value(
+                metrics, "sink_failures_total", sink="refusing", reason="server_error"
+            ) in range(1, 8)
+            assert value(metrics, "sink_failures_total", sink="hanging", reason="timeout") > 0
+            ready, why = bridge.get("/readyz")
+            assert ready == 503
+            assert "sink down: unavailable" in why
+            assert "sink hanging: unavailable" in why
+            with down:
+                hanging.hang.clear()
+                simulator.change(rate=0.001)
+                until(lambda: bridge.pending() == 0, "everything is delivered", MINUTE)
+                until(lambda: bridge.get("/readyz")[0] == 200, "the bridge is ready again")
+                metrics = bridge.metrics()
+                assert bridge.stop() == 0
+        assert_books_balance(metrics)
+        for receiver in (down, refusing, hanging):
+            # A request that timed out may have been read by the receiver, but it was not answered and does not count.
+            assert set(uuids(receiver.events())) == set(simulator.sent_uuids())
+            assert_order_per_resource(receiver.events(), simulator.sent_uuids())
+        assert repeated(down.events()) == set()
+        assert repeated(refusing.events()) == set()
+        assert sorted(uuids(bridge.lines())) == sorted(simulator.sent_uuids())
