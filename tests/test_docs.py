@@ -1,0 +1,121 @@
+"""What the documents show works: configurations load, commands exist, metrics are there, code runs."""
+
+import re
+import shlex
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import generate_latest
+
+from bridge import cli
+from bridge.event import Event, Reception, fields_of, normalize
+from bridge.health import Health, Thresholds
+from bridge.journal import Journal, JournalOptions
+from bridge.metrics import Metrics, SinkMetrics, StreamMetrics
+from bridge.sink import Entry
+from config.load import load
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Every `event-bridge ...` in the shell blocks of the README."""
+    lines = [line.split("#")[0].strip() for block in blocks(README, "sh") for line in block.splitlines()]
+    return [line[line.index("event-bridge") :] for line in lines if "event-bridge" in line]
+
+
+def test_the_readme_configures_all_four_sinks_and_loads(tmp_path: Path) -> None:
+    (text,) = blocks(README, "yaml")
+    for path in set(re.findall(r"/run/secrets/\w+", text)):
+        secret = tmp_path / Path(path).name
+        secret.write_text("secret\n")
+        text = text.replace(path, str(secret))
+    config = tmp_path / "bridge.yaml"
+    config.write_text(text)
+
+    settings = load(config, {})
+
+    assert {sink.type for sink in settings.sinks.values()} == {"kafka", "mqtt", "webhook", "stdout"}
+    assert {stream.type for stream in settings.streams.values()} == {"docker-cloud", "engine"}
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_of_the_readme_exist(line: str) -> None:
+    cli.parser().parse_args(shlex.split(line)[1:])
+
+
+def test_the_readme_names_every_command() -> None:
+    documented = set(re.findall(r"^\| `event-bridge (\w+)`", README, re.MULTILINE))
+
+    assert documented == set(cli.COMMANDS)
+
+
+def test_the_readme_names_every_metric_of_ours(tmp_path: Path) -> None:
+    metrics = Metrics("0")
+    StreamMetrics(metrics, "acme")
+    SinkMetrics(metrics, "log")
+    journal = Journal(JournalOptions(tmp_path / "journal.db"))
+    metrics.observe(Health(journal, [], [], thresholds=Thresholds(), version="0"))
+    text = generate_latest(metrics.registry).decode()
+    journal.close()
+
+    rows = [line.split("|")[1] for line in README.splitlines() if line.startswith("| `")]
+    documented = {f"event_bridge_{name}" for row in rows for name in re.findall(r"`(\w+)`", row)}
+    exposed = {name + ("_total" if kind == "counter" and not name.endswith("_total") else "") for name, kind in families(text)}
+
+    assert exposed - documented == set()
+
+
+def families(text: str) -> list[tuple[str, str]]:
+    """Names and types of our families in a scrape."""
+    return re.findall(r"^# TYPE (event_bridge_\w+) (\w+)$", text, re.MULTILINE)
+
+
+def test_the_readmes_event_is_what_we_make() -> None:
+    (shown,) = blocks(README, "json")
+    line = shown.strip().encode()
+
+    again = normalize(line, Reception.at("acme", datetime.now(UTC)), 10_000)
+
+    assert isinstance(again, Event)
+    assert fields_of(line).uuid == fields_of(again.json).uuid
+    assert fields_of(line).datetime == fields_of(again.json).datetime
+
+
+def test_the_sink_of_the_guide_delivers(tmp_path: Path) -> None:
+    (code,) = blocks((ROOT / "docs" / "sinks.md").read_text(), "python")
+    found: dict[str, Any] = {}
+    exec(compile(code, "docs/sinks.md", "exec"), found)
+    sink = found["AppendSink"]("copy", found["AppendSettings"](path=tmp_path / "out"))
+
+    sink.open()
+    failures = sink.deliver([Entry(1, 0.0, b'{"a":1}'), Entry(2, 0.0, b'{"a":2}')])
+    sink.close()
+
+    assert list(failures) == []
+    assert (tmp_path / "out").read_bytes() == b'{"a":1}\n{"a":2}\n'
+
+
+def test_links_in_the_documents_lead_somewhere() -> None:
+    for document in (ROOT / "README.md", *ROOT.glob("docs/**/*.md")):
+        for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+def test_compose_gives_the_bridge_longer_than_its_grace_to_stop() -> None:
+    compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
+
+    assert set(compose["services"]) == {"bridge", "simulator", "prometheus"}
+    assert int(compose["services"]["bridge"]["stop_grace_period"].removesuffix("s")) > load(None, NO_SINKS).shutdown.grace
+
+
+NO_SINKS = {"DOCKERCLOUD_USER": "bob", "DOCKERCLOUD_APIKEY": "key", "BRIDGE_SECRETS_DIR": ""}
