@@ -16,16 +16,9 @@ client to close its side, two seconds at most. So what it counts as sent has rea
 or left first.
 """
 
-import base64
-import binascii
-import functools
-import hashlib
-import hmac
 import itertools
 import math
 import queue
-import random
-import re
 import secrets
 import selectors
 import socket
@@ -33,30 +26,28 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from operator import itemgetter
-from pathlib import Path
 from socketserver import TCPServer
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
-from urllib.parse import parse_qs, urlsplit
+from typing import Any, Final, Self
 
 import msgspec
 import structlog
 
 from bridge import frames
 from bridge.event import namespace_of
-from bridge.world import World
+from bridge.simulator_handshake import Refusal, Subscription, answer_handshake
+from bridge.simulator_settings import SimulatorSettings
+from bridge.simulator_traffic import Batch, Outgoing, Traffic
+
+__all__ = ["Simulator", "SimulatorSettings"]
 
 log = structlog.get_logger(__name__)
 
-_GUID: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_NAMESPACE: Final = re.compile(r"[A-Za-z0-9._~-]*")
-_PATH: Final = re.compile(rf"/api/audit/v1/(?:(?P<namespace>{_NAMESPACE.pattern})/)?events/?")
 _MAX_NAMESPACES: Final = 10_000
 _MAX_FRAME: Final = 64 * 1024
 _MAX_BUFFER: Final = 16 * 1024 * 1024
@@ -72,416 +63,6 @@ _GRACE: Final = 2.0
 _GOING_AWAY: Final = 1001
 _POLICY: Final = 1008
 _UNAUTHORIZED: Final = frames.encode(frames.TEXT, b'{"type":"error","data":{"errorMessage":"UNAUTHORIZED"}}')
-_MALFORMED: Final = (
-    b"this is not JSON",
-    b'["an","array"]',
-    b'{"type":["container"],"action":"update"}',
-    b'{"type":"container","action":"update","parents":"/api/app/v1/service/1/","state":7}',
-)
-_COPY_AFTER: Final = 50
-"""A duplicate follows its original at this distance, in events of the namespace."""
-_LAP: Final = 2000
-_LAPS_FROM: Final = 20_000
-"""Events per second from which a world is too slow (3 to 4 us per event) and its beginning is told again and again."""
-_PLACEHOLDER: Final = re.compile(rb"@/|#|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-_ANY: Final = math.inf
-_RANGES: Final[Mapping[str, tuple[float, float]]] = {
-    "port": (0, 65_535),
-    "rate": (0, _ANY),
-    "count": (0, _ANY),
-    "wait_for_clients": (0, _ANY),
-    "send_timeout": (0.01, _ANY),
-    "duplicates": (0, 1),
-    "malformed": (0, 1),
-    "fragmented": (0, 1),
-    "disconnect_every": (0.01, _ANY),
-    "silence_after": (0, _ANY),
-    "refuse": (300, 599),
-    "retry_after": (0, _ANY),
-    "error_after": (0, _ANY),
-    "credentials_expire": (0, _ANY),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class SimulatorSettings:
-    """What is simulated. Times are in seconds; None switches an option off.
-
-    Attributes:
-        host: Address to listen on.
-        port: Port to listen on; 0 takes a free one.
-        username: The account; also the namespace of the path without one.
-        api_key: Credentials asked for; None asks for none.
-        namespaces: Which are served, `""` being the account's own; if empty, every one that somebody asks for.
-        rate: Events per second over all namespaces; 0 means as fast as the clients take them.
-        count: Stop making events after so many; connections stay open.
-        seed: Same seed, same story; None means another one each time.
-        replay: Events to send, once and byte by byte, instead of a story: the lines themselves or a file of lines. A line goes
-            to the namespace in its resource URI, to all if there is none, and to the account's own if that has no name.
-        wait_for_clients: Begin when so many connections are open.
-        record: Keep the uuids sent and the requests made, for tests.
-        send_timeout: How long a client may take nothing of what is waiting for it.
-        duplicates: Share of events that are sent a second time, 50 events later.
-        malformed: Share of events after which a message follows that is no event.
-        fragmented: Share of events that are sent in three frames with a ping between them.
-        disconnect_every: Age at which a connection is ended; every second one without a close frame.
-        silence_after: Age at which a connection falls silent, not even answering pings; 0 is at once.
-        refuse: HTTP status with which every handshake is refused.
-        retry_after: `Retry-After` of such a refusal.
-        error_after: Age at which a connection gets the `UNAUTHORIZED` error message and is ended.
-        credentials_expire: Time since the start at which credentials expire: 401 from then on, `UNAUTHORIZED` for who is in.
-
-    Raises:
-        ValueError: A value is out of range; the option is named.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8750
-    username: str = ""
-    api_key: str | None = field(default=None, repr=False)
-    namespaces: Sequence[str] = ()
-    rate: float = 10.0
-    count: int | None = None
-    seed: int | None = None
-    replay: Path | Sequence[str] | None = None
-    wait_for_clients: int = 0
-    record: bool = False
-    send_timeout: float = 30.0
-    duplicates: float = 0.0
-    malformed: float = 0.0
-    fragmented: float = 0.0
-    disconnect_every: float | None = None
-    silence_after: float | None = None
-    refuse: int | None = None
-    retry_after: int | None = None
-    error_after: float | None = None
-    credentials_expire: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                bounds = f"at least {low}" if high == _ANY else f"between {low} and {high}"
-                raise ValueError(f"{name}: must be {bounds}, not {value}")
-        for name, namespaces in (("username", [self.username]), ("namespaces", self.namespaces)):
-            for namespace in namespaces:
-                if not _NAMESPACE.fullmatch(namespace):
-                    raise ValueError(f"{name}: must be letters, digits and ._~- only, not {namespace!r}")
-
-
-# What a client asks for. Pure.
-
-
-class StreamFilter(NamedTuple):
-    """Which events a connection gets: any value within a parameter, all of the parameters; an empty one lets all pass."""
-
-    types: frozenset[str]
-    objects: frozenset[str]
-    parents: frozenset[str]
-
-    @classmethod
-    def from_query(cls, query: Mapping[str, Sequence[str]]) -> Self:
-        """Read the filters of a query; values may be repeated or joined by commas, `parents` is the Go client's `parent`."""
-
-        def values(*names: str) -> frozenset[str]:
-            return frozenset(value for name in names for text in query.get(name, ()) for value in text.split(",") if value)
-
-        return cls(values("type"), values("object"), values("parent", "parents"))
-
-    def accepts(self, event: Mapping[str, Any]) -> bool:
-        """Tell whether an event passes."""
-        parents = event.get("parents")
-        return (
-            (not self.types or str(event.get("type")) in self.types)
-            and (not self.objects or str(event.get("resource_uri")) in self.objects)
-            and (not self.parents or (isinstance(parents, list) and not self.parents.isdisjoint(map(str, parents))))
-        )
-
-
-class Subscription(NamedTuple):
-    """An accepted handshake: the namespace and filter asked for, and the answer to the client's key."""
-
-    namespace: str
-    filter: StreamFilter
-    accept: str
-
-
-class Refusal(NamedTuple):
-    """A refused handshake: HTTP status, the error in words, and headers beyond the usual ones."""
-
-    status: int
-    error: str
-    headers: Mapping[str, str] = {}
-
-
-def answer_handshake(
-    settings: SimulatorSettings, target: str, headers: Mapping[str, str], *, expired: bool
-) -> Subscription | Refusal:
-    """Decide about a handshake.
-
-    Args:
-        settings: What is simulated.
-        target: The request's path and query.
-        headers: The request's headers, their names in lower case.
-        expired: Whether credentials have expired.
-    """
-    if settings.refuse is not None:
-        wait = {} if settings.retry_after is None else {"Retry-After": str(settings.retry_after)}
-        return Refusal(settings.refuse, "refused on purpose", wait)
-    url = urlsplit(target)
-    query = parse_qs(url.query)
-    match = _PATH.fullmatch(url.path)
-    if match is None:
-        return Refusal(404, "there is no such resource")
-    if expired or not is_authorized(settings, headers.get("authorization"), query):
-        return Refusal(401, "not authorized")
-    namespace = match["namespace"] or settings.username
-    if settings.namespaces and namespace not in {served or settings.username for served in settings.namespaces}:
-        return Refusal(404, "there is no such namespace")
-    return _upgrade(namespace, StreamFilter.from_query(query), headers)
-
-
-def _upgrade(namespace: str, wanted: StreamFilter, headers: Mapping[str, str]) -> Subscription | Refusal:
-    key = headers.get("sec-websocket-key")
-    if headers.get("upgrade", "").lower() != "websocket" or headers.get("sec-websocket-version") != "13":
-        return Refusal(426, "this is a websocket", {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"})
-    if not key:
-        return Refusal(400, "Sec-WebSocket-Key is missing")
-    accept = hashlib.sha1((key + _GUID).encode(), usedforsecurity=False).digest()
-    return Subscription(namespace, wanted, base64.b64encode(accept).decode())
-
-
-def is_authorized(settings: SimulatorSettings, header: str | None, query: Mapping[str, Sequence[str]]) -> bool:
-    """Check credentials in all forms that clients of the API ever used.
-
-    In the `Authorization` header or in `?auth=` (its value, encoded): `Basic`, `ApiKey user:key`, `TutumAccessKey key`. In the
-    query: `?user=…&token=…`.
-    """
-    if settings.api_key is None:
-        return True
-    offered = [_user_and_key(text) for text in (header or "", *query.get("auth", ()))]
-    offered += zip(query.get("user", ()), query.get("token", ()), strict=False)
-    return any(
-        hmac.compare_digest(key.encode(), settings.api_key.encode())
-        and (not settings.username or user in (settings.username, None))
-        for user, key in offered
-    )
-
-
-def _user_and_key(credentials: str) -> tuple[str | None, str]:
-    """Take apart the value of an `Authorization` header; the user is None where the scheme has none."""
-    scheme, _, token = credentials.strip().partition(" ")
-    if scheme.lower() == "tutumaccesskey":
-        return None, token.strip()
-    if scheme.lower() == "basic":
-        try:
-            token = base64.b64decode(token, validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError):
-            return None, ""
-    elif scheme.lower() != "apikey":
-        return None, ""
-    user, _, key = token.strip().partition(":")
-    return user, key
-
-
-# What is told, and how it goes over the wire. Pure.
-
-Told = Iterator[tuple[bytes, bytes]]
-"""Events: uuid and JSON."""
-
-
-def tell_world(namespace: str, seed: int, moment: Callable[[], bytes]) -> Told:
-    """Tell what happens in a world, for ever."""
-    encode = msgspec.json.Encoder().encode
-    for event in World(namespace, seed).events():
-        event.datetime = moment().decode()
-        yield event.uuid.encode(), encode(event)
-
-
-def tell_laps(namespace: str, seed: int, moment: Callable[[], bytes]) -> Told:
-    """Tell the beginning of a world again and again, each time with fresh uuids for all events and resources.
-
-    Within a lap this is as consistent as a world; at its end everything that was is never heard of again.
-    """
-    size, lines = _lap()
-    chance = random.Random(f"{seed}/{namespace}/laps")  # noqa: S311 - a story, not a secret
-    place = f"{namespace}/".encode() if namespace else b""
-    while True:
-        digits = chance.randbytes(16 * size).hex().encode()
-        uuids = (digits[start : start + 32] for start in range(0, 32 * size, 32))
-        words = [place, b"", *(b"%b-%b-4%b-a%b-%b" % (u[:8], u[8:12], u[13:16], u[17:20], u[20:]) for u in uuids)]
-        for template, choose, own in lines:
-            words[1] = moment()
-            yield words[own], template % choose(words)
-
-
-@functools.cache
-def _lap() -> tuple[int, list[tuple[bytes, "itemgetter[Any]", int]]]:
-    """The beginning of a world as templates: how many uuids there are, and per event text, what is put in, and its own uuid.
-
-    What is put in are places in a list of words: namespace, time, and then the uuids.
-    """
-    places = {b"@/": 0, b"#": 1}
-    lines = []
-    for _, line in itertools.islice(tell_world("@", 0, lambda: b"#"), _LAP):
-        fields = [places.setdefault(word, len(places)) for word in _PLACEHOLDER.findall(line)]
-        lines.append((_PLACEHOLDER.sub(b"%b", line), itemgetter(*fields), fields[-2]))
-    return len(places) - 2, lines
-
-
-def read_replay(replay: Path | Sequence[str]) -> Told:
-    """Read the events of a replay; they keep their bytes.
-
-    Raises:
-        OSError: The file can't be read.
-        ValueError: A line is not a JSON object; the message names the place.
-    """
-    is_file = isinstance(replay, Path)
-    lines = replay.read_bytes().splitlines() if isinstance(replay, Path) else [line.encode() for line in replay]
-    for number, line in enumerate(lines, 1):
-        payload = line.strip()
-        if not payload:
-            continue
-        try:
-            event = msgspec.json.decode(payload, type=dict[str, Any])
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ValueError(f"{replay if is_file else 'replay'}:{number}: not a JSON object: {error}") from None
-        yield str(event.get("uuid", "")).encode(), payload
-
-
-class Outgoing(msgspec.Struct, gc=False):
-    """One message on its way out.
-
-    Attributes:
-        number: Which event of its channel it is, from 1; 0 for what is no event or not for the first time.
-        uuid: The event's uuid.
-        payload: Its JSON; empty if it is no event.
-        frame: All of it as it goes over the wire.
-    """
-
-    number: int
-    uuid: bytes
-    payload: bytes
-    frame: bytes
-    _event: dict[str, Any] | None = None
-
-    @property
-    def event(self) -> dict[str, Any]:
-        """The event's fields, decoded when first asked for."""
-        if self._event is None:
-            self._event = msgspec.json.decode(self.payload)
-        return self._event
-
-
-class Channel:
-    """What goes out for one namespace, with the faults of contents: duplicates, fragments and what is no event."""
-
-    def __init__(self, told: Told, seed: str) -> None:
-        self._told = told
-        self._chance = random.Random(seed)  # noqa: S311 - a story, not a secret
-        self._copies: deque[tuple[int, Outgoing]] = deque()
-        self._malformed = itertools.cycle(_MALFORMED)
-        self.number = 0
-
-    def take(self, count: int, settings: SimulatorSettings) -> list[Outgoing]:
-        """Take the next `count` events and what goes with them; fewer if the story ends."""
-        items = []
-        faulty = settings.duplicates or settings.malformed or settings.fragmented
-        for uuid, payload in itertools.islice(self._told, count):
-            self.number += 1
-            items.append(Outgoing(self.number, uuid, payload, frames.encode(frames.TEXT, payload)))
-            if faulty or self._copies:
-                self._spoil(items, settings)
-        return items
-
-    def _spoil(self, items: list[Outgoing], settings: SimulatorSettings) -> None:
-        """Apply the faults to the newest event."""
-        newest, chance = items[-1], self._chance.random
-        if chance() < settings.fragmented:
-            newest.frame = self._fragments(newest.payload)
-        if chance() < settings.duplicates:
-            self._copies.append((self.number + _COPY_AFTER, newest))
-        if chance() < settings.malformed:
-            items.append(Outgoing(0, b"", b"", frames.encode(frames.TEXT, next(self._malformed))))
-        items += self.copies(self.number)
-
-    def copies(self, until: float = math.inf) -> list[Outgoing]:
-        """Take the duplicates that are due; all of them without a limit."""
-        items = []
-        while self._copies and self._copies[0][0] <= until:
-            _, original = self._copies.popleft()
-            items.append(Outgoing(0, original.uuid, original.payload, original.frame))
-        return items
-
-    def _fragments(self, payload: bytes) -> bytes:
-        first, second = sorted(self._chance.choices(range(len(payload)), k=2))
-        return (
-            frames.encode(frames.TEXT, payload[:first], fin=False)
-            + frames.encode(frames.PING, b"between fragments")
-            + frames.encode(frames.CONTINUATION, payload[first:second], fin=False)
-            + frames.encode(frames.CONTINUATION, payload[second:])
-        )
-
-
-class Batch(NamedTuple):
-    """Messages for the listeners of one namespace; for all listeners if it is None."""
-
-    namespace: str | None
-    items: list[Outgoing]
-
-
-class Traffic:
-    """All channels, taken from in turn.
-
-    Raises:
-        OSError: The file to replay can't be read.
-        ValueError: It holds something that is no event.
-    """
-
-    def __init__(self, settings: SimulatorSettings) -> None:
-        self.seed = random.SystemRandom().getrandbits(32) if settings.seed is None else settings.seed
-        self.generated = 0
-        self._moment = b""
-        self._turn = 0
-        self._replay: Channel | None = None
-        self._channels: dict[str | None, Channel] = {}
-        self._exhausted = False
-        if settings.replay is not None:
-            self._channels[None] = self._replay = Channel(iter(list(read_replay(settings.replay))), f"{self.seed}/replay")
-
-    def has_ended(self, settings: SimulatorSettings) -> bool:
-        """Whether there is nothing more to tell."""
-        return self._exhausted or (settings.count is not None and self.generated >= settings.count)
-
-    def take(self, count: int, namespaces: Sequence[str], now: datetime, settings: SimulatorSettings) -> list[Batch]:
-        """Make the next events, at most `count`: from the replay, or from each namespace's story in turn."""
-        self._moment = f"{now:%Y-%m-%dT%H:%M:%SZ}".encode()
-        left = count if settings.count is None else min(count, settings.count - self.generated)
-        sources: Sequence[str | None] = [None] if self._replay else namespaces
-        share = math.ceil(left / len(sources))
-        batches = []
-        while left > 0 and not self._exhausted:
-            source = sources[self._turn % len(sources)]
-            self._turn += 1
-            channel = self._channels.get(source) or self._open(source or "", settings)
-            before = channel.number
-            batches.append(Batch(source, channel.take(min(share, left), settings)))
-            self._exhausted = channel.number - before < min(share, left)
-            self.generated += channel.number - before
-            left -= channel.number - before
-        if self.has_ended(settings):
-            batches += [Batch(source, channel.copies()) for source, channel in self._channels.items()]
-        return batches
-
-    def _open(self, namespace: str, settings: SimulatorSettings) -> Channel:
-        fast = settings.rate == 0 or settings.rate >= _LAPS_FROM
-        told = (tell_laps if fast else tell_world)(namespace, self.seed, lambda: self._moment)
-        self._channels[namespace] = Channel(told, f"{self.seed}/{namespace}/faults")
-        return self._channels[namespace]
-
-
-# Connections and the loop that owns them.
 
 
 class _Connection:
@@ -718,7 +299,7 @@ class Simulator:
     def _call(self, function: Callable[[float], None]) -> None:
         """Have the loop call a function with the time."""
         self._calls.put(function)
-        with suppress(BlockingIOError, OSError):
+        with suppress(OSError):
             self._alarm.send(b"\0")
 
     def _run(self) -> None:

@@ -243,6 +243,19 @@ def test_what_a_user_asked_for_happens_while_its_action_is_in_progress(story: li
             assert subjects & {event.resource_uri, *event.parents}, event
 
 
+@given(stories)
+@settings(max_examples=25, deadline=None)
+def test_an_action_takes_its_subject_to_one_new_state_over_one_other_at_most(story: list[WorldEvent]) -> None:
+    changes: dict[str, int] = {}
+    for event in story:
+        if event.type != "action":
+            changes[event.resource_uri] = changes.get(event.resource_uri, 0) + 1
+        elif event.state == "In progress":
+            changes[event.parents[0]] = 0
+        elif event.state in ("Success", "Failed") and event.action == "update":
+            assert changes[event.parents[0]] <= 2, event
+
+
 def test_all_documented_states_occur_and_no_others() -> None:
     seen: dict[str, set[str]] = {}
     for event in long_story():
