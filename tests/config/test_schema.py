@@ -57,7 +57,7 @@ def test_the_example_is_valid_and_loads_without_anything_else(validator: Draft20
 
     assert list(validator.iter_errors(example)) == []
     assert {stream.type for stream in settings.streams.values()} == {"docker-cloud", "engine"}
-    assert {sink.type for sink in settings.sinks.values()} == {"stdout", "webhook"}
+    assert {sink.type for sink in settings.sinks.values()} == {"kafka", "mqtt", "stdout", "webhook"}
 
 
 def test_editors_find_the_schema_by_the_first_line_of_the_example() -> None:
