@@ -1,12 +1,11 @@
-"""The journal's owner: who may write when, what is in memory, what to do when the disk is full."""
+"""The journal's owner: who may write when, what is in memory, and who waits for what."""
 
-import sqlite3
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -16,6 +15,8 @@ import structlog
 from bridge.journal import file, tables
 from bridge.journal.cursor import Cursor
 from bridge.journal.records import Batch, Books, DeadLetter, Retry, Settlement, StreamBooks
+from bridge.journal.space import Space
+from bridge.journal.store import Store
 from bridge.journal.window import Window
 from bridge.sink import Entry
 
@@ -26,19 +27,6 @@ _TRY_AGAIN: Final = 0.25
 
 _GROUP: Final = 256
 """Batches in one transaction at most."""
-
-_PRUNE_ROWS: Final = 256
-"""Rows deleted in one transaction at most, so that nobody waits long for the write lock."""
-
-_DROP_ROWS: Final = 16
-"""Batches dropped at a time, when the oldest have to go."""
-
-_RESERVE: Final = 32 << 20
-"""Bytes of the disk that events leave to SQLite's log (16 MiB, now and then more). Without it outcomes could not be recorded
-any more, and what was delivered would fill the disk for ever."""
-
-_ENOUGH_SHARE: Final = 64
-"""Which part of the journal has to be free before it takes events again, once it was full."""
 
 _UUID_ON_DISK: Final = 40
 """Bytes that a remembered uuid takes in the file at most, when every batch has one event."""
@@ -108,24 +96,17 @@ class Journal:
         self._options = options
         self._observe_commit = observe_commit
         self._monotonic = monotonic
-        self._lock_file = file.lock(options.path)
-        try:
-            self._db = file.prepare(options.path)
-        except file.JournalError:
-            self._lock_file.close()
-            raise
+        self._store = Store(options.path, options.durability, options.max_bytes)
         self._peek_db = file.connect(options.path, read_only=True)
         self._peek = threading.Lock()
         self._write = threading.Lock()
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._waiting: deque[_Ticket] = deque()
-        self._next = tables.next_seq(self._db)
-        self._streams = tables.stream_books(self._db)
+        self._next = tables.next_seq(self._store.db)
+        self._streams = tables.stream_books(self._store.db)
         self._sinks: dict[str, Cursor] = {}
-        self._used = tables.used_bytes(self._db)
-        self._troubles: dict[str, str] = {}
-        self._unsynced = False
+        self._space = Space(self._store, self._sinks, self._changed, options.when_full)
         self._window = self._restore_window(clock())
 
     # Streams
@@ -161,18 +142,18 @@ class Journal:
         Raises:
             JournalError: It can't be recorded.
         """
-        with self._write, self._telling_of_trouble("sinks"):
+        with self._write, self._store.telling_of_trouble("sinks"):
             if name in self._sinks:
                 return
-            row = tables.sinks(self._db).get(name)
+            row = tables.sinks(self._store.db).get(name)
             if row is None:
-                oldest = tables.oldest_first(self._db) if start_at == "earliest" else None
+                oldest = tables.oldest_first(self._store.db) if start_at == "earliest" else None
                 start = self._next if oldest is None else oldest
                 row = tables.SinkRow(start, start, 0, 0, 0, 0)
-                with self._transaction(synced=False):
-                    tables.save_sink(self._db, name, row)
-            retrying = tables.count_retries(self._db).get(name, 0)
-            dead_letters = tables.count_dead_letters(self._db).get(name, 0)
+                with self._store.transaction(synced=False) as db:
+                    tables.save_sink(db, name, row)
+            retrying = tables.count_retries(self._store.db).get(name, 0)
+            dead_letters = tables.count_dead_letters(self._store.db).get(name, 0)
             with self._changed:
                 self._sinks[name] = Cursor(row, retrying, dead_letters, file.connect(self._options.path, read_only=True))
 
@@ -182,12 +163,12 @@ class Journal:
         Raises:
             JournalError: It can't be recorded.
         """
-        with self._write, self._telling_of_trouble("sinks"):
-            retrying = tables.count_retries(self._db)
-            rows = {name: row for name, row in tables.sinks(self._db).items() if name not in names}
-            with self._transaction(synced=False):
+        with self._write, self._store.telling_of_trouble("sinks"):
+            retrying = tables.count_retries(self._store.db)
+            rows = {name: row for name, row in tables.sinks(self._store.db).items() if name not in names}
+            with self._store.transaction(synced=False) as db:
                 for name in rows:
-                    tables.delete_sink(self._db, name)
+                    tables.delete_sink(db, name)
             for name, row in rows.items():
                 with self._changed:
                     gone = self._sinks.pop(name, None)
@@ -288,8 +269,8 @@ class Journal:
             Closed: The journal was closed.
             JournalError: It can't be read.
         """
-        with self._peeking() as db:
-            return tables.dead_letters(db, sink)
+        with self._peeking():
+            return tables.dead_letters(self._peek_db, sink)
 
     def quarantine(self, stream: str) -> list[bytes]:
         """The malformed messages of a stream that are kept (truncated), oldest first.
@@ -298,8 +279,8 @@ class Journal:
             Closed: The journal was closed.
             JournalError: It can't be read.
         """
-        with self._peeking() as db:
-            return [malformed.frame for malformed in tables.quarantine(db, stream)]
+        with self._peeking():
+            return [malformed.frame for malformed in tables.quarantine(self._peek_db, stream)]
 
     # Everybody
 
@@ -312,8 +293,8 @@ class Journal:
                     for name, books in self._streams.items()
                 },
                 {name: cursor.books(self._next) for name, cursor in self._sinks.items()},
-                self._used,
-                self._trouble(),
+                self._store.used,
+                self._store.trouble(),
             )
 
     def oldest(self, sink: str) -> bytes | None:
@@ -324,140 +305,78 @@ class Journal:
             JournalError: It can't be read.
         """
         cursor = self._sinks[sink]
-        with self._peeking() as db:
+        with self._peeking():
             if cursor.retrying:
-                return tables.oldest_retry(db, sink)
+                return tables.oldest_retry(self._peek_db, sink)
             seq = cursor.row.cursor
-            row = tables.load_row(db, seq) if seq < self._next else None
+            row = tables.load_row(self._peek_db, seq) if seq < self._next else None
             return None if row is None or row.damaged else row.lines[seq - row.first]
 
     def prune(self) -> None:
         """Delete what no cursor and no dedup window needs, and make settled outcomes durable. Meant for every second or so."""
         while True:
             with self._write:
-                if self._closing.is_set() or not self._prune_some():
+                if self._closing.is_set() or not self._space.prune_some(self._window.floor):
                     break
         with self._write:
-            if self._unsynced and not self._closing.is_set():
-                with self._watching_the_disk("sync"):
-                    self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
-                    self._unsynced = False
+            if not self._closing.is_set():
+                self._store.sync()
 
     def close(self) -> None:
         """Wake everybody who waits, bring the file into order and let go of it. May be called twice."""
         self._closing.set()
         self.wake()
         with self._write, self._peek:
-            if self._lock_file.closed:
+            if self._store.closed:
                 return
             for cursor in self._sinks.values():
                 with cursor.reading:
                     cursor.db.close()
             self._peek_db.close()
-            with self._watching_the_disk("sync"):
-                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self._db.close()
-            self._lock_file.close()
+            self._store.close()
 
     # Inside: everything below is called with the write lock held, unless it says otherwise.
 
     def _restore_window(self, now: float) -> Window:
         wanted = self._options.window_events
-        largest = min(self._options.max_bytes, file.disk_space(self._options.path).total - _RESERVE)
-        limit = max(1, min(wanted, largest // (_UUID_SHARE * _UUID_ON_DISK)))
+        limit = max(1, min(wanted, self._store.largest() // (_UUID_SHARE * _UUID_ON_DISK)))
         if limit < wanted:
             log.warning("fewer uuids are remembered than wanted: the journal is too small", wanted=wanted, remembered=limit)
-        oldest = tables.oldest_seen(self._db, now - self._options.window, limit)
+        oldest = tables.oldest_seen(self._store.db, now - self._options.window, limit)
         if oldest is None:
             return Window(self._options.window, limit, self._monotonic(), self._next)
         window = Window(self._options.window, limit, self._monotonic(), oldest)
-        for first, keys in tables.seen_keys(self._db, oldest):
+        for first, keys in tables.seen_keys(self._store.db, oldest):
             window.remember(keys, first, self._monotonic())
         return window
-
-    @contextmanager
-    def _telling_of_trouble(self, what: str) -> Iterator[None]:
-        """Note a failure of the disk as trouble, until the same thing goes well, and raise it as a `JournalError`."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            self._set_trouble(what, f"{self._options.path}: {error}")
-            raise file.JournalError(f"{self._options.path}: {error}") from error
-        self._set_trouble(what, None)
-
-    @contextmanager
-    def _watching_the_disk(self, what: str) -> Iterator[None]:
-        """Note a failure of the disk as trouble, until the same thing goes well, and go on."""
-        with suppress(file.JournalError), self._telling_of_trouble(what):
-            yield
 
     @contextmanager
     def _reading(self, sink: str) -> Iterator[Cursor]:
         """Use a sink's cursor for reading; called by the sink's thread, without the write lock."""
         cursor = self._sinks[sink]
-        with cursor.reading, self._telling_of_trouble(f"read {sink}"):
+        with cursor.reading, self._store.telling_of_trouble(f"read {sink}"):
             if self._closing.is_set():
                 raise Closed
             yield cursor
 
     @contextmanager
-    def _peeking(self) -> Iterator[sqlite3.Connection]:
-        """Use the connection of those who only look; without the write lock."""
-        with self._peek, self._telling_of_trouble("look"):
+    def _peeking(self) -> Iterator[None]:
+        """Use `_peek_db`, the connection of those who only look; without the write lock."""
+        with self._peek, self._store.telling_of_trouble("look"):
             if self._closing.is_set():
                 raise Closed
-            yield self._peek_db
-
-    @contextmanager
-    def _transaction(self, *, synced: bool) -> Iterator[None]:
-        full = synced and self._options.durability == "full"
-        changes = self._db.total_changes
-        self._db.execute("PRAGMA synchronous=FULL" if full else "PRAGMA synchronous=NORMAL")
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
             yield
-            changed = self._db.total_changes != changes
-            # Before the commit, since nothing may fail after it: what is on disk is then what memory says, too.
-            used = tables.used_bytes(self._db) if changed else self._used
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.rollback()
-            raise
-        if changed:
-            self._unsynced = not full
-            self._used = used
-
-    def _trouble(self) -> str | None:
-        """What is wrong first of all; without the write lock, but with that of `_changed`."""
-        return next(iter(self._troubles.values()), None)
-
-    def _set_trouble(self, what: str, trouble: str | None) -> None:
-        """Note what is wrong with doing a thing, or that nothing is; without the write lock."""
-        if self._troubles.get(what) == trouble:
-            return
-        with self._changed:
-            before = self._trouble()
-            if trouble is None:
-                self._troubles.pop(what, None)
-            else:
-                self._troubles[what] = trouble
-            after = self._trouble()
-        if after is None:
-            log.info("the journal works again")
-        elif after != before:
-            log.error("the journal is in trouble, and tries again until it works", trouble=after)
 
     def _commit_waiting(self) -> bool:
         """Commit what waits, or tell that there is no room or the disk fails; tickets that got their outcome are done."""
-        if (self._used >= self._limit() or "room" in self._troubles) and not self._make_room():
+        if not self._space.has_room(self._window.floor):
             return False
         tickets = [self._waiting[i] for i in range(min(len(self._waiting), _GROUP))]
         began = self._monotonic()
-        with self._watching_the_disk("append"):
+        with self._store.watching_the_disk("append"):
             taken: dict[bytes, bytes] = {}
             outcomes: list[Appended] = []
-            with self._transaction(synced=True):
+            with self._store.transaction(synced=True):
                 for ticket in tickets:
                     fresh = self._window.unseen(ticket.batch.events, taken)
                     outcomes.append(self._insert(ticket.batch, self._next + len(taken), fresh))
@@ -479,13 +398,14 @@ class Journal:
         return False
 
     def _insert(self, batch: Batch, first: int, fresh: dict[bytes, bytes]) -> Appended:
+        db = self._store.db
         outcome = Appended(len(fresh), len(batch.events) - len(fresh))
         if fresh:
-            tables.insert_batch(self._db, first, batch.received, fresh)
+            tables.insert_batch(db, first, batch.received, fresh)
         if batch.malformed:
-            tables.insert_quarantine(self._db, batch.stream, batch.received, batch.malformed)
+            tables.insert_quarantine(db, batch.stream, batch.received, batch.malformed)
         received = len(batch.events) + len(batch.malformed)
-        tables.add_counts(self._db, batch.stream, (received, *outcome), batch.position)
+        tables.add_counts(db, batch.stream, (received, *outcome), batch.position)
         return outcome
 
     def _count(self, batch: Batch, outcome: Appended) -> None:
@@ -503,12 +423,12 @@ class Journal:
         if new and outcome.first != cursor.row.cursor:
             return True
         after = cursor.after(outcome)
-        with self._watching_the_disk(f"settle {sink}"):
-            with self._transaction(synced=False):
-                tables.save_sink(self._db, sink, after)
-                tables.save_retries(self._db, sink, outcome.retries)
-                tables.delete_retries(self._db, sink, outcome.resolved)
-                tables.insert_dead(self._db, sink, outcome.dead)
+        with self._store.watching_the_disk(f"settle {sink}"):
+            with self._store.transaction(synced=False) as db:
+                tables.save_sink(db, sink, after)
+                tables.save_retries(db, sink, outcome.retries)
+                tables.delete_retries(db, sink, outcome.resolved)
+                tables.insert_dead(db, sink, outcome.dead)
             with self._changed:
                 cursor.settled(after)
                 cursor.retrying += new - outcome.delivered - outcome.filtered - len(outcome.dead)
@@ -524,74 +444,15 @@ class Journal:
         Returns:
             False if the disk fails.
         """
-        with self._write, self._watching_the_disk(f"skip {sink}"):
+        with self._write, self._store.watching_the_disk(f"skip {sink}"):
             seq = cursor.row.cursor
             row = None if self._closing.is_set() else cursor.row_at(seq)
             if self._closing.is_set() or (row is not None and not row.damaged):
                 return True
             # To where the next row begins: how long a damaged one is can't be believed.
-            end = tables.first_after(self._db, seq) or self._next
+            end = tables.first_after(self._store.db, seq) or self._next
             if end > seq:
-                self._jump({sink: cursor}, end)
+                self._space.jump({sink: cursor}, end)
                 log.error("stored events are damaged and were dropped", sink=sink, first=seq, events=end - seq)
             return True
         return False
-
-    def _jump(self, cursors: dict[str, Cursor], end: int) -> None:
-        """Move cursors to a place and count what they jump over as dropped."""
-        after = {name: cursor.jumped(end) for name, cursor in cursors.items() if cursor.row.cursor < end}
-        with self._transaction(synced=False):
-            for name, row in after.items():
-                tables.save_sink(self._db, name, row)
-        with self._changed:
-            for name, row in after.items():
-                cursors[name].row = row
-
-    def _limit(self) -> int:
-        """How large the journal may become: by its settings, and so that a reserve is left on the disk."""
-        return min(self._options.max_bytes, file.disk_space(self._options.path).available - _RESERVE)
-
-    def _make_room(self) -> bool:
-        """Bring the journal below its limit, or tell that it is full."""
-        limit = self._limit()
-        # Well below it, so that a sink that is a little too slow does not make it full and not full all the time.
-        enough = limit - limit // _ENOUGH_SHARE
-        while self._used > enough and self._prune_some():
-            pass
-        if self._options.when_full == "drop_oldest":
-            with self._watching_the_disk("drop"):
-                self._drop_oldest(limit * 15 // 16)
-        if self._used <= enough:
-            self._set_trouble("room", None)
-            return True
-        how = f"full, journal.max_bytes is {limit}"
-        if limit < self._options.max_bytes:
-            how = f"the disk is full but for a reserve of {_RESERVE >> 20} MiB"
-        self._set_trouble("room", f"{self._options.path}: {how}; a sink is behind, or has many dead letters")
-        return False
-
-    def _drop_oldest(self, enough: int) -> None:
-        """Drop the oldest batches, which the slowest sinks have not delivered, until no more than enough is in use."""
-        before = {name: cursor.row.dropped for name, cursor in self._sinks.items()}
-        while self._used > enough:
-            end = tables.oldest_end(self._db, _DROP_ROWS)
-            if end is None:
-                break
-            self._jump(self._sinks, end)
-            with self._transaction(synced=False):
-                tables.delete_batches(self._db, end, _DROP_ROWS)
-        dropped = {name: cursor.row.dropped - before[name] for name, cursor in self._sinks.items()}
-        if any(dropped.values()):
-            log.error("the journal is full, the oldest undelivered events were dropped", events=dropped)
-
-    def _prune_some(self) -> bool:
-        """Delete some rows that nobody needs; tell whether there may be more."""
-        deleted = 0
-        with self._watching_the_disk("prune"), self._transaction(synced=False):
-            # The table, not memory: sinks that nobody has added yet keep their events, too.
-            passed = tables.least_cursor(self._db) or self._next
-            deleted = max(
-                tables.delete_batches(self._db, passed, _PRUNE_ROWS),
-                tables.delete_seen(self._db, self._window.floor, _PRUNE_ROWS),
-            )
-        return deleted == _PRUNE_ROWS

@@ -19,7 +19,19 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.event import Event
-from bridge.journal import Appended, Batch, DeadLetter, Journal, JournalError, JournalOptions, Retry, Settlement, file, log
+from bridge.journal import (
+    Appended,
+    Batch,
+    DeadLetter,
+    Journal,
+    JournalError,
+    JournalOptions,
+    Retry,
+    Settlement,
+    file,
+    log,
+    space,
+)
 from bridge.sink import Entry
 
 Open = Callable[..., Journal]
@@ -142,7 +154,7 @@ def test_a_sink_that_is_a_little_too_slow_does_not_fill_the_log(
     open_journal: Open, thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log, "_TRY_AGAIN", 0.001)
-    monkeypatch.setattr(log, "_ENOUGH_SHARE", 4)
+    monkeypatch.setattr(space, "_ENOUGH_SHARE", 4)
     journal = open_journal(max_bytes=200_000)
     following = fill(journal)
 
