@@ -1,0 +1,268 @@
+"""Events as Kafka records, acknowledged by the brokers.
+
+A delivery goes in rounds. In each, every partition gets one record batch at most, and the next round begins when the fate of
+all is known. That is what keeps order: a batch is stored as a whole or not at all, so that nothing can overtake an event that
+failed. Events of one resource that go to different partitions go in different rounds. Usually one round is all.
+
+What is nobody's fault but the event's is found by halves: a batch that is refused as a whole is sent again in smaller ones,
+until the record that is to blame stands alone. When the brokers are to blame, the whole client is thrown away
+(`sinks.kafka_client` tells why) and `open` makes a new one.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import ClassVar, Final
+
+import structlog
+
+from bridge.sink import Entry, Failure, Reason, Unavailable
+from sinks.kafka_client import Client
+from sinks.kafka_records import Partition, Record, shared_headers, spread
+from sinks.kafka_settings import KafkaSettings
+from sinks.kafka_template import Keys, Topics, problem_of
+from sinks.kafka_verdict import BYSTANDER, INVALID, UNAUTHORIZED, Refusal, Verdict, judge
+
+log = structlog.get_logger(__name__)
+
+_LARGEST_EVENT: Final = 1_000_000
+"""Bytes of an event at most, unless `journal.max_event_bytes` says otherwise."""
+_ROOM: Final = 1024
+"""Bytes that key, headers and the batch's own head take beyond an event."""
+_UNLIMITED: Final = 1 << 30
+_UNPLACED: Final = -1
+
+
+class _Call:
+    """What one `deliver` has come to so far.
+
+    Args:
+        limit: Bytes of a record batch at most.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._sizes: dict[Partition, int] = {}
+        self._rejected: list[Failure] = []
+        self._failed: list[tuple[Record, Reason, str]] = []
+        # For each lane in which something failed for now: the place of the first such record.
+        self._waiting: dict[str, int] = {}
+        self.todo: list[Record] = []
+        self.delivered: set[int] = set()
+
+    def next_round(self) -> dict[Partition, list[Record]]:
+        """Take what goes now out of what is to do: one batch per partition, and each lane in one partition only."""
+        batches: dict[Partition, list[Record]] = {}
+        room: dict[Partition, int] = {}
+        place: dict[str, Partition | None] = {}
+        left: list[Record] = []
+        for record in self.todo:
+            partition = record.partition
+            free = room.get(partition, self._limit) - record.size
+            batch = batches.get(partition)
+            fits = batch is None or (free >= 0 and len(batch) < self._sizes.get(partition, _UNLIMITED))
+            if fits and place.get(record.lane, partition) == partition:
+                place[record.lane] = partition
+                room[partition] = free
+                batches.setdefault(partition, []).append(record)
+            else:
+                # Neither may anything later of its lane go now.
+                place[record.lane] = None
+                left.append(record)
+        self.todo = left
+        return batches
+
+    def acknowledge(self, partition: Partition, records: Sequence[Record]) -> None:
+        """Note what was acknowledged; after that, a batch may be larger again."""
+        self.delivered.update([record.entry.seq for record in records])
+        if partition in self._sizes:
+            self._sizes[partition] *= 2
+
+    def divide(self, partition: Partition, records: Sequence[Record]) -> None:
+        """Send records again, half as many at once."""
+        self._sizes[partition] = max(1, len(records) // 2)
+        self.again(records)
+
+    def again(self, records: Sequence[Record]) -> None:
+        """Send records again, in their old place."""
+        self.todo = sorted([*records, *self.todo], key=lambda record: record.place)
+
+    def reject(self, record: Record, reason: Reason, words: str) -> None:
+        """Note that a record failed for ever."""
+        self._rejected.append(Failure.rejected(record.entry, reason, words))
+
+    def retry(self, record: Record, reason: Reason, words: str) -> None:
+        """Note that a record failed for now; what comes after it in its lane waits for it."""
+        self._failed.append((record, reason, words))
+        self._waiting[record.lane] = min(record.place, self._waiting.get(record.lane, record.place))
+
+    def hold(self) -> None:
+        """Take what has to wait out of what is to do."""
+        if self._waiting:
+            held = {record.place for record in self.todo if self._waiting.get(record.lane, record.place) < record.place}
+            self._failed += [(record, "held", "") for record in self.todo if record.place in held]
+            self.todo = [record for record in self.todo if record.place not in held]
+
+    def failures(self) -> list[Failure]:
+        """What was not delivered."""
+        return self._rejected + [
+            Failure.held(record.entry)
+            if self._waiting[record.lane] < record.place
+            else Failure.retry(record.entry, reason, words)
+            for record, reason, words in self._failed
+        ]
+
+
+class KafkaSink:
+    """Sends events to Kafka.
+
+    Args:
+        name: The sink's name in the configuration.
+        settings: Its settings.
+    """
+
+    Settings: ClassVar = KafkaSettings
+
+    def __init__(self, name: str, settings: KafkaSettings) -> None:
+        self.name = name
+        self._settings = settings
+        self._topics = Topics(settings.topic)
+        self._keys = Keys(settings.key)
+        self._turns = count()
+        self._client: Client | None = None
+        self._advised = False
+
+    def open(self) -> None:
+        """Connect, and look for the topic, if it is always the same.
+
+        Raises:
+            Unavailable: Either is not possible.
+        """
+        self.close()
+        client = self._client = Client(self._settings)
+        try:
+            client.connect()
+            if self._topics.fixed is not None:
+                self._look_for(client, self._topics.fixed)
+        except BaseException:
+            self.close()
+            raise
+
+    def deliver(self, entries: Sequence[Entry]) -> Sequence[Failure]:
+        """Send all entries.
+
+        Raises:
+            Unavailable: The brokers are not available, with what they have acknowledged.
+        """
+        client = self._client
+        if client is None:
+            raise Unavailable("the sink is not open", "internal")
+        call = _Call(self._settings.record_batch_bytes)
+        try:
+            self._place(client, call, [self._record(place, entry) for place, entry in enumerate(entries)])
+            while call.todo:
+                self._send(client, call, call.next_round())
+        except Unavailable as error:
+            # Only here is it known what was acknowledged before.
+            error.delivered = call.delivered
+            raise
+        return call.failures()
+
+    def close(self) -> None:
+        """Drop all connections; what is under way is not waited for."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def _record(self, place: int, entry: Entry) -> Record:
+        event = entry.fields
+        return Record(
+            entry=entry,
+            place=place,
+            lane=event.resource_uri if self._settings.ordering == "resource" else event.uuid,
+            partition=(self._topics.name(event), _UNPLACED),
+            key=self._keys.key(event),
+            uuid=event.uuid.encode(),
+            shared=shared_headers(event),
+        )
+
+    def _place(self, client: Client, call: _Call, records: Sequence[Record]) -> None:
+        """Give each record its partition; those that can have none fail."""
+        names = {record.partition[0] for record in records}
+        wrong = {name: Refusal(INVALID, problem) for name in names if (problem := problem_of(name))}
+        found = wrong | client.partitions(names - wrong.keys())
+        turn = next(self._turns)
+        for record in records:
+            topic = record.partition[0]
+            known = found[topic]
+            if isinstance(known, Refusal):
+                self._refuse(call, topic, [record], judge(known))
+            else:
+                record.partition = (topic, (turn if record.key is None else spread(record.key)) % known)
+                call.todo.append(record)
+        call.hold()
+
+    def _send(self, client: Client, call: _Call, batches: Mapping[Partition, Sequence[Record]]) -> None:
+        """Send a round of batches, and judge what was refused.
+
+        Raises:
+            Unavailable: It is the brokers' fault.
+        """
+        outcomes = client.produce(batches)
+        for partition, outcome in outcomes.items():
+            refused = {index for index, refusal in enumerate(outcome) if refusal is not None}
+            stored = [record for index, record in enumerate(batches[partition]) if index not in refused]
+            if stored:
+                call.acknowledge(partition, stored)
+        for partition, outcome in outcomes.items():
+            refused_records = [(batches[partition][index], refusal) for index, refusal in enumerate(outcome) if refusal]
+            if refused_records:
+                self._judge(client, call, partition, refused_records)
+        call.hold()
+
+    def _judge(self, client: Client, call: _Call, partition: Partition, refused: Sequence[tuple[Record, Refusal]]) -> None:
+        blamed = [(record, judge(refusal)) for record, refusal in refused if refusal is not BYSTANDER]
+        if not blamed:
+            call.divide(partition, [record for record, _ in refused])
+            return
+        topic = partition[0]
+        verdict = blamed[0][1]
+        if verdict.fault == "sink":
+            silent = all(refusal.code is None for _, refusal in refused)
+            raise client.unavailable(verdict.words) if silent else self._unavailable(verdict, topic)
+        if verdict.fault in {"topic", "name"}:
+            self._refuse(call, topic, [record for record, _ in refused], verdict)
+        elif len(blamed) == len(refused) > 1:
+            call.divide(partition, [record for record, _ in refused])
+        else:
+            call.again([record for record, refusal in refused if refusal is BYSTANDER])
+            for record, its in blamed:
+                fail = call.reject if its.fault == "record" else call.retry
+                fail(record, its.reason, f"topic {topic}: {its.words}")
+
+    def _refuse(self, call: _Call, topic: str, records: Sequence[Record], verdict: Verdict) -> None:
+        """A topic takes nothing: if there is but one, that is the sink's trouble, else that of the events for it."""
+        if self._topics.fixed is not None:
+            raise self._unavailable(verdict, topic)
+        fail = call.reject if verdict.fault == "name" else call.retry
+        for record in records:
+            fail(record, verdict.reason, f"topic {topic}: {verdict.words}")
+
+    def _unavailable(self, verdict: Verdict, topic: str) -> Unavailable:
+        return Unavailable(f"{self._settings.where}, topic {topic}: {verdict.words}", verdict.reason)
+
+    def _look_for(self, client: Client, topic: str) -> None:
+        """See whether the only topic is there, and say once what is going to go wrong with it."""
+        found = client.partitions([topic])[topic]
+        if isinstance(found, Refusal):
+            raise self._unavailable(judge(found), topic)
+        if self._advised:
+            return
+        limit, allowed = client.describe(topic)
+        if allowed is False:
+            raise self._unavailable(judge(Refusal(UNAUTHORIZED)), topic)
+        self._advised = True
+        if limit is not None and limit < _LARGEST_EVENT + _ROOM:
+            log.warning(
+                "large events will be refused: the topic's max.message.bytes is too small",
+                **{"sink": self.name, "topic": topic, "max.message.bytes": limit, "needed": _LARGEST_EVENT + _ROOM},
+            )

@@ -1,0 +1,129 @@
+"""What it means that a record was not acknowledged: whose fault it is, and in which words to say it; pure.
+
+kafka-python says little by its exceptions: a wrong password, an unknown certificate authority and a broker that is gone all
+look like a timeout. What really happened stands in what it logs; `overheard` finds the most telling line.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Final, Literal, NamedTuple
+
+from bridge.sink import Reason
+
+Fault = Literal[
+    "record",  # A record, for ever. Of several in one batch it is not known which.
+    "perhaps",  # A record, perhaps: the broker failed with it.
+    "topic",  # The topic as a whole, for now.
+    "name",  # The topic's name, for ever.
+    "sink",  # The brokers or the way to them.
+]
+
+
+class Refusal(NamedTuple):
+    """Why a record was not acknowledged.
+
+    Attributes:
+        code: The error code of Kafka's protocol; None if the client said it by itself.
+        words: What was said.
+    """
+
+    code: int | None
+    words: str = ""
+
+
+class Verdict(NamedTuple):
+    """What a refusal means: whose fault it is, as a label, and in words."""
+
+    fault: Fault
+    reason: Reason
+    words: str
+
+
+BYSTANDER: Final = Refusal(None, "another record of the same batch was refused")
+"""Why a record was refused that nothing is wrong with."""
+
+MISSING: Final = 3
+INVALID: Final = 17
+UNAUTHORIZED: Final = 29
+
+LOGIN_REFUSED: Final = "login refused"
+
+# Codes and names: https://kafka.apache.org/protocol#protocol_error_codes
+_CODES: Final[dict[int, Verdict]] = {
+    -1: Verdict("perhaps", "server_error", "the broker failed"),
+    2: Verdict("record", "rejected", "the broker calls the record corrupt"),
+    3: Verdict("topic", "not_found", "the topic does not exist; create it, or set `allow_auto_create_topics: true`"),
+    5: Verdict("sink", "server_error", "a partition has no leader"),
+    6: Verdict("sink", "server_error", "a partition's leader is changing"),
+    7: Verdict("sink", "timeout", "the broker's replicas did not answer in time"),
+    10: Verdict("record", "too_large", "the record is larger than the topic's `max.message.bytes`"),
+    13: Verdict("sink", "unreachable", "the connection was lost"),
+    17: Verdict("name", "rejected", "the broker does not accept the topic's name"),
+    18: Verdict("record", "too_large", "the record batch is larger than the topic's segments"),
+    19: Verdict("sink", "server_error", "there are fewer replicas in sync than `min.insync.replicas`"),
+    20: Verdict("sink", "server_error", "there are fewer replicas in sync than `min.insync.replicas`"),
+    29: Verdict("topic", "unauthorized", "we are not allowed to write to the topic"),
+    31: Verdict("sink", "unauthorized", "we are not allowed to write to the cluster"),
+    32: Verdict("perhaps", "server_error", "the broker does not accept the record's timestamp; compare the clocks"),
+    35: Verdict("sink", "server_error", "the broker's version is not supported"),
+    43: Verdict("sink", "server_error", "the topic's format of records is too old"),
+    44: Verdict("record", "rejected", "the record violates the broker's policy"),
+    53: Verdict("sink", "unauthorized", "we are not allowed to write"),
+    56: Verdict("sink", "server_error", "the broker's disk fails"),
+    58: Verdict("sink", "unauthorized", "user name or password are not accepted"),
+    76: Verdict("sink", "server_error", "the broker does not know the compression"),
+    87: Verdict("record", "rejected", "the broker refused the record"),
+    89: Verdict("sink", "throttled", "our quota is used up"),
+}
+
+
+def judge(refusal: Refusal) -> Verdict:
+    """Say what a refusal means."""
+    if refusal.code is None:
+        return Verdict("sink", "timeout", refusal.words or "no acknowledgement in time")
+    known = _CODES.get(refusal.code)
+    if known is None:
+        return Verdict("perhaps", "server_error", f"error {refusal.code}: {refusal.words or 'unknown'}")
+    # What the library says about topics and the cluster is their name, or meant for producers of another kind.
+    more = refusal.words if known.fault in {"record", "perhaps", "name"} else ""
+    return known._replace(words=f"{known.words}: {more}") if more else known
+
+
+_SIGNS: Final[tuple[tuple[str, Reason, str], ...]] = (
+    # What tells most comes first: of all that was overheard, the first kind that occurs is the reason.
+    (r"UnsupportedSaslMechanism", "unauthorized", "the broker does not know the mechanism of `sasl`"),
+    (r"IllegalSaslState", "unauthorized", "the broker expects no login at this port"),
+    (r"SaslAuthenticationFailed", "unauthorized", LOGIN_REFUSED),
+    (r"CERTIFICATE_VERIFY_FAILED[^:]*: ([^(]*)", "tls", "the broker's certificate is not accepted: {0}"),
+    (r"alert ([a-z ]*certificate[a-z ]*|unknown ca)", "tls", "the broker does not accept our certificate: {0}"),
+    (r"Handshake failed: .*(EOF|WRONG_VERSION)", "tls", "TLS failed: the broker hung up; does it speak TLS at this port?"),
+    (r"\[SSL: ([A-Z0-9_]+)\]", "tls", "TLS failed: {0}"),
+    (r"Invalid frame length", "tls", "what is answered is not Kafka's protocol; does the broker expect TLS at this port?"),
+    (r"Topic (\S+) is not authorized", "unauthorized", "we are not allowed to see topic {0}"),
+    (r"Topic (\S+) not found in cluster metadata", "not_found", "topic {0} does not exist"),
+    (r"retrying .*: NotEnoughReplicas", "server_error", "there are fewer replicas in sync than `min.insync.replicas`"),
+    (r"retrying .*: ThrottlingQuotaExceeded", "throttled", "our quota is used up"),
+    (r"retrying .*: (?!KafkaConnection|Network|RequestTimedOut|KafkaTimeout)(\w+)Error", "server_error", "the broker says {0}"),
+    (r"Name or service not known|name resolution|nodename nor|DNS", "unreachable", "no address for the name"),
+    (r"Connection refused|ECONNREFUSED", "unreachable", "connection refused"),
+    (r"Request timed out|RequestTimedOut", "timeout", "the broker does not answer"),
+    (r"disconnected", "unreachable", "the broker closed the connection; does it expect TLS or a login?"),
+    (r"Connection (lost|failed)|reset|closed", "unreachable", "the connection was lost"),
+)
+
+
+def overheard(lines: Iterable[str]) -> tuple[Reason, str] | None:
+    """Find out from what the client logged why it did not get through: as a label and in words."""
+    text = list(lines)
+    for pattern, reason, words in _SIGNS:
+        for line in reversed(text):
+            if match := re.search(pattern, line, re.IGNORECASE | re.DOTALL):
+                return reason, words.format(*[(group or "").strip() for group in match.groups()])
+    return None
+
+
+def without(secrets: Iterable[str], text: str) -> str:
+    """A text without secrets, if it should have any."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text

@@ -1,0 +1,157 @@
+"""A real Kafka broker goes away in the middle of everything, refuses, and lacks a topic; nothing is lost, nobody else waits."""
+
+import json
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bridge.simulator import Simulator, SimulatorSettings
+from tests import kafka_broker
+from tests.e2e.harness import (
+    EVENT_BRIDGE,
+    Bridge,
+    assert_books_balance,
+    assert_order_per_resource,
+    clean_environment,
+    until,
+    uuids,
+    value,
+)
+from tests.kafka_broker import Broker, create_topic, read_topic
+
+pytestmark = pytest.mark.skipif(kafka_broker.available() is not None, reason=str(kafka_broker.available()))
+
+EVENTS = 20_000
+OUTAGE = 5.0
+
+
+@pytest.fixture
+def broker() -> Iterator[Broker]:
+    broker = kafka_broker.shared()
+    yield broker
+    broker.restore()
+
+
+@pytest.fixture
+def topic(broker: Broker) -> str:
+    name = f"e2e-{uuid.uuid4().hex[:8]}"
+    create_topic(broker.address(), name)
+    return name
+
+
+def settings(simulator: Simulator, **kafka: Any) -> dict[str, Any]:
+    return {
+        "streams": {"acme": {"url": simulator.url}},
+        "sinks": {"broker": {"type": "kafka", **kafka}, "out": {"type": "stdout"}},
+    }
+
+
+def simulated(count: int, rate: float) -> Simulator:
+    return Simulator(SimulatorSettings(port=0, rate=rate, count=count, seed=5, record=True, wait_for_clients=1))
+
+
+def unavailable(bridge: Bridge) -> tuple[str, str]:
+    """Wait until the Kafka sink is not available; why, as a label and in words."""
+    until(lambda: bridge.status()["sinks"]["broker"]["reason"] is not None, "the sink is called unavailable")
+    sink = bridge.status()["sinks"]["broker"]
+    return sink["reason"], sink["error"]
+
+
+@pytest.mark.parametrize("outage", ["stopped", "killed with requests in flight", "frozen with requests in flight"])
+@pytest.mark.timeout(90)
+def test_a_broker_that_was_away_has_everything_in_order_when_it_is_back(
+    tmp_path: Path, broker: Broker, topic: str, outage: str
+) -> None:
+    patience = "30s" if outage == "stopped" else "1500ms"
+    with simulated(EVENTS, 4000) as simulator:
+        kafka = {"bootstrap_servers": broker.address(), "topic": topic, "delivery_timeout": patience, "connect_timeout": "2s"}
+        with Bridge(tmp_path, settings(simulator, **kafka)) as bridge:
+            until(lambda: value(bridge.metrics(), "sink_events_delivered_total", sink="broker") > 1000, "events arrive")
+            {"stopped": broker.stop, "killed": broker.kill, "frozen": broker.freeze}[outage.split(maxsplit=1)[0]]()
+            before = value(bridge.metrics(), "sink_events_delivered_total", sink="out")
+            time.sleep(OUTAGE)
+            assert value(bridge.metrics(), "sink_events_delivered_total", sink="out") > before + 5000
+            assert value(bridge.metrics(), "sink_pending_events", sink="broker") > 5000
+            if outage != "stopped":
+                assert unavailable(bridge)[0] in {"unreachable", "timeout"}
+            broker.restore()
+            until(lambda: len(simulator.sent_uuids()) == EVENTS, "everything was sent")
+            until(lambda: bridge.pending() == 0, "everything is delivered", 40)
+            metrics, lines = bridge.metrics(), bridge.lines()
+            assert bridge.stop() == 0
+
+    sent = simulator.sent_uuids()
+    arrived = [json.loads(record) for _, record in read_topic(broker.address(), topic)]
+    assert len(sent) == EVENTS
+    assert set(uuids(arrived)) == set(sent)
+    assert_order_per_resource(arrived, sent)
+    assert len(arrived) - EVENTS <= 3 * 1000, "more was repeated than can have been under way"
+    assert sorted(uuids(lines)) == sorted(sent)
+    assert_books_balance(metrics)
+    assert value(metrics, "sink_events_dead_total", sink="broker") == 0
+
+
+SECRETS = ("wrong-secret", "admin-secret", "alice-secret")
+
+
+@pytest.mark.timeout(60)
+def test_status_and_log_say_in_words_what_is_wrong_and_no_secret_shows(tmp_path: Path, broker: Broker, topic: str) -> None:
+    login = {"type": "kafka", "sasl": "SCRAM-SHA-256", "bootstrap_servers": broker.address("SASL"), "topic": topic}
+    sinks = {
+        "password": {**login, "username": "admin", "password": "wrong-secret"},
+        "forbidden": {**login, "username": "alice", "password": "alice-secret"},
+        "missing": {**login, "username": "admin", "password": "admin-secret", "topic": f"missing-{topic}"},
+        "authority": {**login, "sasl": None, "bootstrap_servers": broker.address("TLS"), "tls": True},
+        "fine": {**login, "username": "admin", "password": "admin-secret", "batch": {"max_events": 50}},
+    }
+    expected = {
+        "password": ("unauthorized", "login refused: user admin with SCRAM-SHA-256 is not accepted"),
+        "forbidden": ("unauthorized", "we are not allowed to write to the topic"),
+        "missing": ("not_found", "the topic does not exist; create it"),
+        "authority": ("tls", "the broker's certificate is not accepted: self-signed certificate"),
+    }
+    with simulated(500, 0) as simulator:
+        settings = {"streams": {"acme": {"url": simulator.url}}, "sinks": sinks}
+        with Bridge(tmp_path, settings) as bridge:
+            until(lambda: value(bridge.metrics(), "sink_events_delivered_total", sink="fine") == 500, "the fine one has all")
+            until(
+                lambda: all(bridge.status()["sinks"][name]["reason"] for name in expected), "the others say why they have not"
+            )
+            status = bridge.status()["sinks"]
+            create_topic(broker.address(), f"missing-{topic}")
+            until(lambda: bridge.status()["sinks"]["missing"]["pending"] == 0, "the topic is found when it is there")
+            metrics, everything = bridge.metrics(), bridge.get("/metrics")[1] + bridge.get("/status")[1]
+            assert bridge.stop() == 0
+
+    log = (tmp_path / "log.jsonl").read_text()
+    for name, (reason, words) in expected.items():
+        assert status[name]["reason"] == reason
+        assert words in status[name]["error"]
+        assert words in log
+    assert len(read_topic(broker.address(), f"missing-{topic}")) == 500
+    assert not [secret for secret in SECRETS if secret in log + everything]
+    assert_books_balance(metrics)
+
+
+def test_check_connect_says_what_will_not_work(tmp_path: Path, broker: Broker, topic: str) -> None:
+    create_topic(broker.address(), f"small-{topic}", max_message_bytes="5000")
+    config = tmp_path / "bridge.yaml"
+    where = {"type": "kafka", "bootstrap_servers": broker.address()}
+    sinks = {"good": {**where, "topic": topic}, "small": {**where, "topic": f"small-{topic}"}}
+    sinks["missing"] = {**where, "topic": f"missing-{topic}"}
+    command = [EVENT_BRIDGE, "check", "--config", str(config), "--connect"]
+    with simulated(0, 1) as simulator:
+        config.write_text(yaml.safe_dump({"streams": {"acme": {"url": simulator.url}}, "sinks": sinks}))
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=clean_environment())
+
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert f"topic missing-{topic}: the topic does not exist" in said
+    assert "large events will be refused: the topic's max.message.bytes is too small" in said
+    assert f"topic {topic}: " not in said

@@ -1,0 +1,303 @@
+"""A real Apache Kafka for tests: one node in KRaft mode with everything of its own, on loopback, gone without trace afterwards.
+
+The broker's jars come by Maven, once, into a cache outside the tree. Where that is not possible, the address of a plaintext
+listener may be given in EVENT_BRIDGE_TEST_KAFKA; the contract suite then uses that one, as far as it need not be stopped.
+
+What it needs: Java 17 and Maven (Debian's openjdk-17-jre-headless and maven). Tried with Kafka 4.1.1, which starts in about
+five seconds.
+"""
+
+import atexit
+import functools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Self
+
+from kafka.admin import (  # type: ignore[import-untyped]
+    ACL,
+    ACLOperation,
+    ACLPermissionType,
+    KafkaAdminClient,
+    ResourcePattern,
+    ResourceType,
+)
+from kafka.consumer import KafkaConsumer  # type: ignore[import-untyped]
+from kafka.structs import TopicPartition  # type: ignore[import-untyped]
+
+from tests.contract.receiver import make_certificate
+
+VERSION: Final = "4.1.1"
+GIVEN: Final = os.environ.get("EVENT_BRIDGE_TEST_KAFKA")
+"""The address of a broker that is there already."""
+
+USERS: Final = {"admin": "admin-secret", "alice": "alice-secret", "bob": "bob-secret"}
+"""Who may log in, by PLAIN and by SCRAM. `admin` may do everything, the others what access rules say."""
+
+_CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "event-bridge-tests" / f"kafka-{VERSION}"
+_POM: Final = f"""
+<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>local</groupId><artifactId>kafka-run</artifactId><version>1</version><packaging>pom</packaging>
+  <dependencies>
+    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{VERSION}</version></dependency>
+    <dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version></dependency>
+  </dependencies>
+</project>
+"""
+_PROTOCOLS: Final = {"CONTROLLER": "PLAINTEXT", "OPEN": "PLAINTEXT", "SASL": "SASL_PLAINTEXT", "TLS": "SSL", "MTLS": "SSL"}
+_SCRAM: Final = ("SCRAM-SHA-256", "SCRAM-SHA-512")
+_LOGIN: Final = "org.apache.kafka.common.security"
+
+
+@functools.cache
+def available() -> str | None:
+    """Why no broker can be started here; None if one can. The first call may download the broker."""
+    missing = [program for program in ("java", "mvn") if shutil.which(program) is None]
+    if missing and not (shutil.which("java") and _is_complete()):
+        return f"not installed: {', '.join(missing)}"
+    if _is_complete():
+        return None
+    _CACHE.mkdir(parents=True, exist_ok=True)
+    (_CACHE / "pom.xml").write_text(_POM)
+    fetch = ["mvn", "-B", "-q", "dependency:copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory=lib"]
+    try:
+        done = subprocess.run(fetch, cwd=_CACHE, capture_output=True, text=True, check=False, timeout=100)
+    except subprocess.TimeoutExpired:
+        return "Maven did not bring Apache Kafka within 100 s"
+    if done.returncode != 0:
+        return f"Maven can't bring Apache Kafka: {(done.stdout + done.stderr).strip()[:200]}"
+    (_CACHE / "complete").touch()
+    return None
+
+
+@functools.cache
+def shared() -> "Broker":
+    """The broker that all tests of this process share, with all listeners; it ends with the process.
+
+    Who stops, kills or freezes it calls `restore` in the end.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="kafka-"))
+    broker = Broker(directory, identity=make_certificate(directory))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    atexit.register(broker.kill)
+    return broker.__enter__()
+
+
+def _is_complete() -> bool:
+    return (_CACHE / "complete").exists()
+
+
+def _free_ports(count: int) -> list[int]:
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+class Broker:
+    """A broker that can be stopped, killed, frozen and started again on the same ports and data; a context manager.
+
+    Args:
+        directory: Where its data and log are.
+        settings: More of its settings.
+        identity: Its certificate and key, for listeners with TLS.
+        clients: The certificates that one of those listeners demands of its clients.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: Mapping[str, str] | None = None,
+        identity: tuple[Path, Path] | None = None,
+        clients: Path | None = None,
+    ) -> None:
+        self.directory = directory
+        self.log = directory / "broker.log"
+        names = [name for name in _PROTOCOLS if identity is not None or "TLS" not in name]
+        self._ports = dict(zip(names, _free_ports(len(names)), strict=True))
+        self._settings = self._base() | self._logins() | dict(settings or {})
+        if identity is not None:
+            pem = directory / "identity.pem"
+            pem.write_text(identity[1].read_text() + identity[0].read_text())
+            self._settings |= {"ssl.keystore.type": "PEM", "ssl.keystore.location": str(pem)}
+            self._settings |= {"ssl.truststore.type": "PEM", "ssl.truststore.location": str(clients or identity[0])}
+            self._settings["listener.name.mtls.ssl.client.auth"] = "required"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def address(self, listener: str = "OPEN") -> str:
+        """The address of a listener: OPEN, SASL, TLS or MTLS."""
+        return f"localhost:{self._ports[listener]}"
+
+    def __enter__(self) -> Self:
+        properties = self.directory / "server.properties"
+        properties.write_text("".join(f"{name}={value}\n" for name, value in self._settings.items()))
+        scram = [
+            part
+            for mechanism in _SCRAM
+            for user, password in USERS.items()
+            for part in ("--add-scram", f"{mechanism}=[name={user},password={password}]")
+        ]
+        identity = "AAAAAAAAAAAAAAAAAAAAAA"
+        command = [*_java("kafka.tools.StorageTool"), "format", "--standalone", "-t", identity, "-c", str(properties), *scram]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        """Start it, and wait until it says so."""
+        seen = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as log:
+            command = [*_java("kafka.Kafka"), str(self.directory / "server.properties")]
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.directory)
+
+        def started() -> bool:
+            assert self._process is not None
+            said = self.log.read_bytes()[seen:]
+            assert self._process.poll() is None, said[-2000:].decode(errors="replace")
+            return b"Kafka Server started" in said
+
+        _until(started, "the broker starts")
+
+    def stop(self) -> None:
+        """SIGTERM, and wait until it is gone."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """`kill -9`; also of one that is frozen or gone."""
+        self._end(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """SIGSTOP: connections stay, and nothing answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def restore(self) -> None:
+        """Make it work again, whatever was done to it."""
+        if self._process is None or self._process.poll() is not None:
+            self.start()
+        self.thaw()
+
+    def allow(self, user: str, topic: str, *operations: str) -> None:
+        """Allow a user something on a topic."""
+        resource = ResourcePattern(ResourceType.TOPIC, topic)
+        admin = KafkaAdminClient(bootstrap_servers=self.address())
+        try:
+            rules = [
+                ACL(f"User:{user}", "*", ACLOperation[operation], ACLPermissionType.ALLOW, resource) for operation in operations
+            ]
+            admin.create_acls(rules)
+        finally:
+            admin.close()
+
+    def _end(self, how: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            with suppress(ProcessLookupError):
+                process.send_signal(how)
+            process.wait(60)
+
+    def _base(self) -> dict[str, str]:
+        listeners = ",".join(f"{name}://127.0.0.1:{port}" for name, port in self._ports.items())
+        controller = f"localhost:{self._ports['CONTROLLER']}"
+        return {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.bootstrap.servers": controller,
+            "listeners": listeners,
+            "advertised.listeners": listeners.replace("127.0.0.1", "localhost"),
+            "controller.listener.names": "CONTROLLER",
+            "inter.broker.listener.name": "OPEN",
+            "listener.security.protocol.map": ",".join(f"{name}:{_PROTOCOLS[name]}" for name in self._ports),
+            "log.dirs": str(self.directory / "data"),
+            "num.partitions": "3",
+            "offsets.topic.num.partitions": "1",
+            "offsets.topic.replication.factor": "1",
+            "group.initial.rebalance.delay.ms": "0",
+            "share.coordinator.state.topic.replication.factor": "1",
+            "share.coordinator.state.topic.min.isr": "1",
+            "controlled.shutdown.enable": "false",
+            "broker.session.timeout.ms": "2000",  # So long a broker that ended is waited for when it comes back.
+            "broker.heartbeat.interval.ms": "500",
+            "log.cleaner.enable": "false",
+            "auto.create.topics.enable": "true",
+        }
+
+    def _logins(self) -> dict[str, str]:
+        """Users, and that those of the open listener and `admin` may do everything."""
+        users = " ".join(f'user_{user}="{password}"' for user, password in USERS.items())
+        sasl = "listener.name.sasl."
+        return {
+            f"{sasl}sasl.enabled.mechanisms": ",".join(["PLAIN", "OAUTHBEARER", *_SCRAM]),
+            f"{sasl}plain.sasl.jaas.config": f"{_LOGIN}.plain.PlainLoginModule required {users};",
+            f"{sasl}oauthbearer.sasl.jaas.config": f"{_LOGIN}.oauthbearer.OAuthBearerLoginModule required "
+            'unsecuredLoginStringClaim_sub="broker";',
+            **{f"{sasl}{name.lower()}.sasl.jaas.config": f"{_LOGIN}.scram.ScramLoginModule required;" for name in _SCRAM},
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": "User:ANONYMOUS;User:admin",
+        }
+
+
+def _java(main: str) -> list[str]:
+    logging = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
+    server = "-Dorg.slf4j.simpleLogger.log.kafka.server.KafkaRaftServer=info"
+    # It must not outlive the tests, however they end.
+    with_us = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+    return [
+        *with_us,
+        *("java", "-Xms256m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"),
+        *(logging, server, "-cp", str(_CACHE / "lib" / "*"), main),
+    ]
+
+
+def _until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.02)
+
+
+def create_topic(address: str, name: str, partitions: int = 3, **settings: str) -> None:
+    """Create a topic, and wait until it is there."""
+    admin = KafkaAdminClient(bootstrap_servers=address)
+    try:
+        configs = {key.replace("_", "."): value for key, value in settings.items()}
+        admin.create_topics({name: {"num_partitions": partitions, "replication_factor": 1, "configs": configs}})
+        _until(lambda: name in admin.list_topics(), f"topic {name} is there")
+    finally:
+        admin.close()
+
+
+def read_topic(address: str, topic: str) -> list[tuple[bytes | None, bytes]]:
+    """All records of a topic, as keys and values, partition by partition."""
+    consumer = KafkaConsumer(bootstrap_servers=address, enable_auto_commit=False, group_id=None)
+    try:
+        partitions = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
+        consumer.assign(partitions)
+        ends = consumer.end_offsets(partitions)
+        consumer.seek_to_beginning(*partitions)
+        found: dict[TopicPartition, list[tuple[bytes | None, bytes]]] = {partition: [] for partition in partitions}
+        deadline = time.monotonic() + 30
+        while any(consumer.position(partition) < ends[partition] for partition in partitions):
+            assert time.monotonic() < deadline, f"{topic} could not be read in time"
+            for partition, records in consumer.poll(timeout_ms=200, max_records=10_000).items():
+                found[partition] += [(record.key, record.value) for record in records]
+        return [pair for records in found.values() for pair in records]
+    finally:
+        consumer.close()

@@ -1,0 +1,69 @@
+"""A cluster of brokers that fails on demand: librdkafka's, with errors that no real broker gives when asked.
+
+librdkafka calls this interface experimental; the version of confluent-kafka, which brings it, is pinned. It understands the
+requests of older clients only (`old_client`).
+"""
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+_PRODUCE = 0
+
+
+def _library() -> ctypes.CDLL:
+    import confluent_kafka  # noqa: PLC0415 - it may be missing, and tests are skipped then
+
+    folder = Path(confluent_kafka.__file__).parents[1] / "confluent_kafka.libs"
+    return ctypes.CDLL(str(next(folder.glob("librdkafka-*.so*"))))
+
+
+class MockKafka:
+    """A cluster with one broker, as a context manager."""
+
+    def __init__(self) -> None:
+        self._library = _library()
+        pointer, text = ctypes.c_void_p, ctypes.c_char_p
+        problem = ctypes.create_string_buffer(512)
+        self._client = self._call("rd_kafka_new", pointer, 0, self._call("rd_kafka_conf_new", pointer), problem, 512)
+        assert self._client, problem.value
+        self._cluster = self._call("rd_kafka_mock_cluster_new", pointer, self._client, 1)
+        self.address: str = self._call("rd_kafka_mock_cluster_bootstraps", text, self._cluster).decode()
+
+    def create_topic(self, name: str, partitions: int = 1) -> None:
+        self._call("rd_kafka_mock_topic_create", ctypes.c_int, self._cluster, name.encode(), partitions, 1)
+
+    def answer(self, codes: Sequence[int]) -> None:
+        """Answer the next requests to store records with these errors; 0 is none."""
+        array = (ctypes.c_int * len(codes))(*codes)
+        self._call("rd_kafka_mock_push_request_errors_array", None, self._cluster, _PRODUCE, len(codes), array)
+
+    def answer_well(self) -> None:
+        """Forget the errors that were not given yet."""
+        self._call("rd_kafka_mock_clear_request_errors", None, self._cluster, _PRODUCE)
+
+    def delay(self, seconds: float) -> None:
+        """Take so long for every answer."""
+        self._call("rd_kafka_mock_broker_set_rtt", ctypes.c_int, self._cluster, -1, int(seconds * 1000))
+
+    def down(self) -> None:
+        """Break all connections, and refuse new ones."""
+        self._call("rd_kafka_mock_broker_set_down", ctypes.c_int, self._cluster, -1)
+
+    def up(self) -> None:
+        """Accept connections again."""
+        self._call("rd_kafka_mock_broker_set_up", ctypes.c_int, self._cluster, -1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._call("rd_kafka_mock_cluster_destroy", None, self._cluster)
+        self._call("rd_kafka_destroy", None, self._client)
+
+    def _call(self, name: str, result: Any, *arguments: Any) -> Any:
+        function = getattr(self._library, name)
+        function.restype = result
+        # A pointer that is passed as a plain number would be cut to 32 bits.
+        return function(*[ctypes.c_void_p(it) if isinstance(it, int) and it > 1 << 31 else it for it in arguments])
