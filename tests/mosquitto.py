@@ -1,0 +1,289 @@
+"""A real MQTT broker for tests: the system's mosquitto with a configuration of its own, on a loopback port of its own.
+
+Debian's packages `mosquitto` and `mosquitto-clients` bring all that is needed. Tried with 2.0.11. It keeps nothing on disk, and
+`mosquitto_sub`, which is not ours, tells what has arrived.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import psutil
+
+_SYNC = "sync/"
+
+
+def available() -> str | None:
+    """Why no broker can be started here; None if one can."""
+    missing = [program for program in ("mosquitto", "mosquitto_sub", "mosquitto_pub") if _path(program) is None]
+    return f"not installed: {', '.join(missing)}; apt-get install mosquitto mosquitto-clients" if missing else None
+
+
+def _path(program: str) -> str | None:
+    # Debian puts servers where the path of ordinary users does not lead.
+    return shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/sbin")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+class Broker:
+    """A broker somewhere, seen by mosquitto's own clients.
+
+    Args:
+        host: Where it is.
+        plain: A port where anybody may do anything, for these clients.
+    """
+
+    def __init__(self, host: str, plain: int) -> None:
+        self.host = host
+        self.plain = plain
+
+    def publish(self, topic: str, payload: str) -> None:
+        """Publish by the broker's own client, at the plain port."""
+        command = [_path("mosquitto_pub"), "-V", "5", "-h", self.host, "-p", str(self.plain), "-q", "1"]
+        subprocess.run([*map(str, command), "-t", topic, "-m", payload], check=False, capture_output=True, timeout=10)
+
+    @contextlib.contextmanager
+    def listening(self, *topics: str, qos: int = 1) -> Iterator["Subscriber"]:
+        subscriber = Subscriber(self, *topics, qos=qos)
+        try:
+            yield subscriber
+        finally:
+            subscriber.close()
+
+    def retained(self, topic: str) -> dict[str, dict[str, Any]]:
+        """What the broker has retained, by topic."""
+        command = [_path("mosquitto_sub"), "-V", "5", "-h", self.host, "-p", str(self.plain), "-F", "%j", "-W", "1"]
+        options = ["-t", topic, "--retained-only"]
+        found = subprocess.run([*map(str, command), *options], check=False, capture_output=True, timeout=10)
+        publications = [json.loads(line) for line in found.stdout.splitlines()]
+        return {publication["topic"]: publication for publication in publications}
+
+
+def given() -> Broker | None:
+    """The broker that EVENT_BRIDGE_TEST_MQTT names (`mqtt://host:port`), where anybody may do anything, if it names one."""
+    url = urlsplit(os.environ.get("EVENT_BRIDGE_TEST_MQTT", ""))
+    return Broker(url.hostname, url.port or 1883) if url.hostname else None
+
+
+class Mosquitto(Broker):
+    """A running broker, as a context manager.
+
+    Args:
+        folder: Where its files are kept.
+        settings: Lines of the configuration for the whole broker.
+        listener: Lines for the listener that the tests use; anybody may use it if there are none.
+
+    Attributes:
+        port: The port of the listener `listener`.
+        plain: A port where anybody may do anything, for the tests' own clients.
+    """
+
+    def __init__(self, folder: Path, settings: str = "", listener: str = "allow_anonymous true") -> None:
+        super().__init__("127.0.0.1", free_port())
+        self.port = free_port()
+        self._folder = folder
+        self._process: psutil.Popen | None = None
+        self._configuration = folder / "mosquitto.conf"
+        lines = [
+            "per_listener_settings true",
+            "user root",
+            "max_queued_messages 1000000",
+            settings,
+            f"listener {self.port} 127.0.0.1",
+            listener,
+            f"listener {self.plain} 127.0.0.1",
+            "allow_anonymous true",
+        ]
+        self._configuration.write_text("\n".join(lines) + "\n")
+
+    @property
+    def url(self) -> str:
+        return f"mqtt://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        assert self._process is None, "it runs already"
+        log = (self._folder / "mosquitto.log").open("ab")
+        with log:
+            self._process = psutil.Popen(
+                [str(_path("mosquitto")), "-c", str(self._configuration)], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        deadline = time.monotonic() + 10
+        while not (_listens(self.plain) and _listens(self.port)):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"mosquitto did not start: {(self._folder / 'mosquitto.log').read_text()}")
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        """As by `kill -9`; may be called twice."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(10)
+            self._process = None
+
+    def terminate(self) -> None:
+        """Stop it in an orderly way."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(10)
+            self._process = None
+
+    def hang(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def reload(self) -> None:
+        """Have it read its password and ACL files again."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
+
+
+class Subscriber:
+    """A `mosquitto_sub` that remembers everything; it comes back to a broker that was restarted.
+
+    Args:
+        broker: The broker.
+        topics: What to subscribe to.
+        qos: At most so much is asked for; with 0 the broker passes on at once what it has acknowledged.
+    """
+
+    def __init__(self, broker: Broker, *topics: str, qos: int = 1) -> None:
+        self._broker = broker
+        self._lock = threading.Lock()
+        self._found: list[dict[str, Any]] = []
+        self._synced: set[str] = set()
+        command = [_path("mosquitto_sub"), "-V", "5", "-h", broker.host, "-p", str(broker.plain), "-q", str(qos), "-F", "%j"]
+        options = [option for topic in (f"{_SYNC}#", *topics) for option in ("-t", topic)]
+        self._process = subprocess.Popen(
+            [*map(str, command), *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL
+        )
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+        self.sync()
+
+    def publications(self) -> list[dict[str, Any]]:
+        """What has arrived until now, as `mosquitto_sub -F %j` shows it, but with properties and payload made handy."""
+        with self._lock:
+            return list(self._found)
+
+    def payloads(self) -> list[bytes]:
+        """What has arrived until now, and will soon, since the broker has it."""
+        self.sync()
+        return [publication["payload"].encode() for publication in self.publications()]
+
+    def sync(self) -> None:
+        """Wait until everything has arrived that the broker has now."""
+        token = uuid.uuid4().hex
+        deadline = time.monotonic() + 30
+        while token not in self._synced:
+            assert time.monotonic() < deadline, "the subscriber does not get anything"
+            self._broker.publish(_SYNC + token, "x")
+            for _ in range(50):
+                if token in self._synced:
+                    break
+                time.sleep(0.005)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait(10)
+        self._thread.join(10)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            publication = json.loads(line)
+            if publication["topic"].startswith(_SYNC):
+                self._synced.add(publication["topic"][len(_SYNC) :])
+            else:
+                with self._lock:
+                    self._found.append(publication)
+
+
+def user_properties(publication: Mapping[str, Any]) -> dict[str, str]:
+    """The user properties of what `mosquitto_sub` has shown."""
+    found = publication["properties"]["user-properties"]
+    return found if isinstance(found, dict) else {name: value for pair in found for name, value in pair.items()}
+
+
+def write_passwords(folder: Path, **users: str) -> Path:
+    """Write a password file with these users and nobody else, and return where it is."""
+    path = folder / "passwords"
+    path.write_bytes(b"")
+    for name, password in users.items():
+        subprocess.run(["mosquitto_passwd", "-b", str(path), name, password], check=True, capture_output=True, timeout=10)
+    return path
+
+
+class Certificates:
+    """A certificate authority of our own, with certificates for servers and clients on loopback.
+
+    Args:
+        folder: Where to keep them.
+        name: Its name.
+    """
+
+    def __init__(self, folder: Path, name: str = "test CA") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self.authority = folder / "ca.crt"
+        self._key = folder / "ca.key"
+        self._openssl(
+            "req", "-x509", *_EC, "-nodes", "-days", "2", "-subj", f"/CN={name}", "-keyout", self._key, "-out", self.authority
+        )
+
+    def issue(self, name: str, *, days: int = 1, password: str = "") -> tuple[Path, Path]:
+        """Issue a certificate, and return it with its key; with 0 days it has expired."""
+        certificate, key, request = (self._folder / f"{name}.{ending}" for ending in ("crt", "key", "csr"))
+        secret = ["-passout", f"pass:{password}"] if password else ["-nodes"]
+        self._openssl("req", "-new", *_EC, *secret, "-subj", f"/CN={name}", "-keyout", key, "-out", request)
+        names = self._folder / "names"
+        names.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+        self._openssl(
+            *("x509", "-req", "-in", request, "-CA", self.authority, "-CAkey", self._key, "-CAcreateserial"),
+            *("-days", str(days), "-extfile", names, "-out", certificate),
+        )
+        check = ["openssl", "x509", "-checkend", "0", "-in", str(certificate)]
+        while days == 0 and subprocess.run(check, check=False, capture_output=True).returncode == 0:
+            time.sleep(0.1)
+        return certificate, key
+
+    def _openssl(self, *arguments: object) -> None:
+        subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, timeout=30)
+
+
+_EC = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
