@@ -127,9 +127,8 @@ class Supervisor:
 
     def _forward(self, forwarder: Forwarder) -> None:
         """A sink's thread: when the process stops it goes on while there is something to deliver and the sink takes it."""
-        draining = (
-            False  # Whether the last step began after the streams had ended: only such a one can tell that nothing is left.
-        )
+        # Whether the last step began after the streams had ended: only such a one can tell that nothing is left.
+        draining = False
 
         def drained() -> bool:
             return draining and not (forwarder.busy and forwarder.status.up)
