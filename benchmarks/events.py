@@ -1,0 +1,53 @@
+"""Events as Docker Cloud sent them: canonical, 358 bytes, each with a uuid of its own."""
+
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Final
+
+from bridge.frames import TEXT, encode
+
+NAMESPACE: Final = "acme"
+_RESOURCES: Final = 1000
+_CHUNK: Final = 730
+"""Events that are made at once: about what one read of the bridge takes, 256 KiB."""
+
+
+def canonical_events(count: int) -> list[bytes]:
+    """Make events with random uuids, all of this second, of a thousand containers in turn."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    bodies = [_body(_uuid(os.urandom(16).hex()), now) for _ in range(_RESOURCES)]
+    digits = os.urandom(16 * count).hex()
+    return [bodies[i % _RESOURCES] % _uuid(digits[32 * i : 32 * i + 32]) for i in range(count)]
+
+
+def frames_in_chunks(count: int) -> Iterator[bytes]:
+    """Make events as websocket frames, many in one piece."""
+    for start in range(0, count, _CHUNK):
+        yield b"".join(encode(TEXT, event) for event in canonical_events(min(_CHUNK, count - start)))
+
+
+def stamped_event() -> bytes:
+    """Make one event whose uuid tells when that was: its last 64 bits are the monotonic time in nanoseconds."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    resource = _uuid(uuid.uuid4().hex)
+    return _body(resource, now) % _uuid(os.urandom(8).hex() + f"{time.monotonic_ns():016x}")
+
+
+def stamp_of(identity: bytes) -> int:
+    """The monotonic time in nanoseconds at which `stamped_event` made the event with this uuid."""
+    return int(identity.replace(b"-", b"")[-16:], 16)
+
+
+def _uuid(digits: str) -> bytes:
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}".encode()
+
+
+def _body(resource: bytes, now: str) -> bytes:
+    """An event in the order of fields of a real capture, with a place for its uuid."""
+    return (
+        b'{"type":"container","action":"update","parents":["/api/app/v1/acme/service/7eaf7fff-882c-4f3d-9a8f-a22317ac00ce/",'
+        b'"/api/app/v1/acme/stack/55710a04-bfa6-5f61-a37f-541ffc4930e7/"],"resource_uri":"/api/app/v1/acme/container/%b/",'
+        b'"state":"Running","uuid":"%%b","datetime":"%b"}'
+    ) % (resource, now.encode())

@@ -1,0 +1,64 @@
+"""How large the runs are, what a figure is, and how figures are shown."""
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Final, NamedTuple
+
+
+class Sizes(NamedTuple):
+    """How much each run does.
+
+    Attributes:
+        rounds: How often a run is repeated; the figure is the median.
+        events: Events of one throughput run.
+        seconds: How long events flow in a latency run.
+        window: Uuids in the full dedup window.
+        stage_events: Events of one round of a stage.
+        syncs: How often the disk is asked to sync.
+    """
+
+    rounds: int
+    events: int
+    seconds: float
+    window: int
+    stage_events: int
+    syncs: int
+
+
+SIZES: Final = {
+    "full": Sizes(rounds=5, events=500_000, seconds=10.0, window=1_000_000, stage_events=73_000, syncs=300),
+    "quick": Sizes(rounds=1, events=200_000, seconds=3.0, window=1_000_000, stage_events=14_600, syncs=100),
+    # So small that the figures mean nothing; for the tests.
+    "smoke": Sizes(rounds=1, events=3_000, seconds=0.3, window=5_000, stage_events=730, syncs=3),
+}
+
+
+class Figure(NamedTuple):
+    """One line of the result.
+
+    Attributes:
+        what: What was measured.
+        value: The result, in words and units.
+        target: What it should be, if that was ever said.
+    """
+
+    what: str
+    value: str
+    target: str = ""
+
+
+def table(figures: Sequence[Figure]) -> str:
+    """Show figures as a table in Markdown."""
+    rows = [("What", "Figure", "Target"), ("---", "---", "---"), *figures]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def spread(values: Sequence[float], digits: int = 0) -> str:
+    """The median, and the range if there is more than one value."""
+    middle = f"{median(values):,.{digits}f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that `share` of all values do not exceed."""
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]

@@ -1,0 +1,101 @@
+"""A process that takes what the bridge delivers, and tells how much and how late.
+
+    python -m benchmarks.receiver pipe --events 500000      # JSON lines on standard input
+    python -m benchmarks.receiver webhook --events 10000    # JSON arrays by POST; its port goes to standard output first
+
+When all events are there, it writes one line of JSON: how many are missing after all, the monotonic time of the last, in
+seconds, and with --latency the milliseconds that each took. Lateness is told by the uuid (`benchmarks.events`).
+"""
+
+import argparse
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Final
+
+from benchmarks.events import stamp_of
+
+_UUID: Final = re.compile(rb'"uuid":"([0-9a-f-]{36})"')
+_ROOM: Final = 1 << 20
+_NANOSECONDS: Final = 1e9
+
+
+class Tally:
+    """What has arrived.
+
+    Args:
+        events: How many are expected.
+        latency: Whether the uuids tell when their events were sent.
+    """
+
+    def __init__(self, events: int, *, latency: bool) -> None:
+        self.complete = threading.Event()
+        self._missing = events
+        self._latency = latency
+        self._milliseconds: list[float] = []
+        self._last = 0.0
+        self._lock = threading.Lock()
+
+    def add(self, lines: bytes, count: int) -> None:
+        """These bytes, with so many events in them, are here now."""
+        now = time.monotonic_ns()
+        with self._lock:
+            if self._latency:
+                self._milliseconds += [(now - stamp_of(identity)) / 1e6 for identity in _UUID.findall(lines)]
+            self._missing -= count
+            self._last = now / _NANOSECONDS
+            if self._missing <= 0:
+                self.complete.set()
+
+    def report(self) -> None:
+        """Write down the result."""
+        print(json.dumps({"missing": self._missing, "last": self._last, "milliseconds": self._milliseconds}), flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kind", choices=("pipe", "webhook"))
+    parser.add_argument("--events", type=int, required=True)
+    parser.add_argument("--latency", action="store_true")
+    args = parser.parse_args(arguments)
+    tally = Tally(args.events, latency=args.latency)
+    if args.kind == "pipe":
+        _read_pipe(tally)
+    else:
+        _serve(tally)
+    tally.report()
+
+
+def _read_pipe(tally: Tally) -> None:
+    rest = b""
+    while not tally.complete.is_set() and (data := os.read(0, _ROOM)):
+        lines, newline, rest_of_data = data.rpartition(b"\n")
+        tally.add(rest + lines, data.count(b"\n"))
+        rest = rest_of_data if newline else rest + data
+
+
+def _serve(tally: Tally) -> None:
+    class Request(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response_only(204)
+            self.end_headers()
+            # Only now: an event has arrived when its arrival was acknowledged.
+            tally.add(body, body.count(b'"uuid":"'))
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Request)
+    print(json.dumps({"port": server.server_address[1]}), flush=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    tally.complete.wait()
+
+
+if __name__ == "__main__":
+    main()
