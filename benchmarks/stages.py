@@ -8,8 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeVar
 
+import websocket
+
 from benchmarks.events import NAMESPACE, canonical_events
 from benchmarks.figures import Figure, Sizes, spread
+from benchmarks.processes import sender
 from bridge.event import Event, Reception, normalize
 from bridge.frames import TEXT, FrameReader, encode
 from bridge.journal import Batch, Journal, JournalOptions, Settlement
@@ -31,6 +34,7 @@ def stages(sizes: Sizes) -> list[Figure]:
     few = max(_BATCH, sizes.stage_events // 50)
     runs: list[tuple[str, Callable[[], float]]] = [
         ("frames: take messages out of 256 KiB reads", lambda: _frames(sizes.stage_events)),
+        ("for comparison: recv() of websocket-client", lambda: _library(sizes.stage_events)),
         ("normalize: canonical events", lambda: _normalize(canonical_events(sizes.stage_events))),
         ("normalize: events that must be rewritten", lambda: _normalize(_noncanonical_events(sizes.stage_events))),
         ("journal: append, 1 event per commit", lambda: _append(few, 1)),
@@ -49,6 +53,18 @@ def _frames(count: int) -> float:
     began = time.perf_counter()
     taken = sum(len(reader.feed(piece).messages) for piece in pieces)
     return _microseconds(began, taken, count)
+
+
+def _library(count: int) -> float:
+    """The same by the library's own means, at its best: without its check of UTF-8. System calls included."""
+    with sender(f"--events={count}") as (source, url):
+        web = websocket.create_connection(url, skip_utf8_validation=True, http_no_proxy=["127.0.0.1"])
+        source.go()
+        began = time.perf_counter()
+        taken = sum(bool(web.recv()) for _ in range(count))
+        microseconds = _microseconds(began, taken, count)
+        web.close()
+    return microseconds
 
 
 def _normalize(events: Sequence[bytes]) -> float:

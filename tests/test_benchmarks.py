@@ -14,7 +14,7 @@ _SCENARIOS = {
     "throughput": ["The sender", "Stream", "… CPU", "… memory", "Stream", "… CPU", "… memory"],
     "latency": ["Socket", "Socket"],
     "memory": ["Memory, idle", "Start", "Memory", "Start"],
-    "stages": ["Stage"] * 8,
+    "stages": ["Stage"] * 9,
 }
 
 
