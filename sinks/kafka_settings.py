@@ -6,12 +6,12 @@ password. All of that is refused here.
 
 import importlib.util
 import re
-import ssl
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, SecretStr, WithJsonSchema, field_validator, model_validator
 
-from bridge.sink import SinkSettings, Unavailable
+from bridge.sink import SinkSettings
+from bridge.tls import tls_context
 from bridge.units import Bytes, Seconds
 from sinks.kafka_template import Keys, Topics
 
@@ -151,26 +151,6 @@ class KafkaSettings(SinkSettings):
         """What must not appear anywhere."""
         given = [self.password, self.token, self.key_password]
         return [secret.get_secret_value() for secret in given if secret is not None and secret.get_secret_value()]
-
-
-def tls_context(settings: KafkaSettings) -> ssl.SSLContext:
-    """Read the certificates, anew whenever the sink is opened, since they get renewed.
-
-    Raises:
-        Unavailable: They can't be read, or do not fit together.
-    """
-    try:
-        context = ssl.create_default_context(cafile=settings.ca_file)
-    except OSError as error:
-        raise Unavailable(f"ca_file {settings.ca_file}: {error.strerror or error}", "tls") from error
-    if settings.cert_file is not None:
-        password = settings.key_password.get_secret_value() if settings.key_password else ""
-        try:
-            # Without a password of ours OpenSSL would ask for one on the terminal.
-            context.load_cert_chain(settings.cert_file, settings.key_file, lambda: password)
-        except (OSError, ValueError) as error:
-            raise Unavailable(f"cert_file {settings.cert_file}: not usable with its key: {error}", "tls") from error
-    return context
 
 
 _LINGER: Final = 0.5

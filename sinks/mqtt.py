@@ -24,12 +24,13 @@ from typing import ClassVar, Final
 import structlog
 
 from bridge.sink import Entry, Failure, Unavailable
+from bridge.tls import tls_context
 from sinks import mqtt_packets as packets
 from sinks.mqtt_client import Profile
 from sinks.mqtt_connection import Connection
 from sinks.mqtt_pipeline import Pipeline, make_lanes
 from sinks.mqtt_publication import Publication, Publisher
-from sinks.mqtt_settings import MqttSettings, read_address, tls_context
+from sinks.mqtt_settings import MqttSettings, read_address
 from sinks.mqtt_topic import Topic
 
 log = structlog.get_logger(__name__)

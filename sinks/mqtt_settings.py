@@ -2,13 +2,12 @@
 
 import re
 import socket
-import ssl
 from typing import Final, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from bridge.sink import SinkSettings, Unavailable
+from bridge.sink import SinkSettings
 from bridge.units import Seconds
 from sinks.mqtt_topic import LONGEST, Topic
 
@@ -173,23 +172,3 @@ class MqttSettings(SinkSettings):
     def client_id_of(self, name: str) -> str:
         """Name the connections of the sink called `name`."""
         return self.client_id or f"event-bridge-{socket.gethostname()}-{name}"
-
-
-def tls_context(settings: MqttSettings) -> ssl.SSLContext:
-    """Read the certificates, anew whenever the sink is opened, since they get renewed.
-
-    Raises:
-        Unavailable: They can't be read, or do not fit together.
-    """
-    try:
-        context = ssl.create_default_context(cafile=settings.ca_file)
-    except OSError as error:
-        raise Unavailable(f"ca_file {settings.ca_file}: {error.strerror}", "tls") from error
-    if settings.cert_file is not None:
-        password = settings.key_password.get_secret_value() if settings.key_password else ""
-        try:
-            # Without a password of ours OpenSSL would ask for one on the terminal.
-            context.load_cert_chain(settings.cert_file, settings.key_file, lambda: password)
-        except (OSError, ValueError) as error:
-            raise Unavailable(f"cert_file {settings.cert_file}: not usable with its key: {error}", "tls") from error
-    return context

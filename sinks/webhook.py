@@ -18,8 +18,9 @@ from typing import ClassVar, Final, Literal
 
 from bridge.event import NAMESPACE
 from bridge.sink import Entry, Failure, Unavailable
+from bridge.tls import tls_context
 from sinks.timed_http import NoConnection, TimedClient, read_url
-from sinks.webhook_settings import WebhookSettings, request_headers, tls_context
+from sinks.webhook_settings import WebhookSettings, request_headers
 from sinks.webhook_verdict import Verdict, diagnose, judge
 
 _MAX_SLOW: Final = 10_000

@@ -3,12 +3,11 @@
 import base64
 import importlib.metadata
 import re
-import ssl
 from typing import Final, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from bridge.sink import SinkSettings, Unavailable
+from bridge.sink import SinkSettings
 from bridge.units import Seconds
 from sinks.timed_http import read_url
 
@@ -84,23 +83,3 @@ def request_headers(settings: WebhookSettings) -> dict[str, str]:
         pair = f"{settings.username}:{settings.password.get_secret_value()}".encode()
         headers["authorization"] = f"Basic {base64.b64encode(pair).decode()}"
     return headers
-
-
-def tls_context(settings: WebhookSettings) -> ssl.SSLContext:
-    """Read the certificates, anew whenever the sink is opened, since they get renewed.
-
-    Raises:
-        Unavailable: They can't be read, or do not fit together.
-    """
-    try:
-        context = ssl.create_default_context(cafile=settings.ca_file)
-    except OSError as error:
-        raise Unavailable(f"ca_file {settings.ca_file}: {error.strerror}", "tls") from error
-    if settings.cert_file is not None:
-        password = settings.key_password.get_secret_value() if settings.key_password else ""
-        try:
-            # Without a password of ours OpenSSL would ask for one on the terminal.
-            context.load_cert_chain(settings.cert_file, settings.key_file, lambda: password)
-        except (OSError, ValueError) as error:
-            raise Unavailable(f"cert_file {settings.cert_file}: not usable with its key: {error}", "tls") from error
-    return context

@@ -19,6 +19,7 @@ CORE: Final[dict[str, set[str]]] = {
     "event": set(),
     "policy": {"event"},
     "sink": {"event", "policy", "units"},
+    "tls": {"sink"},
     # The durable log. Its parts are nobody else's business.
     "journal": {"event", "sink"},
     # What runs.
@@ -65,7 +66,7 @@ OWNERS: Final[dict[str, set[str]]] = {
 EVERYWHERE: Final = {"msgspec", "pydantic", "structlog"}
 """Libraries that are part of the language here: JSON and values, settings, logs."""
 
-FOR_SINKS: Final = {"bridge.event", "bridge.policy", "bridge.sink", "bridge.units"}
+FOR_SINKS: Final = {"bridge.event", "bridge.policy", "bridge.sink", "bridge.tls", "bridge.units"}
 """What a sink may know of the bridge."""
 
 SINKS: Final = {"kafka": {"kafka"}, "mqtt": {"mqtt"}, "stdout": {"stdout"}, "webhook": {"webhook", "timed"}}

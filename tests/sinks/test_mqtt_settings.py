@@ -4,8 +4,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from bridge.sink import Unavailable
-from sinks.mqtt_settings import Address, MqttSettings, read_address, tls_context
+from sinks.mqtt_settings import Address, MqttSettings, read_address
 
 
 @pytest.mark.parametrize(
@@ -95,13 +94,3 @@ def test_a_broker_that_can_not_tell_its_limit_gets_a_small_window() -> None:
     assert MqttSettings(url="mqtt://broker").window == 1000
     assert MqttSettings(url="mqtt://broker", protocol="3.1.1").window == 20
     assert MqttSettings(url="mqtt://broker", protocol="3.1.1", max_in_flight=500).window == 500
-
-
-@pytest.mark.parametrize(("name", "words"), [("ca_file", "No such file"), ("cert_file", "not usable with its key")])
-def test_a_file_that_is_missing_is_named(name: str, words: str) -> None:
-    settings = MqttSettings.model_validate({"url": "mqtts://broker", name: "/nowhere/x.pem"})
-
-    with pytest.raises(Unavailable, match=f"{name} /nowhere/x.pem: .*{words}") as unavailable:
-        tls_context(settings)
-
-    assert unavailable.value.reason == "tls"

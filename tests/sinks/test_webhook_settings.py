@@ -1,12 +1,9 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from bridge.sink import Unavailable
-from sinks.webhook_settings import WebhookSettings, request_headers, tls_context
-from tests.contract.receiver import make_certificate
+from sinks.webhook_settings import WebhookSettings, request_headers
 
 
 def settings(**given: Any) -> WebhookSettings:
@@ -72,36 +69,3 @@ def test_credentials_become_an_authorization_header() -> None:
     # The example of RFC 7617, section 2.1: a user name and password outside of ASCII.
     assert request_headers(settings(username="test", password="123\u00a3"))["authorization"] == "Basic dGVzdDoxMjPCow=="
     assert request_headers(settings(token="abc"))["authorization"] == "Bearer abc"
-
-
-def test_missing_or_unusable_certificates_make_the_sink_unavailable(tmp_path: Path) -> None:
-    certificate, key = make_certificate(tmp_path)
-    _, other_key = make_certificate(tmp_path, "other")
-    rubbish = tmp_path / "rubbish"
-    rubbish.write_text("rubbish")
-
-    for given, words in (
-        ({"ca_file": tmp_path / "none"}, "none: No such file or directory"),
-        ({"ca_file": rubbish}, "ca_file"),
-        ({"cert_file": tmp_path / "none"}, "No such file or directory"),
-        ({"cert_file": certificate, "key_file": other_key}, "mismatch"),
-        ({"cert_file": certificate}, "cert_file"),
-    ):
-        texts = {name: str(path) for name, path in given.items()}
-        with pytest.raises(Unavailable, match=words) as unavailable:
-            tls_context(settings(**texts))
-        assert unavailable.value.reason == "tls"
-
-    assert tls_context(settings(cert_file=str(certificate), key_file=str(key))).check_hostname
-
-
-def test_an_encrypted_key_needs_its_password_and_nobody_is_asked_for_it(tmp_path: Path) -> None:
-    certificate, key = make_certificate(tmp_path, password="geheim")
-    files = {"cert_file": str(certificate), "key_file": str(key)}
-
-    for given in ({}, {"key_password": "wrong"}, {"key_password": "x" * 2000}):
-        with pytest.raises(Unavailable, match="not usable with its key") as unavailable:
-            tls_context(settings(**files, **given))
-        assert "wrong" not in str(unavailable.value)
-
-    assert tls_context(settings(**files, key_password="geheim")).check_hostname
