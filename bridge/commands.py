@@ -1,6 +1,7 @@
 """What the subcommands of `event-bridge` do, once their arguments are understood."""
 
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -37,9 +38,9 @@ _HINTS: Final = """\
 event-bridge demo, {until}: {story}, through a durable journal, to standard output.
   metrics {url}/metrics   readiness {url}/readyz   everything {url}/status
   try next:  curl {url}/status
-             event-bridge simulate --help          a Docker Cloud of your own, with faults on demand
-             event-bridge demo --engine unix:///var/run/docker.sock
-             event-bridge run --config config/bridge.example.yaml
+             {command} simulate --help          a Docker Cloud of your own, with faults on demand
+             {command} demo --engine unix:///var/run/docker.sock
+             {command} check --config config/bridge.example.yaml
 """
 
 
@@ -218,7 +219,9 @@ def _demo(streams: dict[str, Any], journal: Path, story: str, duration: float | 
 
     def announce(url: str) -> None:
         until = f"for {duration:g} s" if duration is not None else "until Ctrl-C"
-        print(_HINTS.format(story=story, until=until, url=url), file=sys.stderr, flush=True)
+        # As it can be typed: from a checkout the command is not on the path.
+        command = "event-bridge" if shutil.which("event-bridge") else sys.argv[0]
+        print(_HINTS.format(story=story, until=until, url=url, command=command), file=sys.stderr, flush=True)
 
     return _run(settings, compose.Credentials(settings, lambda: settings), announce, duration)
 
