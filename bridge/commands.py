@@ -81,6 +81,8 @@ def demo(engine: str | None, duration: float | None, rate: float, seed: int) -> 
     Returns:
         See `run`.
     """
+    # A demo is watched: what it says beside the events is the hints, and what goes wrong.
+    logs.configure("auto", "warning")
     with tempfile.TemporaryDirectory(prefix="event-bridge-demo-") as directory:
         journal = Path(directory) / "journal.db"
         if engine is not None:
@@ -214,8 +216,6 @@ def _run(
 
 def _demo(streams: dict[str, Any], journal: Path, story: str, duration: float | None) -> bool:
     settings = compose.settings_for_demo(streams, journal)
-    # A demo is watched: what it says beside the events is the hints, and what goes wrong.
-    logs.configure("auto", "warning")
 
     def announce(url: str) -> None:
         until = f"for {duration:g} s" if duration is not None else "until Ctrl-C"
