@@ -21,6 +21,12 @@ from tests.e2e.harness import (
 MINUTE = 60.0
 
 
+def wait_for_all(bridge: Bridge, simulator: Simulator) -> None:
+    """Wait until all that was sent is accepted, and all of that is delivered."""
+    until(lambda: value(bridge.metrics(), "events_accepted_total") == len(simulator.sent_uuids()), "all that was sent is heard")
+    until(lambda: bridge.pending() == 0, "everything is delivered", MINUTE)
+
+
 @pytest.mark.timeout(180)
 def test_a_stream_that_disconnects_and_repeats_itself_loses_and_doubles_nothing(tmp_path: Path) -> None:
     simulated = SimulatorSettings(
@@ -38,7 +44,7 @@ def test_a_stream_that_disconnects_and_repeats_itself_loses_and_doubles_nothing(
                 time.sleep(0.5)
             simulator.change(rate=0.001, disconnect_every=None)
             until(lambda: bridge.status()["streams"]["acme"]["connected"], "the stream is connected")
-            until(lambda: bridge.pending() == 0, "everything is delivered")
+            wait_for_all(bridge, simulator)
             metrics, status = bridge.metrics(), bridge.status()
             assert bridge.stop() == 0
 
@@ -103,7 +109,7 @@ def test_receivers_that_are_down_or_refuse_or_hang_delay_nobody_and_get_everythi
             with down:
                 hanging.hang.clear()
                 simulator.change(rate=0.001)
-                until(lambda: bridge.pending() == 0, "everything is delivered", MINUTE)
+                wait_for_all(bridge, simulator)
                 until(lambda: bridge.get("/readyz")[0] == 200, "the bridge is ready again")
                 metrics = bridge.metrics()
                 assert bridge.stop() == 0

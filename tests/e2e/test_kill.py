@@ -40,8 +40,9 @@ def test_what_was_committed_arrives_though_the_bridge_is_killed_fifty_times(tmp_
             time.sleep(dice.uniform(0.0, 0.8))
             bridge.kill()
         with bridge:
-            simulator.change(rate=0.001)
-            until(lambda: bridge.status()["streams"]["acme"]["connected"], "the stream is connected")
+            receiver.wait_for_more()
+            simulator.stop()  # So that nothing can arrive between the last count and the end.
+            until(lambda: not bridge.status()["streams"]["acme"]["connected"], "all that was sent is heard")
             until(lambda: bridge.pending() == 0, "everything is delivered")
             metrics = bridge.metrics()
             assert bridge.stop() == 0
