@@ -40,7 +40,7 @@ from bridge.dockercloud_url import DockerCloudOptions, stream_url
 from bridge.policy import Keepalive, parse_retry_after
 from bridge.source import Ended, EndReason, Read
 
-_LARGEST_READ: Final = 256 * 1024
+_LARGEST_READ: Final = 1024 * 1024
 _SMALLEST_READ: Final = 4 * 1024
 _TLS_RECORD: Final = 16 * 1024
 _LONGEST_WAIT: Final = 60.0
