@@ -11,7 +11,7 @@ from bridge.frames import TEXT, encode
 NAMESPACE: Final = "acme"
 _RESOURCES: Final = 1000
 _CHUNK: Final = 730
-"""Events that are made at once: about what one read of the bridge takes, 256 KiB."""
+"""Events that are made at once: 256 KiB."""
 
 
 def canonical_events(count: int) -> list[bytes]:
