@@ -261,7 +261,17 @@ class Forwarder:
                 staying.append(msgspec.structs.replace(tried, due=now + self._retry_delay(tried.attempts, failure.retry_after)))
             else:
                 dead.append(
-                    DeadLetter(tried.seq, tried.received, tried.json, tried.attempts, tried.since, now, reason, tried.error)
+                    DeadLetter(
+                        seq=tried.seq,
+                        received=tried.received,
+                        json=tried.json,
+                        lane=tried.lane,
+                        attempts=tried.attempts,
+                        first_failed=tried.since,
+                        died=now,
+                        reason=reason,
+                        error=tried.error,
+                    )
                 )
         return staying, dead
 

@@ -1,8 +1,9 @@
 """Every metric, named in one place.
 
-Counts that belong to the books (`received = accepted + duplicate + malformed`, per sink `accepted = delivered + filtered +
-dead + dropped + pending`) live in the journal and are read at the scrape, all at one instant, so they balance and survive
-restarts. The rest is counted here, once per batch and never per event; a histogram gets the oldest event of each batch.
+Counts that belong to the books (`received = accepted + duplicate + malformed`; per sink `accepted + replayed = delivered +
+filtered + dead + dropped + pending` and `dead = dead_letters + replayed + discarded`) live in the journal and are read at the
+scrape, all at one instant, so they balance and survive restarts. The rest is counted here, once per batch and never per event;
+a histogram gets the oldest event of each batch.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -178,13 +179,15 @@ def _streams(books: Books) -> Iterator[Metric]:
 
 
 def _sinks(books: Books) -> Iterator[Metric]:
-    for field, text in (
-        ("delivered", "Events that the far side acknowledged."),
-        ("filtered", "Events that the sink's filter leaves out."),
-        ("dead", "Events that became dead letters."),
-        ("dropped", "Events that were given up to make room, or were damaged on disk."),
+    for metric, field, text in (
+        ("events_delivered", "delivered", "Events that the far side acknowledged."),
+        ("events_filtered", "filtered", "Events that the sink's filter leaves out."),
+        ("events_dead", "dead", "Events that became dead letters."),
+        ("events_dropped", "dropped", "Events that were given up to make room, or were damaged on disk."),
+        ("events_replayed", "replayed", "Dead letters that were sent back to the retry queue."),
+        ("dead_letters_discarded", "discarded", "Dead letters that were deleted, by an operator or to make room."),
     ):
-        family = CounterMetricFamily(f"event_bridge_sink_events_{field}", text, labels=["sink"])
+        family = CounterMetricFamily(f"event_bridge_sink_{metric}", text, labels=["sink"])
         yield _family(family, {name: getattr(sink, field) for name, sink in books.sinks.items()})
     for metric, field, text in (
         ("pending_events", "pending", "Events that wait for delivery, retries included."),

@@ -51,8 +51,10 @@ COMPOSITION: Final = {"cli", "commands", "compose"}
 
 OWNERS: Final[dict[str, set[str]]] = {
     "websocket": {"bridge.dockercloud"},
-    "sqlite3": {f"bridge.journal.{module}" for module in ("cursor", "file", "store", "tables")},
-    "crc32c": {"bridge.journal.tables"},
+    "sqlite3": {
+        f"bridge.journal.{module}" for module in ("cursor", "file", "queues", "reader", "schema", "store", "stored", "tables")
+    },
+    "crc32c": {"bridge.journal.queues", "bridge.journal.tables"},
     "prometheus_client": {"bridge.metrics", "bridge.server"},
     "kafka": {"sinks.kafka_client"},
     "paho": {"sinks.mqtt_client"},

@@ -28,7 +28,24 @@ Nothing outside this package knows that it is SQLite.
 
 from bridge.journal.file import JournalError
 from bridge.journal.log import Appended, Closed, Journal, JournalOptions
-from bridge.journal.records import Batch, Books, DeadLetter, DeathReason, Retry, Settlement, SinkBooks, StreamBooks
+from bridge.journal.reader import JournalReader
+from bridge.journal.records import (
+    Batch,
+    Books,
+    DeadLetter,
+    DeadLetterQuery,
+    DeadLetters,
+    DeathReason,
+    Extent,
+    Extract,
+    Quarantined,
+    Retry,
+    Settlement,
+    SinkBooks,
+    StoredDeadLetter,
+    StreamBooks,
+    Verified,
+)
 
 __all__ = [
     "Appended",
@@ -36,12 +53,20 @@ __all__ = [
     "Books",
     "Closed",
     "DeadLetter",
+    "DeadLetterQuery",
+    "DeadLetters",
     "DeathReason",
+    "Extent",
+    "Extract",
     "Journal",
     "JournalError",
     "JournalOptions",
+    "JournalReader",
+    "Quarantined",
     "Retry",
     "Settlement",
     "SinkBooks",
+    "StoredDeadLetter",
     "StreamBooks",
+    "Verified",
 ]

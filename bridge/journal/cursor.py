@@ -3,7 +3,7 @@
 import sqlite3
 import threading
 
-from bridge.journal import tables
+from bridge.journal import queues, tables
 from bridge.journal.records import Settlement, SinkBooks
 from bridge.journal.tables import Row, SinkRow
 from bridge.sink import Entry
@@ -31,21 +31,14 @@ class Cursor:
         self.read_upto = row.cursor
         # The row that `read` is in the middle of: a sink that takes ten events at a time must not load it ten times.
         self._ahead: Row | None = None
-        self._heads: dict[str, float] | None = None
+        # Counts the changes of the retry queue, and the one after which its heads were looked up.
+        self._queue_version = 0
+        self._heads_version = -1
+        self._heads: dict[str, float] = {}
 
     def books(self, next_seq: int) -> SinkBooks:
         """The sink's counts, if the journal's next event would get place `next_seq`."""
-        row = self.row
-        return SinkBooks(
-            accepted=next_seq - row.start,
-            delivered=row.delivered,
-            filtered=row.filtered,
-            dead=row.dead,
-            dropped=row.dropped,
-            pending=next_seq - row.cursor + self.retrying,
-            retrying=self.retrying,
-            dead_letters=self.dead_letters,
-        )
+        return self.row.books(next_seq, self.retrying, self.dead_letters)
 
     def read(self, end: int, limit: int, max_bytes: int) -> list[Entry]:
         """Take events from the cursor on, up to place `end` and the limits; stop before a row that is missing or damaged."""
@@ -70,15 +63,25 @@ class Cursor:
         return row
 
     def heads(self, sink: str) -> dict[str, float]:
-        """The lanes of the retry queue, and when the first event of each is due; asked of the table once a settlement."""
-        if self._heads is None:
-            self._heads = tables.heads(self.db, sink) if self.retrying else {}
+        """The lanes of the retry queue, and when the first event of each is due; asked of the table once a change of it."""
+        # Taken before the look: what another thread changes meanwhile is looked up next time.
+        version = self._queue_version
+        if version != self._heads_version:
+            self._heads = queues.heads(self.db, sink) if self.retrying else {}
+            self._heads_version = version
         return self._heads
 
-    def settled(self, row: SinkRow) -> None:
-        """A settlement was recorded."""
+    def settled(self, row: SinkRow, retrying: int, dead_letters: int) -> None:
+        """A settlement was recorded, by which the retry queue and the dead letters grew so much."""
         self.row = row
-        self._heads = None
+        self.dead_letters += dead_letters
+        self.queue_grew(retrying)
+
+    def queue_grew(self, count: int) -> None:
+        """The retry queue changed, and grew by a count."""
+        self.retrying += count
+        # After the count: whoever sees this number sees that one.
+        self._queue_version += 1
 
     def after(self, outcome: Settlement) -> SinkRow:
         """What the table says once the outcome is recorded."""

@@ -1,4 +1,4 @@
-"""Opening the journal's file: lock, damage, schema. What the tables mean is told in `bridge.journal`."""
+"""Opening the journal's file: lock, damage, format. What the tables mean is told in `bridge.journal`."""
 
 import fcntl
 import os
@@ -10,32 +10,9 @@ from typing import Final, NamedTuple, TextIO
 
 import structlog
 
+from bridge.journal import schema
+
 log = structlog.get_logger(__name__)
-
-SCHEMA_VERSION: Final = 1
-
-_SCHEMA: Final = """
-CREATE TABLE meta (next_seq INTEGER NOT NULL);
-INSERT INTO meta VALUES (1);
-CREATE TABLE batches (first INTEGER PRIMARY KEY, count INTEGER NOT NULL, received REAL NOT NULL, crc INTEGER NOT NULL,
-    body BLOB NOT NULL);
-CREATE TABLE seen (first INTEGER PRIMARY KEY, received REAL NOT NULL, uuids BLOB NOT NULL);
-CREATE TABLE streams (name TEXT PRIMARY KEY, received INTEGER NOT NULL, accepted INTEGER NOT NULL,
-    duplicate INTEGER NOT NULL, position TEXT) WITHOUT ROWID;
-CREATE TABLE malformed (stream TEXT, reason TEXT, count INTEGER NOT NULL, PRIMARY KEY (stream, reason)) WITHOUT ROWID;
-CREATE TABLE quarantine (id INTEGER PRIMARY KEY AUTOINCREMENT, stream TEXT NOT NULL, received REAL NOT NULL,
-    reason TEXT NOT NULL, frame BLOB NOT NULL);
-CREATE TABLE sinks (name TEXT PRIMARY KEY, start INTEGER NOT NULL, cursor INTEGER NOT NULL, delivered INTEGER NOT NULL,
-    filtered INTEGER NOT NULL, dead INTEGER NOT NULL, dropped INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE retries (sink TEXT, seq INTEGER, received REAL NOT NULL, json BLOB NOT NULL, lane TEXT NOT NULL,
-    attempts INTEGER NOT NULL, due REAL NOT NULL, since REAL NOT NULL, reason TEXT NOT NULL, error TEXT NOT NULL,
-    PRIMARY KEY (sink, seq));
-CREATE INDEX retries_by_lane ON retries (sink, lane, seq, due);
-CREATE TABLE dead_letters (id INTEGER PRIMARY KEY AUTOINCREMENT, sink TEXT NOT NULL, seq INTEGER NOT NULL,
-    received REAL NOT NULL, json BLOB NOT NULL, attempts INTEGER NOT NULL, first_failed REAL NOT NULL, died REAL NOT NULL,
-    reason TEXT NOT NULL, error TEXT NOT NULL);
-CREATE INDEX dead_letters_by_sink ON dead_letters (sink, id);
-"""
 
 
 class JournalError(Exception):
@@ -104,8 +81,61 @@ def _size(path: Path | str) -> int:
 
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     """Open a connection that any one thread at a time may use; transactions are ours to begin and end."""
-    uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
-    return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
+    return _connect(path, "mode=ro" if read_only else "mode=rwc")
+
+
+def connect_to_any(path: Path) -> sqlite3.Connection:
+    """Open a connection for reading to a file whoever has it, or had it last, and show an older format as this one.
+
+    A file that was closed in order is all there is, and is read as it is: SQLite makes no files beside it then.
+
+    Raises:
+        JournalError: It can't be opened, or is no journal, or was written by a newer version.
+    """
+    try:
+        if not path.is_file():
+            raise JournalError(f"{path}: no such file; is journal.path right?")
+        with_log = _size(f"{path}-wal") > 0 or path.with_name(path.name + "-shm").exists()
+        db = _connect(path, "mode=ro" if with_log else "mode=ro&immutable=1")
+    except OSError as error:
+        raise JournalError(f"{path}: {error.strerror}") from None
+    except sqlite3.Error as error:
+        raise JournalError(f"{path}: {error}") from None
+    try:
+        _refuse_newer(db, path)
+        if not schema.version(db) or not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'batches'").fetchone():
+            raise JournalError(f"{path}: not a journal")  # noqa: TRY301 - one way out for all that is wrong
+        schema.show_as_current(db)
+    except sqlite3.Error as error:
+        db.close()
+        raise JournalError(f"{path}: {error}; not a journal, or too damaged to be read") from None
+    except JournalError:
+        db.close()
+        raise
+    return db
+
+
+def _connect(path: Path, how: str) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?{how}"
+    db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
+    # A flipped bit in a text must not keep anybody from reading the others.
+    db.text_factory = _text
+    return db
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="replace")
+
+
+def damage(db: sqlite3.Connection) -> str | None:
+    """What is wrong with the structure of the file, by SQLite's own check; None if nothing is."""
+    try:
+        verdict: str = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return None if verdict == "ok" else verdict
 
 
 def prepare(path: Path) -> sqlite3.Connection:
@@ -116,32 +146,24 @@ def prepare(path: Path) -> sqlite3.Connection:
     """
     try:
         db = connect(path)
-        damage = _damage(db)
-        if damage:
+        found = damage(db)
+        if found:
             db.close()
-            _set_aside(path, damage)
+            _set_aside(path, found)
             db = connect(path)
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA secure_delete=OFF")
         # A checkpoint every 16 MiB instead of every 4: fewer syncs of the database itself when many events come.
         db.execute("PRAGMA wal_autocheckpoint=4096")
-        _migrate(db, path)
+        _refuse_newer(db, path)
+        schema.migrate(db)
+        _mend_indexes(db, path)
     except sqlite3.Error as error:
         raise JournalError(f"{path}: {error}; journal.path must be a file that this user can write") from None
     return db
 
 
-def _damage(db: sqlite3.Connection) -> str | None:
-    try:
-        verdict: str = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-    except sqlite3.OperationalError:
-        raise
-    except sqlite3.DatabaseError as error:
-        return str(error)
-    return None if verdict == "ok" else verdict
-
-
-def _set_aside(path: Path, damage: str) -> None:
+def _set_aside(path: Path, found: str) -> None:
     """Keep the damaged file for whoever wants to look, out of the way."""
     aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
     for suffix in ("", "-wal", "-shm"):
@@ -150,17 +172,23 @@ def _set_aside(path: Path, damage: str) -> None:
             part.rename(aside.with_name(aside.name + suffix))
     log.error(
         "the journal is damaged and was set aside; events in it that were not delivered are lost unless it can be repaired",
-        damage=damage,
+        damage=found,
         kept_as=str(aside),
     )
 
 
-def _migrate(db: sqlite3.Connection, path: Path) -> None:
-    version: int = db.execute("PRAGMA user_version").fetchone()[0]
-    if version > SCHEMA_VERSION:
+def _refuse_newer(db: sqlite3.Connection, path: Path) -> None:
+    version = schema.version(db)
+    if version > schema.SCHEMA_VERSION:
         raise JournalError(
-            f"{path}: written by a newer event-bridge (format {version}, this one knows {SCHEMA_VERSION}); "
+            f"{path}: written by a newer event-bridge (format {version}, this one knows {schema.SCHEMA_VERSION}); "
             "run that version, or give this one a journal.path of its own"
         )
-    if version < 1:
-        db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+
+
+def _mend_indexes(db: sqlite3.Connection, path: Path) -> None:
+    """Make the indexes of the queues say what their rows say; the quick check does not compare them."""
+    for table in ("retries", "dead_letters"):
+        if db.execute(f"PRAGMA integrity_check({table})").fetchone()[0] != "ok":
+            db.execute(f"REINDEX {table}")
+            log.error("an index of the journal was damaged and was made anew", path=str(path), table=table)

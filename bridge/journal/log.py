@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +12,23 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 import structlog
 
-from bridge.journal import file, tables
+from bridge.journal import file, queues, tables
 from bridge.journal.cursor import Cursor
-from bridge.journal.records import Batch, Books, DeadLetter, Retry, Settlement, StreamBooks
+from bridge.journal.letters import Letters
+from bridge.journal.reader import JournalReader
+from bridge.journal.records import (
+    Batch,
+    Books,
+    DeadLetterQuery,
+    DeadLetters,
+    Extent,
+    Extract,
+    Quarantined,
+    Retry,
+    Settlement,
+    StreamBooks,
+    Verified,
+)
 from bridge.journal.space import Space
 from bridge.journal.store import Store
 from bridge.journal.window import Window
@@ -45,7 +59,8 @@ class JournalOptions(msgspec.Struct, frozen=True):
     Attributes:
         durability: "full" syncs every commit to the disk; "normal" may lose the last moments in a power failure.
         max_bytes: How large the journal may become.
-        when_full: "block" stops reading the streams; "drop_oldest" drops what the slowest sink has not delivered.
+        when_full: "block" stops reading the streams; "drop_oldest" drops the oldest dead letters, and then what
+            the slowest sink has not delivered.
         window: Seconds for which uuids are remembered.
         window_events: How many uuids are remembered at most; no more than fit into a quarter of what the journal may take.
     """
@@ -97,7 +112,7 @@ class Journal:
         self._observe_commit = observe_commit
         self._monotonic = monotonic
         self._store = Store(options.path, options.durability, options.max_bytes)
-        self._peek_db = file.connect(options.path, read_only=True)
+        self._reader = JournalReader(options.path)
         self._peek = threading.Lock()
         self._write = threading.Lock()
         self._changed = threading.Condition()
@@ -106,7 +121,8 @@ class Journal:
         self._next = tables.next_seq(self._store.db)
         self._streams = tables.stream_books(self._store.db)
         self._sinks: dict[str, Cursor] = {}
-        self._space = Space(self._store, self._sinks, self._changed, options.when_full)
+        self._letters = Letters(self._store, self._sinks, self._changed)
+        self._space = Space(self._store, self._sinks, self._changed, self._letters, options.when_full)
         self._window = self._restore_window(clock())
 
     # Streams
@@ -146,14 +162,15 @@ class Journal:
             if name in self._sinks:
                 return
             row = tables.sinks(self._store.db).get(name)
+            retrying = queues.count_retries(self._store.db).get(name, 0)
+            dead_letters = queues.count_dead_letters(self._store.db).get(name, 0)
             if row is None:
                 oldest = tables.oldest_first(self._store.db) if start_at == "earliest" else None
                 start = self._next if oldest is None else oldest
-                row = tables.SinkRow(start, start, 0, 0, 0, 0)
+                # A sink that was here before finds its dead letters. Its books count them, and the events that they were.
+                row = tables.SinkRow(start - dead_letters, start, 0, 0, dead_letters, 0)
                 with self._store.transaction(synced=False) as db:
                     tables.save_sink(db, name, row)
-            retrying = tables.count_retries(self._store.db).get(name, 0)
-            dead_letters = tables.count_dead_letters(self._store.db).get(name, 0)
             with self._changed:
                 self._sinks[name] = Cursor(row, retrying, dead_letters, file.connect(self._options.path, read_only=True))
 
@@ -164,7 +181,7 @@ class Journal:
             JournalError: It can't be recorded.
         """
         with self._write, self._store.telling_of_trouble("sinks"):
-            retrying = tables.count_retries(self._store.db)
+            retrying = queues.count_retries(self._store.db)
             rows = {name: row for name, row in tables.sinks(self._store.db).items() if name not in names}
             with self._store.transaction(synced=False) as db:
                 for name in rows:
@@ -229,7 +246,10 @@ class Journal:
         with self._reading(sink) as cursor:
             if not any(due <= now or due > horizon for due in cursor.heads(sink).values()):
                 return []
-            return tables.due_retries(cursor.db, sink, now=now, horizon=horizon, limit=limit, max_bytes=max_bytes)
+            found = queues.due_retries(cursor.db, sink, now=now, horizon=horizon, limit=limit, max_bytes=max_bytes)
+        if found.damaged:
+            self._drop_damaged(sink, cursor, found.damaged)
+        return found.retries
 
     def retrying(self, sink: str) -> int:
         """How many events wait in the sink's retry queue."""
@@ -262,25 +282,71 @@ class Journal:
                     return
             self._closing.wait(_TRY_AGAIN)
 
-    def dead_letters(self, sink: str) -> list[DeadLetter]:
-        """A sink's dead letters, oldest first.
+    def replay(self, sink: str, ids: Sequence[int], now: float) -> int:
+        """Send a sink's dead letters back to its retry queue, due at once; return how many went there.
+
+        What is gone, damaged or another sink's is left alone, so this may be repeated. An event that waits already (a sink
+        that left the configuration and came back may have both) is not put there twice: its dead letter is discarded.
+
+        Args:
+            sink: Whose they are.
+            ids: Which; all of them in one transaction, so that a thousand or so are enough.
+            now: The time of day in seconds since the epoch.
 
         Raises:
             Closed: The journal was closed.
-            JournalError: It can't be read.
+            JournalError: The sink is not configured, or it can't be recorded.
         """
-        with self._peeking():
-            return tables.dead_letters(self._peek_db, sink)
+        if sink not in self._sinks:
+            raise file.JournalError(f"sink {sink!r} is not configured, so that nothing can be sent to it again")
+        with self._rearranging():
+            return self._letters.replay(sink, ids, now)
 
-    def quarantine(self, stream: str) -> list[bytes]:
-        """The malformed messages of a stream that are kept (truncated), oldest first.
+    def discard(self, ids: Sequence[int]) -> int:
+        """Delete dead letters for ever, in one transaction; return how many were there. Those of any sink, damaged or not.
 
         Raises:
             Closed: The journal was closed.
-            JournalError: It can't be read.
+            JournalError: It can't be recorded.
         """
-        with self._peeking():
-            return [malformed.frame for malformed in tables.quarantine(self._peek_db, stream)]
+        with self._rearranging():
+            return sum(self._letters.discard(ids).values())
+
+    # Whoever looks. All of these raise `Closed`, and `JournalError` if it can't be read.
+
+    def dead_letters(self, query: DeadLetterQuery, after: int = 0, limit: int = 1000) -> DeadLetters:
+        """One page of the dead letters that a query asks for, as `JournalReader` tells them."""
+        with self._peeking() as reader:
+            return reader.dead_letters(query, after, limit)
+
+    def quarantine(self, after: int = 0, limit: int = 250) -> list[Quarantined]:
+        """The malformed messages that are kept, as `JournalReader` tells them."""
+        with self._peeking() as reader:
+            return reader.quarantine(after, limit)
+
+    def extent(self) -> Extent:
+        """Where what is stored begins and ends."""
+        with self._peeking() as reader:
+            return reader.extent()
+
+    def events(self, after: int, limit: int, max_bytes: int) -> Extract:
+        """One page of the stored events after a place, as `JournalReader` tells them."""
+        with self._peeking() as reader:
+            return reader.events(after, limit, max_bytes)
+
+    def verify(self, after: int, rows: int) -> Verified:
+        """Check so many rows after a place, as `JournalReader` does."""
+        with self._peeking() as reader:
+            return reader.verify(after, rows)
+
+    def check(self) -> str | None:
+        """SQLite's own check of the whole file: what is wrong with it. May take seconds, in which nobody waits."""
+        try:
+            return self._reader.check(self._closing.is_set)
+        except file.JournalError:
+            if self._closing.is_set():
+                raise Closed from None
+            raise
 
     # Everybody
 
@@ -305,12 +371,11 @@ class Journal:
             JournalError: It can't be read.
         """
         cursor = self._sinks[sink]
-        with self._peeking():
+        with self._peeking() as reader:
             if cursor.retrying:
-                return tables.oldest_retry(self._peek_db, sink)
+                return reader.oldest_retry(sink)
             seq = cursor.row.cursor
-            row = tables.load_row(self._peek_db, seq) if seq < self._next else None
-            return None if row is None or row.damaged else row.lines[seq - row.first]
+            return reader.event_at(seq) if seq < self._next else None
 
     def prune(self) -> None:
         """Delete what no cursor and no dedup window needs, and make settled outcomes durable. Meant for every second or so."""
@@ -332,7 +397,7 @@ class Journal:
             for cursor in self._sinks.values():
                 with cursor.reading:
                     cursor.db.close()
-            self._peek_db.close()
+            self._reader.close()
             self._store.close()
 
     # Inside: everything below is called with the write lock held, unless it says otherwise.
@@ -360,9 +425,17 @@ class Journal:
             yield cursor
 
     @contextmanager
-    def _peeking(self) -> Iterator[None]:
-        """Use `_peek_db`, the connection of those who only look; without the write lock."""
+    def _peeking(self) -> Iterator[JournalReader]:
+        """Use the reader, of those who only look; without the write lock."""
         with self._peek, self._store.telling_of_trouble("look"):
+            if self._closing.is_set():
+                raise Closed
+            yield self._reader
+
+    @contextmanager
+    def _rearranging(self) -> Iterator[None]:
+        """Change dead letters, for an operator who is told of failures; takes the write lock."""
+        with self._write, self._store.telling_of_trouble("dead letters"):
             if self._closing.is_set():
                 raise Closed
             yield
@@ -426,13 +499,12 @@ class Journal:
         with self._store.watching_the_disk(f"settle {sink}"):
             with self._store.transaction(synced=False) as db:
                 tables.save_sink(db, sink, after)
-                tables.save_retries(db, sink, outcome.retries)
-                tables.delete_retries(db, sink, outcome.resolved)
-                tables.insert_dead(db, sink, outcome.dead)
+                queues.save_retries(db, sink, outcome.retries)
+                queues.delete_retries(db, sink, outcome.resolved)
+                queues.insert_dead(db, sink, outcome.dead)
             with self._changed:
-                cursor.settled(after)
-                cursor.retrying += new - outcome.delivered - outcome.filtered - len(outcome.dead)
-                cursor.dead_letters += len(outcome.dead)
+                left = new - outcome.delivered - outcome.filtered - len(outcome.dead)
+                cursor.settled(after, left, len(outcome.dead))
             return True
         return False
 
@@ -456,3 +528,16 @@ class Journal:
                 log.error("stored events are damaged and were dropped", sink=sink, first=seq, events=end - seq)
             return True
         return False
+
+    def _drop_damaged(self, sink: str, cursor: Cursor, rows: list[int]) -> None:
+        """Take damaged rows out of the retry queue, counting them as dropped; called by the sink's thread, without the lock."""
+        with self._write, self._store.telling_of_trouble(f"skip {sink}"):
+            if self._closing.is_set():
+                raise Closed
+            after = cursor.row._replace(dropped=cursor.row.dropped + len(rows))
+            with self._store.transaction(synced=False) as db:
+                queues.delete_damaged_retries(db, rows)
+                tables.save_sink(db, sink, after)
+            with self._changed:
+                cursor.settled(after, -len(rows), 0)
+            log.error("events in the retry queue are damaged and were dropped", sink=sink, events=len(rows))

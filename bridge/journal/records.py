@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 
 from bridge.event import Event, Malformed
-from bridge.sink import Reason
+from bridge.sink import Entry, Reason
 
 DeathReason = Literal["rejected", "too_large", "too_old", "too_many_attempts"]
 """Why an event became a dead letter, a small fixed set."""
@@ -57,6 +57,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     """An event that a sink will not be offered again unless somebody replays it.
 
     Attributes:
+        lane: What keeps its order if it is replayed, as for a `Retry`.
         attempts: How often it was tried.
         first_failed: When it failed first, in seconds since the epoch.
         died: When it was given up.
@@ -67,11 +68,101 @@ class DeadLetter(msgspec.Struct, frozen=True):
     seq: int
     received: float
     json: bytes
+    lane: str
     attempts: int
     first_failed: float
     died: float
     reason: DeathReason
     error: str
+
+
+class DeadLetterQuery(msgspec.Struct, frozen=True):
+    """Which dead letters are meant: those to which all that is said applies.
+
+    Attributes:
+        sink: Whose they are.
+        reason: Why they were given up.
+        since: They were given up at this time or later, in seconds since the epoch.
+        uuid: The event's uuid.
+        type: The event's type. A damaged dead letter has neither a type nor a uuid.
+    """
+
+    sink: str | None = None
+    reason: str | None = None
+    since: float | None = None
+    uuid: str | None = None
+    type: str | None = None
+
+
+class StoredDeadLetter(msgspec.Struct, frozen=True):
+    """A dead letter as it lies in the journal.
+
+    Attributes:
+        id: Its number; numbers grow, over all sinks, and are never used twice.
+        damaged: Whether bytes of it changed on the disk, so that nothing in it can be believed; it is never replayed.
+    """
+
+    id: int
+    sink: str
+    letter: DeadLetter
+    damaged: bool = False
+
+
+class DeadLetters(msgspec.Struct, frozen=True):
+    """One page of dead letters.
+
+    Attributes:
+        found: Those that were asked for, oldest first; perhaps none, although later pages have some.
+        upto: The id of the last one that was looked at, from which to go on; the `after` of the question at the end.
+    """
+
+    found: list[StoredDeadLetter]
+    upto: int
+
+
+class Quarantined(msgspec.Struct, frozen=True):
+    """What is kept of a malformed message: its beginning. `received` is in seconds since the epoch."""
+
+    id: int
+    stream: str
+    received: float
+    reason: str
+    frame: bytes
+
+
+class Extent(msgspec.Struct, frozen=True):
+    """The places of what is stored: from `first` up to `next`, the place of the next event; equal if nothing is stored."""
+
+    first: int
+    next: int
+
+
+class Extract(msgspec.Struct, frozen=True):
+    """One page of stored events.
+
+    Attributes:
+        entries: The events in order.
+        upto: The last place that was looked at, from which to go on; the `after` of the question at the end.
+        damaged: How many events up to there can't be read.
+    """
+
+    entries: list[Entry]
+    upto: int
+    damaged: int
+
+
+class Verified(msgspec.Struct, frozen=True):
+    """One page of a check.
+
+    Attributes:
+        upto: The last place that was looked at, from which to go on; the `after` of the question at the end.
+        events: How many events up to there are sound.
+        damaged: What is not: a place, and how many events from there on.
+    """
+
+    upto: int
+    events: int
+    damaged: list[tuple[int, int]]
 
 
 class Settlement(msgspec.Struct, frozen=True):
@@ -110,14 +201,18 @@ class StreamBooks(msgspec.Struct):
 
 
 class SinkBooks(msgspec.Struct):
-    """What became of it at one sink: `accepted = delivered + filtered + dead + dropped + pending`.
+    """What became of it at one sink.
+
+    `accepted + replayed = delivered + filtered + dead + dropped + pending`, and `dead = dead_letters + replayed + discarded`.
 
     Attributes:
-        accepted: How many events the journal took since the sink exists.
+        accepted: How many events the journal took since the sink exists, and those whose dead letters it found then.
         pending: How many lie after the cursor or wait in the retry queue.
         retrying: How many of them wait in the retry queue.
-        dead: How many ever became dead letters.
+        dead: How often an event became a dead letter.
         dead_letters: How many dead letters lie there now.
+        replayed: How many dead letters were sent back to the retry queue.
+        discarded: How many dead letters were deleted, by an operator or for room.
     """
 
     accepted: int
@@ -128,6 +223,8 @@ class SinkBooks(msgspec.Struct):
     pending: int
     retrying: int
     dead_letters: int
+    replayed: int = 0
+    discarded: int = 0
 
 
 class Books(msgspec.Struct):

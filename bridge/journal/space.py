@@ -8,6 +8,7 @@ import structlog
 
 from bridge.journal import tables
 from bridge.journal.cursor import Cursor
+from bridge.journal.letters import Letters
 from bridge.journal.store import RESERVE, Store
 
 log = structlog.get_logger(__name__)
@@ -29,7 +30,9 @@ class Space:
         store: Where room is made.
         sinks: The journal's cursors, by the sinks' names; as it adds and forgets sinks, they change.
         changed: The journal's lock under which cursors move.
-        when_full: "block" leaves what is not delivered; "drop_oldest" drops the oldest of it.
+        letters: The dead letters.
+        when_full: "block" leaves all that is not delivered; "drop_oldest" drops the oldest dead letters, and then the oldest
+            of the rest.
     """
 
     def __init__(
@@ -37,11 +40,13 @@ class Space:
         store: Store,
         sinks: Mapping[str, Cursor],
         changed: threading.Condition,
+        letters: Letters,
         when_full: Literal["block", "drop_oldest"],
     ) -> None:
         self._store = store
         self._sinks = sinks
         self._changed = changed
+        self._letters = letters
         self._when_full = when_full
 
     def has_room(self, floor: int) -> bool:
@@ -90,15 +95,27 @@ class Space:
             pass
         if self._when_full == "drop_oldest":
             with store.watching_the_disk("drop"):
+                self._letters.discard_oldest(limit * 15 // 16)
                 self._drop_oldest(limit * 15 // 16)
         if store.used <= enough:
             store.set_trouble("room", None)
             return True
-        how = f"full, journal.max_bytes is {limit}"
-        if limit < store.max_bytes:
-            how = f"the disk is full but for a reserve of {RESERVE >> 20} MiB"
-        store.set_trouble("room", f"{store.path}: {how}; a sink is behind, or has many dead letters")
+        store.set_trouble("room", f"{store.path}: {self._how_full(limit)}; {self._whose_fault()}")
         return False
+
+    def _how_full(self, limit: int) -> str:
+        if limit < self._store.max_bytes:
+            return f"the disk is full but for a reserve of {RESERVE >> 20} MiB"
+        return f"full, journal.max_bytes is {limit}"
+
+    def _whose_fault(self) -> str:
+        most = self._letters.most()
+        if most is None:
+            return "a sink is behind"
+        name, count = most
+        return (
+            f"a sink is behind, or has many dead letters: {name} has {count}; `event-bridge dead-letters` replays or drops them"
+        )
 
     def _drop_oldest(self, enough: int) -> None:
         """Drop the oldest batches, which the slowest sinks have not delivered, until no more than enough is in use."""

@@ -141,6 +141,9 @@ class Store:
         except sqlite3.Error as error:
             self.set_trouble(what, f"{self.path}: {error}")
             raise file.JournalError(f"{self.path}: {error}") from error
+        except file.JournalError as error:
+            self.set_trouble(what, str(error))
+            raise
         self.set_trouble(what, None)
 
     @contextmanager

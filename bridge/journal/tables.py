@@ -1,13 +1,13 @@
-"""The statements on the journal's tables, and nothing else: no locks, no state, no decisions."""
+"""The statements on events, streams and sinks, and nothing else: no locks, no state, no decisions."""
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from crc32c import crc32c
 
 from bridge.event import Malformed
-from bridge.journal.records import DeadLetter, Retry, StreamBooks
+from bridge.journal.records import Quarantined, SinkBooks, StreamBooks
 
 QUARANTINE_FRAMES: Final = 250
 """How many malformed messages are kept, the latest ones: all of them take a third of the smallest journal at most."""
@@ -36,6 +36,23 @@ class SinkRow(NamedTuple):
     filtered: int
     dead: int
     dropped: int
+    replayed: int = 0
+    discarded: int = 0
+
+    def books(self, next_seq: int, retrying: int, dead_letters: int) -> SinkBooks:
+        """What that says, if the journal's next event would get place `next_seq`."""
+        return SinkBooks(
+            accepted=next_seq - self.start,
+            delivered=self.delivered,
+            filtered=self.filtered,
+            dead=self.dead,
+            dropped=self.dropped,
+            pending=next_seq - self.cursor + retrying,
+            retrying=retrying,
+            dead_letters=dead_letters,
+            replayed=self.replayed,
+            discarded=self.discarded,
+        )
 
 
 def next_seq(db: sqlite3.Connection) -> int:
@@ -75,6 +92,15 @@ def insert_quarantine(db: sqlite3.Connection, stream: str, received: float, malf
     db.execute("DELETE FROM quarantine WHERE id <= (SELECT max(id) FROM quarantine) - ?", (QUARANTINE_FRAMES,))
 
 
+def quarantine(db: sqlite3.Connection, after: int, limit: int) -> list[Quarantined]:
+    """The malformed messages that are kept, by id, from the one after `after` on."""
+    found = db.execute(
+        "SELECT id, stream, received, reason, CAST(frame AS BLOB) FROM quarantine WHERE id > ? ORDER BY id LIMIT ?",
+        (after, limit),
+    )
+    return [Quarantined(*row) for row in found]
+
+
 def stream_books(db: sqlite3.Connection) -> dict[str, StreamBooks]:
     """All streams' counts."""
     books = {
@@ -110,9 +136,13 @@ def load_row(db: sqlite3.Connection, seq: int) -> Row | None:
         "SELECT first, count, received, crc, CAST(body AS BLOB) FROM batches WHERE first <= ? ORDER BY first DESC LIMIT 1",
         (seq,),
     ).fetchone()
-    if found is None or found[0] + found[1] <= seq:
+    if found is None:
         return None
     first, count, received, crc, body = found
+    if not (isinstance(count, int) and isinstance(received, float) and isinstance(body, bytes)):
+        return Row(first, 0.0, [], damaged=True)
+    if first + count <= seq:
+        return None
     lines = body.split(b"\n")
     if crc32c(body) != crc or len(lines) != count:
         return Row(first, received, [], damaged=True)
@@ -122,6 +152,17 @@ def load_row(db: sqlite3.Connection, seq: int) -> Row | None:
 def first_after(db: sqlite3.Connection, seq: int) -> int | None:
     """The place of the first event that is stored after a place."""
     first: int | None = db.execute("SELECT min(first) FROM batches WHERE first > ?", (seq,)).fetchone()[0]
+    return first
+
+
+def is_stored_before(db: sqlite3.Connection, seq: int) -> bool:
+    """Whether an event is stored before a place."""
+    return db.execute("SELECT 1 FROM batches WHERE first < ? LIMIT 1", (seq,)).fetchone() is not None
+
+
+def last_first(db: sqlite3.Connection) -> int | None:
+    """The place at which the last stored batch begins."""
+    first: int | None = db.execute("SELECT max(first) FROM batches").fetchone()[0]
     return first
 
 
@@ -138,7 +179,7 @@ def least_cursor(db: sqlite3.Connection) -> int | None:
 
 def save_sink(db: sqlite3.Connection, name: str, row: SinkRow) -> None:
     """Record a sink's cursor and counts."""
-    db.execute("INSERT OR REPLACE INTO sinks VALUES (?, ?, ?, ?, ?, ?, ?)", (name, *row))
+    db.execute("INSERT OR REPLACE INTO sinks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (name, *row))
 
 
 def delete_sink(db: sqlite3.Connection, name: str) -> None:
@@ -182,89 +223,3 @@ def used_bytes(db: sqlite3.Connection) -> int:
     """How much of the file is in use."""
     pages, free, size = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size"))
     return int((pages - free) * size)
-
-
-def save_retries(db: sqlite3.Connection, sink: str, retries: Iterable[Retry]) -> None:
-    """Put events into the retry queue, or replace what it says of them."""
-    db.executemany(
-        "INSERT OR REPLACE INTO retries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [(sink, r.seq, r.received, r.json, r.lane, r.attempts, r.due, r.since, r.reason, r.error) for r in retries],
-    )
-
-
-def delete_retries(db: sqlite3.Connection, sink: str, seqs: Iterable[int]) -> None:
-    """Take events out of the retry queue."""
-    db.executemany("DELETE FROM retries WHERE sink = ? AND seq = ?", [(sink, seq) for seq in seqs])
-
-
-def count_retries(db: sqlite3.Connection) -> dict[str, int]:
-    """How many events wait in each sink's retry queue."""
-    return dict(db.execute("SELECT sink, count(*) FROM retries GROUP BY sink"))
-
-
-def heads(db: sqlite3.Connection, sink: str) -> dict[str, float]:
-    """The lanes in which something waits, and when the first event of each is due."""
-    # With min(), SQLite takes the bare column `due` from the row that has the minimum.
-    found = db.execute("SELECT lane, min(seq), due FROM retries WHERE sink = ? GROUP BY lane", (sink,))
-    return {lane: due for lane, _, due in found}
-
-
-def due_retries(  # noqa: PLR0913 - the parameters of a statement
-    db: sqlite3.Connection, sink: str, *, now: float, horizon: float, limit: int, max_bytes: int
-) -> list[Retry]:
-    """Events whose lane is due, in order: the first of a lane is due, and what waits behind it comes along.
-
-    At most `limit` events and `max_bytes` bytes, but at least one. A due time beyond the horizon can't be meant, the clock
-    was set back since: it counts as due.
-    """
-    found = db.execute(
-        "SELECT seq, received, json, lane, attempts, due, since, reason, error FROM retries WHERE sink = :sink AND lane IN ("
-        " SELECT lane FROM (SELECT lane, min(seq), due FROM retries WHERE sink = :sink GROUP BY lane)"
-        " WHERE due <= :now OR due > :horizon) ORDER BY seq LIMIT :limit",
-        {"sink": sink, "now": now, "horizon": horizon, "limit": limit},
-    )
-    due: list[Retry] = []
-    for row in found:
-        retry = Retry(*row)
-        max_bytes -= len(retry.json)
-        if due and max_bytes < 0:
-            break
-        due.append(retry)
-    return due
-
-
-def oldest_retry(db: sqlite3.Connection, sink: str) -> bytes | None:
-    """The JSON of the oldest event in the retry queue."""
-    found = db.execute("SELECT json FROM retries WHERE sink = ? ORDER BY seq LIMIT 1", (sink,)).fetchone()
-    return None if found is None else bytes(found[0])
-
-
-def insert_dead(db: sqlite3.Connection, sink: str, dead: Iterable[DeadLetter]) -> None:
-    """Add dead letters."""
-    db.executemany(
-        "INSERT INTO dead_letters (sink, seq, received, json, attempts, first_failed, died, reason, error)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [(sink, d.seq, d.received, d.json, d.attempts, d.first_failed, d.died, d.reason, d.error) for d in dead],
-    )
-
-
-def dead_letters(db: sqlite3.Connection, sink: str) -> list[DeadLetter]:
-    """A sink's dead letters, oldest first."""
-    found = db.execute(
-        "SELECT seq, received, json, attempts, first_failed, died, reason, error FROM dead_letters WHERE sink = ? ORDER BY id",
-        (sink,),
-    )
-    return [DeadLetter(*row) for row in found]
-
-
-def count_dead_letters(db: sqlite3.Connection) -> dict[str, int]:
-    """How many dead letters each sink has."""
-    return dict(db.execute("SELECT sink, count(*) FROM dead_letters GROUP BY sink"))
-
-
-def quarantine(db: sqlite3.Connection, stream: str) -> list[Malformed]:
-    """The malformed messages of a stream that are kept, oldest first."""
-    return [
-        Malformed(reason, frame)
-        for reason, frame in db.execute("SELECT reason, frame FROM quarantine WHERE stream = ? ORDER BY id", (stream,))
-    ]

@@ -42,6 +42,8 @@ EXPECTED = {
     ("event_bridge_sink_events_dropped", "counter", ("sink",)),
     ("event_bridge_sink_pending_events", "gauge", ("sink",)),
     ("event_bridge_sink_retry_events", "gauge", ("sink",)),
+    ("event_bridge_sink_events_replayed", "counter", ("sink",)),
+    ("event_bridge_sink_dead_letters_discarded", "counter", ("sink",)),
     ("event_bridge_sink_dead_letters", "gauge", ("sink",)),
     ("event_bridge_sink_lag_seconds", "gauge", ("sink",)),
     ("event_bridge_sink_latency_seconds", "histogram", ("sink",)),
@@ -277,6 +279,7 @@ def test_the_books_balance_in_a_scrape(journal: Journal) -> None:
     for sink in names:
         exits = [of(f"sink_events_{field}_total", sink=sink) for field in ("delivered", "filtered", "dead", "dropped")]
         assert sum(exits) + of("sink_pending_events", sink=sink) == door["accepted"]
+        assert of("sink_events_replayed_total", sink=sink) == of("sink_dead_letters_discarded_total", sink=sink) == 0
         assert all(exits[:3]) == (sink != "idle")
         assert of("sink_dead_letters", sink=sink) == of("sink_events_dead_total", sink=sink) == exits[2]
         assert of("sink_retry_events", sink=sink) == (of("sink_pending_events", sink=sink) if sink != "idle" else 0)

@@ -224,7 +224,7 @@ def test_malformed_messages_are_counted_and_kept_and_the_session_goes_on(journal
     books = journal.books().streams["acme"]
     assert books.malformed == {"not_json": 1, "not_object": 1, "bad_field": 1, "too_large": 1}
     assert (books.received, books.accepted) == (6, 2)
-    assert [frame[:4] for frame in journal.quarantine("acme")] == [b"junk", b"[]", b'{"ty', b'{"ty']
+    assert [one.frame[:4] for one in journal.quarantine()] == [b"junk", b"[]", b'{"ty', b'{"ty']
     assert len(source.positions) == 1
 
 

@@ -69,7 +69,7 @@ def test_a_big_row_read_in_small_pieces_is_loaded_once(db: sqlite3.Connection, l
     while cursor.row.cursor < end:
         entries = cursor.read(end, 7, 1 << 20)
         seen += [entry.seq for entry in entries]
-        cursor.settled(cursor.after(Settlement(entries[0].seq, entries[-1].seq + 1, delivered=len(entries))))
+        cursor.settled(cursor.after(Settlement(entries[0].seq, entries[-1].seq + 1, delivered=len(entries))), 0, 0)
     assert seen == list(range(1, 1002))
     assert loads() == 2
 
@@ -125,7 +125,7 @@ def test_a_settlement_moves_the_cursor_and_adds_to_the_counts(db: sqlite3.Connec
     row = cursor.after(Settlement(1, 6, delivered=3, filtered=2))
     assert row == SinkRow(start=1, cursor=6, delivered=3, filtered=2, dead=0, dropped=0)
     assert cursor.row.cursor == 1, "until it is recorded"
-    cursor.settled(row)
+    cursor.settled(row, 0, 0)
     assert cursor.after(Settlement(delivered=1, resolved=[4])) == row._replace(delivered=4)
 
 

@@ -13,7 +13,8 @@ from structlog.testing import capture_logs
 
 from bridge.event import Event
 from bridge.journal import Batch, Journal, JournalError, JournalOptions
-from bridge.journal.file import SCHEMA_VERSION, disk_space
+from bridge.journal.file import disk_space
+from bridge.journal.schema import SCHEMA_VERSION
 
 
 def fill(path: Path, events: int = 500) -> None:

@@ -322,7 +322,7 @@ def test_an_outcome_that_can_not_be_recorded_waits_and_is_recorded_once(
         upto=4,
         delivered=1,
         retries=[Retry(2, 100.0, b"event 2", "x", 1, 0.0, 100.0, "timeout", "")],
-        dead=[DeadLetter(3, 100.0, b"event 3", 1, 100.0, 100.0, "rejected", "")],
+        dead=[DeadLetter(3, 100.0, b"event 3", "x", 1, 100.0, 100.0, "rejected", "")],
     )
     with failing(path, "INSERT ON dead_letters"):
         waiting = thread.submit(journal.settle, "a", outcome)

@@ -19,6 +19,7 @@ from bridge.journal import (
     Batch,
     Books,
     DeadLetter,
+    DeadLetterQuery,
     Journal,
     JournalOptions,
     Retry,
@@ -51,6 +52,9 @@ class ModelSink:
     cursor: int
     delivered: int = 0
     filtered: int = 0
+    dead: int = 0
+    replayed: int = 0
+    discarded: int = 0
     retries: dict[int, Retry] = field(default_factory=dict)
 
     def due(self) -> list[Retry]:
@@ -69,9 +73,9 @@ class JournalMachine(RuleBasedStateMachine):
         self.stored: list[Event] = []
         self.streams: dict[str, StreamBooks] = {}
         self.sinks: dict[str, ModelSink] = {}
-        # Dead letters stay when a sink goes, so they are kept apart.
-        self.letters: dict[str, list[DeadLetter]] = {name: [] for name in SINKS}
-        self.forgotten_letters = dict.fromkeys(SINKS, 0)
+        # Dead letters stay when a sink goes, so they are kept apart; by their ids.
+        self.letters: dict[int, tuple[str, DeadLetter]] = {}
+        self.letters_ever = 0
 
     @property
     def path(self) -> Path:
@@ -109,10 +113,10 @@ class JournalMachine(RuleBasedStateMachine):
         needed = min((sink.cursor for sink in self.sinks.values()), default=following)
         self.journal.add_sink(name, start_at)
         if name not in self.sinks:
-            start = following - self.journal.books().sinks[name].accepted
+            found = len(self._letters_of(name))
+            start = following - self.journal.books().sinks[name].accepted + found
             assert start == following if start_at == "latest" else start <= needed
-            self.sinks[name] = ModelSink(start, start)
-            self.forgotten_letters[name] = len(self.letters[name])
+            self.sinks[name] = ModelSink(start - found, start, dead=found)
 
     @rule(keep=st.sets(names, min_size=2))
     def forget_sinks(self, keep: set[str]) -> None:
@@ -147,7 +151,7 @@ class JournalMachine(RuleBasedStateMachine):
             if fate in {"retry", "held"}
         }
         dead = [
-            DeadLetter(entry.seq, entry.received, entry.json, 1, NOW, NOW, "rejected", "why")
+            DeadLetter(entry.seq, entry.received, entry.json, "xy"[entry.seq % 2], 1, NOW, NOW, "rejected", "why")
             for entry, fate in zip(entries, fates, strict=True)
             if fate == "dead"
         ]
@@ -164,7 +168,7 @@ class JournalMachine(RuleBasedStateMachine):
         sink.delivered += outcome.delivered
         sink.filtered += outcome.filtered
         sink.retries |= retries
-        self.letters[name] += dead
+        self._died(name, dead)
 
     @precondition(lambda self: any(sink.due() for sink in self.sinks.values()))
     @rule(data=st.data(), limit=st.integers(1, 5))
@@ -180,7 +184,7 @@ class JournalMachine(RuleBasedStateMachine):
             if fate == "retry"
         ]
         dead = [
-            DeadLetter(r.seq, r.received, r.json, r.attempts, r.since, NOW, "too_old", "why")
+            DeadLetter(r.seq, r.received, r.json, r.lane, r.attempts, r.since, NOW, "too_old", "why")
             for r, fate in chosen
             if fate == "dead"
         ]
@@ -190,7 +194,33 @@ class JournalMachine(RuleBasedStateMachine):
         sink.delivered += delivered
         sink.retries = {seq: retry for seq, retry in sink.retries.items() if seq not in resolved}
         sink.retries |= {retry.seq: retry for retry in retries}
-        self.letters[name] += dead
+        self._died(name, dead)
+
+    @precondition(lambda self: self.sinks and self.letters)
+    @rule(data=st.data(), strangers=st.lists(st.integers(0, 200), max_size=2))
+    def replay(self, data: st.DataObject, strangers: list[int]) -> None:
+        name, sink = self._some_sink(data)
+        ids = {*data.draw(st.sets(st.sampled_from(sorted(self.letters)))), *strangers}
+        chosen = [id_ for id_ in sorted(ids) if id_ in self.letters and self.letters[id_][0] == name]
+        added: dict[int, Retry] = {}
+        for id_ in chosen:
+            letter = self.letters.pop(id_)[1]
+            if letter.seq < sink.cursor and letter.seq not in sink.retries | added:
+                error = f"sent again after: {letter.error}"
+                added[letter.seq] = Retry(letter.seq, letter.received, letter.json, letter.lane, 0, NOW, NOW, "held", error)
+        assert self.journal.replay(name, list(ids), NOW) == len(added)
+        sink.retries |= added
+        sink.replayed += len(added)
+        sink.discarded += len(chosen) - len(added)
+
+    @precondition(lambda self: self.letters)
+    @rule(data=st.data(), strangers=st.lists(st.integers(0, 200), max_size=2))
+    def discard(self, data: st.DataObject, strangers: list[int]) -> None:
+        ids = {*data.draw(st.sets(st.sampled_from(sorted(self.letters)))), *strangers}
+        gone = [self.letters.pop(id_)[0] for id_ in ids if id_ in self.letters]
+        assert self.journal.discard(list(ids)) == len(gone)
+        for name, sink in self.sinks.items():
+            sink.discarded += gone.count(name)
 
     @precondition(lambda self: self.sinks)
     @rule(data=st.data(), distance=st.integers(1, 5))
@@ -229,11 +259,13 @@ class JournalMachine(RuleBasedStateMachine):
                 accepted=following - sink.start,
                 delivered=sink.delivered,
                 filtered=sink.filtered,
-                dead=len(self.letters[name]) - self.forgotten_letters[name],
+                dead=sink.dead,
                 dropped=0,
                 pending=following - sink.cursor + len(sink.retries),
                 retrying=len(sink.retries),
-                dead_letters=len(self.letters[name]),
+                dead_letters=len(self._letters_of(name)),
+                replayed=sink.replayed,
+                discarded=sink.discarded,
             )
             for name, sink in self.sinks.items()
         }
@@ -244,7 +276,17 @@ class JournalMachine(RuleBasedStateMachine):
         for name, sink in self.sinks.items():
             assert self.journal.waiting_lanes(name) == {retry.lane for retry in sink.retries.values()}
             assert self.journal.due_retries(name, NOW, HORIZON, 1000, 1 << 20) == sink.due()
-            assert self.journal.dead_letters(name) == self.letters[name]
+            found = self.journal.dead_letters(DeadLetterQuery(sink=name)).found
+            assert {stored.id: stored.letter for stored in found} == self._letters_of(name)
+
+    def _letters_of(self, name: str) -> dict[int, DeadLetter]:
+        return {id_: letter for id_, (sink, letter) in self.letters.items() if sink == name}
+
+    def _died(self, name: str, dead: list[DeadLetter]) -> None:
+        self.sinks[name].dead += len(dead)
+        for letter in dead:
+            self.letters_ever += 1
+            self.letters[self.letters_ever] = (name, letter)
 
     def _some_sink(self, data: st.DataObject) -> tuple[str, ModelSink]:
         name = data.draw(st.sampled_from(sorted(self.sinks)))
@@ -255,7 +297,8 @@ def assert_balanced(books: Books) -> None:
     for stream in books.streams.values():
         assert stream.received == stream.accepted + stream.duplicate + sum(stream.malformed.values())
     for sink in books.sinks.values():
-        assert sink.accepted == sink.delivered + sink.filtered + sink.dead + sink.dropped + sink.pending
+        assert sink.accepted + sink.replayed == sink.delivered + sink.filtered + sink.dead + sink.dropped + sink.pending
+        assert sink.dead == sink.dead_letters + sink.replayed + sink.discarded
 
 
 JournalMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)

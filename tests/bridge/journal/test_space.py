@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from bridge.journal import file, space, tables
 from bridge.journal.cursor import Cursor
+from bridge.journal.letters import Letters
 from bridge.journal.space import Space
 from bridge.journal.store import Store
 from bridge.journal.tables import SinkRow
@@ -44,7 +45,8 @@ def add_sink(store: Store) -> Iterator[Callable[[Sinks, str, int], Cursor]]:
 
 
 def make(store: Store, sinks: Sinks, when_full: Literal["block", "drop_oldest"] = "block") -> Space:
-    return Space(store, sinks, threading.Condition(), when_full)
+    changed = threading.Condition()
+    return Space(store, sinks, changed, Letters(store, sinks, changed), when_full)
 
 
 def put(store: Store, count: int, *, size: int = 1000) -> None:

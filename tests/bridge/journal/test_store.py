@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.journal import JournalError, file, tables
+from bridge.journal import JournalError, file, schema, tables
 from bridge.journal.store import RESERVE, Store
 
 MAX_BYTES = 1 << 30
@@ -206,7 +206,7 @@ def test_a_closed_store_lets_go_of_the_file_and_leaves_nothing_beside_it(path: P
 def test_a_file_that_can_not_be_opened_is_not_held(path: Path) -> None:
     Store(path, "full", MAX_BYTES).close()
     with closing(sqlite3.connect(path)) as db:
-        db.execute(f"PRAGMA user_version={file.SCHEMA_VERSION + 1}")
+        db.execute(f"PRAGMA user_version={schema.SCHEMA_VERSION + 1}")
     with pytest.raises(JournalError, match="newer event-bridge"):
         Store(path, "full", MAX_BYTES)
     file.lock(path).close()

@@ -1,0 +1,167 @@
+"""The statements on the retry queue and the dead letters, and nothing else: no locks, no state, no decisions.
+
+Every row has a checksum over all that it says. Rows are copied, changed and looked at one by one, so that a flipped byte in
+one of them does not disturb the others; it must not deliver a wrong event either.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from crc32c import crc32c
+
+from bridge.journal.records import DeadLetter, Retry, StoredDeadLetter
+
+_pack: Final = msgspec.msgpack.Encoder().encode
+
+_RETRY: Final = "seq, received, CAST(json AS BLOB), lane, attempts, due, since, reason, error"
+_LETTER: Final = "seq, received, CAST(json AS BLOB), lane, attempts, first_failed, died, reason, error"
+# The cast does nothing, unless a bit that tells bytes from text was flipped.
+_LETTER_TYPES: Final = (int, float, bytes, str, int, float, float, str, str)
+_AMONG: Final = "id IN (SELECT value FROM json_each(?))"
+
+
+class DueRetries(NamedTuple):
+    """What is due, and the row ids of what is damaged."""
+
+    retries: list[Retry]
+    damaged: list[int]
+
+
+def checksum(*values: object) -> int:
+    """The checksum of a row's columns but itself, in the order of the table; text counts as its bytes."""
+    return crc32c(_pack([value.encode() if isinstance(value, str) else value for value in values]))
+
+
+def _retry_row(sink: str, r: Retry) -> tuple[Any, ...]:
+    # As SQLite gives them back: its REAL is always a float.
+    row = (sink, r.seq, float(r.received), r.json, r.lane, r.attempts, float(r.due), float(r.since), r.reason, r.error)
+    return (*row, checksum(*row))
+
+
+def save_retries(db: sqlite3.Connection, sink: str, retries: Iterable[Retry]) -> None:
+    """Put events into the retry queue, or replace what it says of them."""
+    db.executemany(
+        "INSERT OR REPLACE INTO retries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [_retry_row(sink, r) for r in retries]
+    )
+
+
+def add_retries(db: sqlite3.Connection, sink: str, retries: Iterable[Retry]) -> int:
+    """Put events into the retry queue, but those that wait there already; return how many."""
+    return db.executemany(
+        "INSERT OR IGNORE INTO retries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [_retry_row(sink, r) for r in retries]
+    ).rowcount
+
+
+def delete_retries(db: sqlite3.Connection, sink: str, seqs: Iterable[int]) -> None:
+    """Take events out of the retry queue."""
+    db.executemany("DELETE FROM retries WHERE sink = ? AND seq = ?", [(sink, seq) for seq in seqs])
+
+
+def delete_damaged_retries(db: sqlite3.Connection, rows: Iterable[int]) -> None:
+    """Take rows out of the retry queue by their row ids, since nothing else that they say can be believed."""
+    db.executemany("DELETE FROM retries WHERE rowid = ?", [(row,) for row in rows])
+
+
+def count_retries(db: sqlite3.Connection) -> dict[str, int]:
+    """How many events wait in each sink's retry queue."""
+    return dict(db.execute("SELECT sink, count(*) FROM retries GROUP BY sink"))
+
+
+def heads(db: sqlite3.Connection, sink: str) -> dict[str, float]:
+    """The lanes in which something waits, and when the first event of each is due."""
+    # With min(), SQLite takes the bare column `due` from the row that has the minimum.
+    found = db.execute("SELECT lane, min(seq), due FROM retries WHERE sink = ? GROUP BY lane", (sink,))
+    return {lane: due for lane, _, due in found}
+
+
+def due_retries(  # noqa: PLR0913 - the parameters of a statement
+    db: sqlite3.Connection, sink: str, *, now: float, horizon: float, limit: int, max_bytes: int
+) -> DueRetries:
+    """Events whose lane is due, in order: the first of a lane is due, and what waits behind it comes along.
+
+    At most `limit` rows and `max_bytes` bytes, but at least one. A due time beyond the horizon can't be meant, the clock
+    was set back since: it counts as due.
+    """
+    found = db.execute(
+        f"SELECT rowid, crc, {_RETRY} FROM retries WHERE sink = :sink AND lane IN ("  # noqa: S608 - our own columns
+        " SELECT lane FROM (SELECT lane, min(seq), due FROM retries WHERE sink = :sink GROUP BY lane)"
+        " WHERE due <= :now OR due > :horizon) ORDER BY seq LIMIT :limit",
+        {"sink": sink, "now": now, "horizon": horizon, "limit": limit},
+    )
+    due = DueRetries([], [])
+    for rowid, crc, *row in found:
+        if checksum(sink, *row) != crc:
+            due.damaged.append(rowid)
+            continue
+        retry = Retry(*row)
+        max_bytes -= len(retry.json)
+        if due.retries and max_bytes < 0:
+            break
+        due.retries.append(retry)
+    return due
+
+
+def oldest_retry(db: sqlite3.Connection, sink: str) -> bytes | None:
+    """The JSON of the oldest event in the retry queue; None if it is damaged."""
+    statement = f"SELECT crc, {_RETRY} FROM retries WHERE sink = ? ORDER BY seq LIMIT 1"  # noqa: S608 - our own columns
+    found = db.execute(statement, (sink,)).fetchone()
+    if found is None or checksum(sink, *found[1:]) != found[0]:
+        return None
+    return Retry(*found[1:]).json
+
+
+def insert_dead(db: sqlite3.Connection, sink: str, dead: Iterable[DeadLetter]) -> None:
+    """Add dead letters."""
+    rows = [
+        (sink, d.seq, float(d.received), d.json, d.lane, d.attempts, float(d.first_failed), float(d.died), d.reason, d.error)
+        for d in dead
+    ]
+    db.executemany(
+        "INSERT INTO dead_letters (sink, seq, received, json, lane, attempts, first_failed, died, reason, error, crc)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [(*row, checksum(*row)) for row in rows],
+    )
+
+
+def dead_letters(db: sqlite3.Connection, after: int, limit: int) -> Iterable[StoredDeadLetter]:
+    """Dead letters by id, from the one after `after` on, read as they are asked for."""
+    statement = f"SELECT id, sink, crc, {_LETTER} FROM dead_letters WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608 - our own columns
+    return (_stored(*row) for row in db.execute(statement, (after, limit)))
+
+
+def dead_letters_of(db: sqlite3.Connection, ids: Sequence[int]) -> list[StoredDeadLetter]:
+    """The dead letters with these ids, as far as they are there, by id."""
+    statement = f"SELECT id, sink, crc, {_LETTER} FROM dead_letters WHERE {_AMONG} ORDER BY id"  # noqa: S608 - our own columns
+    return [_stored(*row) for row in db.execute(statement, (_list(ids),))]
+
+
+def oldest_dead_letters(db: sqlite3.Connection, limit: int) -> list[int]:
+    """The ids of the oldest dead letters."""
+    return [id_ for (id_,) in db.execute("SELECT id FROM dead_letters ORDER BY id LIMIT ?", (limit,))]
+
+
+def delete_dead(db: sqlite3.Connection, ids: Sequence[int]) -> dict[str, int]:
+    """Delete dead letters; return how many there were of each sink."""
+    wanted = (_list(ids),)
+    counts = dict(db.execute(f"SELECT sink, count(*) FROM dead_letters WHERE {_AMONG} GROUP BY sink", wanted))  # noqa: S608 - our own columns
+    db.execute(f"DELETE FROM dead_letters WHERE {_AMONG}", wanted)  # noqa: S608 - our own columns
+    return counts
+
+
+def count_dead_letters(db: sqlite3.Connection) -> dict[str, int]:
+    """How many dead letters each sink has."""
+    return dict(db.execute("SELECT sink, count(*) FROM dead_letters GROUP BY sink"))
+
+
+def _list(ids: Sequence[int]) -> str:
+    return msgspec.json.encode(ids).decode()
+
+
+def _stored(id_: int, sink: Any, crc: Any, *row: Any) -> StoredDeadLetter:
+    if checksum(sink, *row) == crc:
+        return StoredDeadLetter(id_, sink, DeadLetter(*row))
+    # What a damaged row says may be of any type; whoever looks gets what they expect, and knows not to believe it.
+    values: list[Any] = [value if isinstance(value, kind) else kind() for value, kind in zip(row, _LETTER_TYPES, strict=True)]
+    return StoredDeadLetter(id_, sink if isinstance(sink, str) else "", DeadLetter(*values), damaged=True)

@@ -1,0 +1,111 @@
+"""The statements on the queues: what they find, and that they notice damage in a row."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from bridge.journal import DeadLetter, Retry, file, queues
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    with closing(file.prepare(tmp_path / "journal.db")) as connection:
+        yield connection
+
+
+def retry(seq: int, lane: str, due: float, json: bytes = b"{}") -> Retry:
+    return Retry(seq, 0.0, json, lane, 1, due, 0.0, "timeout", "no answer")
+
+
+def due(db: sqlite3.Connection, now: float, *, limit: int = 100, max_bytes: int = 1000) -> list[int]:
+    return [one.seq for one in queues.due_retries(db, "a", now=now, horizon=1000.0, limit=limit, max_bytes=max_bytes).retries]
+
+
+def test_a_lane_is_due_when_its_first_event_is(db: sqlite3.Connection) -> None:
+    queues.save_retries(db, "a", [retry(5, "x", 0.0), retry(3, "x", 20.0), retry(4, "y", 10.0), retry(6, "z", 30.0)])
+    queues.save_retries(db, "b", [retry(1, "x", 0.0)])
+    assert queues.heads(db, "a") == {"x": 20.0, "y": 10.0, "z": 30.0}
+    assert due(db, 9.9) == []
+    assert due(db, 10.0) == [4]
+    assert due(db, 20.0) == [3, 4, 5]
+
+
+def test_what_can_not_be_meant_is_due(db: sqlite3.Connection) -> None:
+    queues.save_retries(db, "a", [retry(1, "x", 1000.0), retry(2, "y", 1000.1)])
+    assert due(db, 10.0) == [2]
+
+
+def test_due_events_are_taken_in_order_within_limits_and_at_least_one(db: sqlite3.Connection) -> None:
+    queues.save_retries(db, "a", [retry(seq, f"lane {seq}", 0.0, b"x" * 100) for seq in range(1, 10)])
+    assert due(db, 0.0, limit=2) == [1, 2]
+    assert due(db, 0.0, max_bytes=300) == [1, 2, 3]
+    assert due(db, 0.0, max_bytes=299) == [1, 2]
+    assert due(db, 0.0, max_bytes=1) == [1]
+
+
+def letter(seq: int) -> DeadLetter:
+    return DeadLetter(seq, 1.0, b"{}", "x", 1, 2.0, 3.0, "rejected", "no")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "json = CAST('{ }' AS BLOB)",
+        "json = CAST(json AS TEXT) || 'x'",
+        "seq = 7",
+        "lane = 'y'",
+        "lane = CAST(x'ff' AS TEXT)",
+        "attempts = 'one'",
+        "received = x'00'",
+        "reason = 5",
+        "crc = crc + 1",
+        "crc = 'none'",
+    ],
+)
+def test_whatever_changed_in_a_row_is_noticed(db: sqlite3.Connection, change: str) -> None:
+    queues.save_retries(db, "a", [retry(1, "x", 0.0), retry(2, "z", 0.0)])
+    queues.insert_dead(db, "a", [letter(1), letter(2)])
+    db.execute(f"UPDATE retries SET {change} WHERE seq = 1")
+    db.execute(f"UPDATE dead_letters SET {change} WHERE seq = 1")
+    found = queues.due_retries(db, "a", now=0.0, horizon=1000.0, limit=100, max_bytes=1000)
+    assert found.retries == [retry(2, "z", 0.0)]
+    assert found.damaged == [1]
+    first, second = queues.dead_letters(db, 0, 10)
+    assert first.damaged
+    assert (second.damaged, second.letter) == (False, letter(2))
+    assert [type(getattr(first.letter, name)) for name in ("seq", "received", "json", "lane")] == [int, float, bytes, str]
+    queues.delete_damaged_retries(db, found.damaged)
+    assert queues.count_retries(db) == {"a": 1}
+
+
+def test_a_letter_with_a_damaged_sink_is_nobodys(db: sqlite3.Connection) -> None:
+    queues.insert_dead(db, "a", [letter(1)])
+    db.execute("UPDATE dead_letters SET sink = 'b'")
+    (stored,) = queues.dead_letters(db, 0, 10)
+    assert (stored.sink, stored.damaged) == ("b", True)
+
+
+def test_a_row_with_whole_numbers_for_times_fits_its_checksum(db: sqlite3.Connection) -> None:
+    queues.save_retries(db, "a", [Retry(1, 5, b"{}", "x", 1, 6, 7, "timeout", "no answer")])
+    queues.insert_dead(db, "a", [DeadLetter(1, 5, b"{}", "x", 1, 6, 7, "rejected", "nö")])
+    assert due(db, 10.0) == [1]
+    assert not [stored for stored in queues.dead_letters(db, 0, 10) if stored.damaged]
+
+
+def test_what_waits_already_is_not_added_again(db: sqlite3.Connection) -> None:
+    queues.save_retries(db, "a", [retry(1, "x", 5.0)])
+    assert queues.add_retries(db, "a", [retry(1, "x", 0.0), retry(2, "x", 0.0), retry(2, "x", 1.0)]) == 1
+    assert queues.heads(db, "a") == {"x": 5.0}
+    assert queues.count_retries(db) == {"a": 2}
+
+
+def test_dead_letters_are_deleted_by_id_and_counted_by_sink(db: sqlite3.Connection) -> None:
+    queues.insert_dead(db, "a", [letter(1), letter(2)])
+    queues.insert_dead(db, "b", [letter(1)])
+    assert queues.oldest_dead_letters(db, 2) == [1, 2]
+    assert [stored.id for stored in queues.dead_letters_of(db, [3, 1, 99])] == [1, 3]
+    assert queues.delete_dead(db, [3, 1, 99, 10**30]) == {"a": 1, "b": 1}
+    assert queues.count_dead_letters(db) == {"a": 1}
