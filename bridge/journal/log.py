@@ -342,11 +342,14 @@ class Journal:
     def check(self) -> str | None:
         """SQLite's own check of the whole file: what is wrong with it. May take seconds, in which nobody waits."""
         try:
-            return self._reader.check(self._closing.is_set)
+            found = self._reader.check(self._closing.is_set)
         except file.JournalError:
-            if self._closing.is_set():
-                raise Closed from None
-            raise
+            if not self._closing.is_set():
+                raise
+        else:
+            if not self._closing.is_set():
+                return found
+        raise Closed
 
     # Everybody
 

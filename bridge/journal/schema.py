@@ -37,11 +37,14 @@ CREATE INDEX dead_letters_by_sink ON dead_letters (sink, id);
 # What format 2 says of a row of format 1. A sink that had left and came back did not count the dead letters that it found: its
 # books begin so much lower. A dead letter gets the lane that keeps the most order.
 _LATE: Final = "max(0, (SELECT count(*) FROM main.dead_letters AS d WHERE d.sink = s.name) - dead)"
-_RETRY_CRC: Final = "retry_crc(sink, seq, received, CAST(json AS BLOB), lane, attempts, due, since, reason, error)"
 _LETTER_LANE: Final = "coalesce(lane_of(CAST(json AS BLOB)), '')"
-_LETTER_CRC: Final = (
-    f"retry_crc(sink, seq, received, CAST(json AS BLOB), {_LETTER_LANE}, attempts, first_failed, died, reason, error)"
+# As bytes: a text that a flipped bit made unreadable must not keep the rest from being read.
+_CRC: Final = (
+    "row_crc(CAST(sink AS BLOB), seq, received, CAST(json AS BLOB), CAST({lane} AS BLOB), attempts, {times},"
+    " CAST(reason AS BLOB), CAST(error AS BLOB))"
 )
+_RETRY_CRC: Final = _CRC.format(lane="lane", times="due, since")
+_LETTER_CRC: Final = _CRC.format(lane=_LETTER_LANE, times="first_failed, died")
 
 _FROM_1: Final = f"""
 ALTER TABLE sinks ADD COLUMN replayed INTEGER NOT NULL DEFAULT 0;
@@ -93,7 +96,7 @@ def show_as_current(db: sqlite3.Connection) -> None:
 
 def _add_functions(db: sqlite3.Connection) -> None:
     db.create_function("lane_of", 1, _lane_of, deterministic=True)
-    db.create_function("retry_crc", 10, _checksum_of, deterministic=True)
+    db.create_function("row_crc", 10, _checksum_of, deterministic=True)
 
 
 def _lane_of(json: bytes) -> str | None:
