@@ -102,6 +102,8 @@ def connect_to_any(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise JournalError(f"{path}: {error}") from None
     try:
+        # Without this, SQLite refuses a file that was cut off as a whole. Nothing is written: the connection only reads.
+        db.execute("PRAGMA writable_schema=ON")
         _refuse_newer(db, path)
         if not schema.version(db) or not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'batches'").fetchone():
             raise JournalError(f"{path}: not a journal")  # noqa: TRY301 - one way out for all that is wrong

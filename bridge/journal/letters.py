@@ -8,14 +8,13 @@ import structlog
 
 from bridge.journal import queues, tables
 from bridge.journal.cursor import Cursor
-from bridge.journal.file import JournalError
 from bridge.journal.records import Retry, StoredDeadLetter
 from bridge.journal.store import Store
 
 log = structlog.get_logger(__name__)
 
 _ROWS: Final = 256
-"""Dead letters deleted at a time, when the oldest have to go."""
+"""Dead letters deleted at a time at most, when the oldest have to go."""
 
 
 class Letters:
@@ -39,13 +38,8 @@ class Letters:
 
         What is gone, damaged or another sink's is left alone. An event that waits already, in the retry queue or after the
         cursor, is not put there twice (a sink that left and came back may have both): its dead letter is discarded.
-
-        Raises:
-            JournalError: The sink is not configured.
         """
-        cursor = self._sinks.get(sink)
-        if cursor is None:
-            raise JournalError(f"sink {sink!r} is not configured, so that nothing can be sent to it again")
+        cursor = self._sinks[sink]
         with self._store.transaction(synced=False) as db:
             found = [one for one in queues.dead_letters_of(db, ids) if one.sink == sink and not one.damaged]
             if not found:
@@ -82,7 +76,10 @@ class Letters:
     def discard_oldest(self, enough: int) -> None:
         """Delete the oldest dead letters until no more than `enough` bytes of the journal are in use, or none are left."""
         all_gone: dict[str, int] = {}
-        while self._store.used > enough and (ids := queues.oldest_dead_letters(self._store.db, _ROWS)):
+        while (size := self._store.used - enough) > 0:
+            ids = queues.oldest_dead_letters(self._store.db, _ROWS, size)
+            if not ids:
+                break
             for name, count in self.discard(ids).items():
                 all_gone[name] = all_gone.get(name, 0) + count
         if all_gone:

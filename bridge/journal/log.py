@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 import structlog
 
-from bridge.journal import file, queues, tables
+from bridge.journal import file, queues, stored, tables
 from bridge.journal.cursor import Cursor
 from bridge.journal.letters import Letters
 from bridge.journal.reader import JournalReader
@@ -118,7 +118,7 @@ class Journal:
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._waiting: deque[_Ticket] = deque()
-        self._next = tables.next_seq(self._store.db)
+        self._next = stored.extent(self._store.db).next
         self._streams = tables.stream_books(self._store.db)
         self._sinks: dict[str, Cursor] = {}
         self._letters = Letters(self._store, self._sinks, self._changed)
@@ -297,9 +297,7 @@ class Journal:
             Closed: The journal was closed.
             JournalError: The sink is not configured, or it can't be recorded.
         """
-        if sink not in self._sinks:
-            raise file.JournalError(f"sink {sink!r} is not configured, so that nothing can be sent to it again")
-        with self._rearranging():
+        with self._rearranging(sink):
             return self._letters.replay(sink, ids, now)
 
     def discard(self, ids: Sequence[int]) -> int:
@@ -342,7 +340,7 @@ class Journal:
     def check(self) -> str | None:
         """SQLite's own check of the whole file: what is wrong with it. May take seconds, in which nobody waits."""
         try:
-            found = self._reader.check(self._closing.is_set)
+            found = None if self._closing.is_set() else self._reader.check()
         except file.JournalError:
             if not self._closing.is_set():
                 raise
@@ -394,6 +392,7 @@ class Journal:
         """Wake everybody who waits, bring the file into order and let go of it. May be called twice."""
         self._closing.set()
         self.wake()
+        self._reader.interrupt()
         with self._write, self._peek:
             if self._store.closed:
                 return
@@ -436,12 +435,15 @@ class Journal:
             yield self._reader
 
     @contextmanager
-    def _rearranging(self) -> Iterator[None]:
+    def _rearranging(self, sink: str | None = None) -> Iterator[None]:
         """Change dead letters, for an operator who is told of failures; takes the write lock."""
-        with self._write, self._store.telling_of_trouble("dead letters"):
+        with self._write:
             if self._closing.is_set():
                 raise Closed
-            yield
+            if sink is not None and sink not in self._sinks:
+                raise file.JournalError(f"sink {sink!r} is not configured, so that nothing can be sent to it again")
+            with self._store.telling_of_trouble("dead letters"):
+                yield
 
     def _commit_waiting(self) -> bool:
         """Commit what waits, or tell that there is no room or the disk fails; tickets that got their outcome are done."""

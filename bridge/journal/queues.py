@@ -137,9 +137,15 @@ def dead_letters_of(db: sqlite3.Connection, ids: Sequence[int]) -> list[StoredDe
     return [_stored(*row) for row in db.execute(statement, (_list(ids),))]
 
 
-def oldest_dead_letters(db: sqlite3.Connection, limit: int) -> list[int]:
-    """The ids of the oldest dead letters."""
-    return [id_ for (id_,) in db.execute("SELECT id FROM dead_letters ORDER BY id LIMIT ?", (limit,))]
+def oldest_dead_letters(db: sqlite3.Connection, limit: int, size: int) -> list[int]:
+    """The ids of the oldest dead letters: so many at most, and no more than it takes for so many bytes."""
+    ids: list[int] = []
+    for id_, length in db.execute("SELECT id, length(json) FROM dead_letters ORDER BY id LIMIT ?", (limit,)):
+        if ids and size <= 0:
+            break
+        ids.append(id_)
+        size -= length or 0
+    return ids
 
 
 def delete_dead(db: sqlite3.Connection, ids: Sequence[int]) -> dict[str, int]:

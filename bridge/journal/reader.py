@@ -1,8 +1,8 @@
 """Looking into a journal, in pages, so that nobody waits long: one's own, or one that another process has or left behind."""
 
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -31,9 +31,6 @@ _PAGE_BYTES: Final = 8 << 20
 _LAST: Final = 2**63 - 2
 """The greatest place or id that there can be, but one."""
 
-_INSTRUCTIONS: Final = 100_000
-"""Instructions of SQLite between two looks at whether a check is still wanted; a millisecond or so."""
-
 
 class JournalReader:
     """Reads a journal's file and changes nothing: nothing is set aside, migrated or made. For one thread at a time.
@@ -53,6 +50,7 @@ class JournalReader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._db = file.connect_to_any(path)
+        self._checking: sqlite3.Connection | None = None
 
     def close(self) -> None:
         """Let go of the file."""
@@ -119,18 +117,23 @@ class JournalReader:
                     break
             return Verified(upto, events, damaged)
 
-    def check(self, unwanted: Callable[[], bool] = lambda: False) -> str | None:
+    def check(self) -> str | None:
         """SQLite's own check of the whole file: what is wrong with it; None if nothing is. May take seconds.
 
-        Args:
-            unwanted: Asked now and then; ends the check with an error.
+        It has a connection of its own, and may run beside everything else.
         """
         try:
             with closing(file.connect_to_any(self._path)) as db:
-                db.set_progress_handler(unwanted, _INSTRUCTIONS)
+                self._checking = db
                 return file.damage(db)
         except sqlite3.Error as error:
             raise file.JournalError(f"{self._path}: {error}") from error
+
+    def interrupt(self) -> None:
+        """End a check that is running, with an error; from any thread."""
+        with suppress(sqlite3.Error):
+            if self._checking is not None:
+                self._checking.interrupt()
 
     def books(self) -> Books:
         """All counts at one instant, of every sink that the journal knows."""

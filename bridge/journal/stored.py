@@ -39,7 +39,8 @@ def extent(db: sqlite3.Connection) -> Extent:
         return Extent(1, following)
     if row is not None:
         # Should the place of the next event be damaged, the last row tells it, too.
-        following = max(following, row.first + len(row.lines))
+        following = max(following, row.first + max(1, len(row.lines)))
+    following = max(1, following)
     return Extent(following if first is None else min(first, following), following)
 
 

@@ -57,8 +57,10 @@ class SinkRow(NamedTuple):
 
 def next_seq(db: sqlite3.Connection) -> int:
     """The place that the next event will get; places are never used twice."""
-    seq: int = db.execute("SELECT next_seq FROM meta").fetchone()[0]
-    return seq
+    found = db.execute("SELECT next_seq FROM meta").fetchone()
+    if found is None or not isinstance(found[0], int):
+        raise sqlite3.DatabaseError("the place of the next event is damaged")
+    return found[0]
 
 
 def insert_batch(db: sqlite3.Connection, first: int, received: float, events: dict[bytes, bytes]) -> None:

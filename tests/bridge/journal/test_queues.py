@@ -105,7 +105,9 @@ def test_what_waits_already_is_not_added_again(db: sqlite3.Connection) -> None:
 def test_dead_letters_are_deleted_by_id_and_counted_by_sink(db: sqlite3.Connection) -> None:
     queues.insert_dead(db, "a", [letter(1), letter(2)])
     queues.insert_dead(db, "b", [letter(1)])
-    assert queues.oldest_dead_letters(db, 2) == [1, 2]
+    assert queues.oldest_dead_letters(db, 2, 1000) == [1, 2]
+    assert queues.oldest_dead_letters(db, 9, 3) == [1, 2]
+    assert queues.oldest_dead_letters(db, 9, 0) == [1]
     assert [stored.id for stored in queues.dead_letters_of(db, [3, 1, 99])] == [1, 3]
     assert queues.delete_dead(db, [3, 1, 99, 10**30]) == {"a": 1, "b": 1}
     assert queues.count_dead_letters(db) == {"a": 1}
