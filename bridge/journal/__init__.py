@@ -6,20 +6,31 @@ Invariants
     3. A sink has seen the outcome of every event before its cursor: delivered, filtered, dropped, a dead letter, or waiting in
        its retry queue. `settle` records outcomes and moves the cursor in one transaction.
     4. The counts are written in the transactions that they count, so they survive restarts, and they balance at any instant:
-       `received = accepted + duplicate + malformed`; per sink `accepted = delivered + filtered + dead + dropped + pending`.
-    5. Nothing is deleted that a cursor has not passed, except by the policy `drop_oldest`, which counts what it drops.
+       `received = accepted + duplicate + malformed`; per sink
+       `accepted + replayed = delivered + filtered + dead + dropped + pending` and `dead = dead_letters + replayed + discarded`.
+    5. Nothing is deleted that a cursor has not passed, except by the policy `drop_oldest`, which counts what it drops: dead
+       letters first, then events. No dead letter is deleted but by that policy, by `discard`, or when it is sent back.
+    6. What waits in the retry queue lies before the cursor, and once: a dead letter of an event that waits is not sent back.
+    7. Whatever bytes change on the disk, no event is delivered or shown as sound that was not stored.
 
 Format
     One SQLite file in WAL mode (its tables: `bridge.journal.file`). One row holds all events of one committed batch, as lines
     of JSON with a checksum; a row per event would cost five times as much and grow with the dedup window. The batch's uuids
     are a row of another table: they are needed longer than the events (for `dedup.window`) or shorter (a sink is behind).
-    Events in the retry queue and dead letters are copies, so that nobody's failure keeps a whole batch.
+    Events in the retry queue and dead letters are copies, so that nobody's failure keeps a whole batch; each of those rows
+    has a checksum over all that it says. A dead letter keeps its lane, by which its order is kept if it is sent back.
+    Format 2 added the checksums, the lanes and the counts `replayed` and `discarded`; a file of format 1 is migrated.
 
 Operations
     `append` is a group commit: whoever gets the write lock commits everything that waits, from all streams, with one fsync.
     `settle` writes without an fsync of its own: the process may be killed and loses nothing; after a power failure the lost
     part of it means that some events are delivered again. The next `append` or the next `prune` makes it durable.
     `read` returns what lies after a sink's cursor, and does not move it. `prune` deletes what nobody needs.
+    `replay` sends dead letters back to the retry queue, `discard` deletes them; both are one short transaction a call.
+    `dead_letters`, `quarantine`, `events` and `verify` look inside, in pages: each looks at a bounded part, and tells up to
+    where, so that one goes on from there until nothing more was looked at. `JournalReader` does the same on the file of
+    another process, running or dead, and changes nothing in it.
+    What is damaged is never believed: a batch or a retry is dropped, counted and said; a dead letter stays to be looked at.
     When the disk fails, `append` and `settle` wait and try again; when the journal is full or little is left on the disk,
     only `append` does, so that what is delivered can make room. `books().trouble` says why.
 

@@ -298,7 +298,7 @@ def test_heads_that_were_looked_up_during_a_replay_are_looked_up_again(
 def test_threads_that_replay_settle_and_discard_at_once_keep_the_books(open_journal: Open) -> None:
     """One thread delivers, as a forwarder does; others append, replay, discard and prune. Each event leaves once."""
     journal, total, delivered = open_journal(), 400, [0]
-    stop = threading.Event()
+    enough, stop = threading.Event(), threading.Event()
 
     def forward() -> None:
         turn = 0
@@ -319,7 +319,7 @@ def test_threads_that_replay_settle_and_discard_at_once_keep_the_books(open_jour
             assert_balanced(journal)
 
     def operate() -> None:
-        while not stop.is_set():
+        while not enough.is_set():
             letters = found(journal)
             journal.replay("a", [stored.id for stored in letters if stored.id % 4], NOW)
             journal.discard([stored.id for stored in letters if not stored.id % 4][:1])
@@ -330,9 +330,11 @@ def test_threads_that_replay_settle_and_discard_at_once_keep_the_books(open_jour
         running = [pool.submit(forward), pool.submit(operate), pool.submit(operate)]
         for number in range(1, total + 1):
             append(journal, number)
-        stop.set()
-        for thread in running:
+        enough.set()
+        for thread in running[1:]:
             thread.result(60.0)
+        stop.set()
+        running[0].result(60.0)
     books = journal.books().sinks["a"]
     assert (books.accepted, books.pending, books.delivered) == (total, 0, delivered[0])
     assert books.delivered + books.discarded + books.dead_letters == total
