@@ -38,17 +38,20 @@ Nothing outside this package knows that it is SQLite.
 """
 
 from bridge.journal.file import JournalError
-from bridge.journal.log import Appended, Closed, Journal, JournalOptions
+from bridge.journal.log import Journal
 from bridge.journal.reader import JournalReader
 from bridge.journal.records import (
+    Appended,
     Batch,
     Books,
+    Closed,
     DeadLetter,
     DeadLetterQuery,
     DeadLetters,
     DeathReason,
     Extent,
     Extract,
+    JournalOptions,
     Quarantined,
     Retry,
     Settlement,

@@ -6,28 +6,24 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 import msgspec
 import structlog
 
 from bridge.journal import file, queues, stored, tables
 from bridge.journal.cursor import Cursor
+from bridge.journal.inside import Inside
 from bridge.journal.letters import Letters
-from bridge.journal.reader import JournalReader
 from bridge.journal.records import (
+    Appended,
     Batch,
     Books,
-    DeadLetterQuery,
-    DeadLetters,
-    Extent,
-    Extract,
-    Quarantined,
+    Closed,
+    JournalOptions,
     Retry,
     Settlement,
     StreamBooks,
-    Verified,
 )
 from bridge.journal.space import Space
 from bridge.journal.store import Store
@@ -49,37 +45,6 @@ _UUID_SHARE: Final = 4
 """Which part of the journal uuids may take: a quarter. Without a limit, nothing could free a journal that is full of them."""
 
 
-class Closed(Exception):  # noqa: N818 - the orderly end, not an error
-    """The journal was closed while somebody waited for it."""
-
-
-class JournalOptions(msgspec.Struct, frozen=True):
-    """How the journal keeps its promises.
-
-    Attributes:
-        durability: "full" syncs every commit to the disk; "normal" may lose the last moments in a power failure.
-        max_bytes: How large the journal may become.
-        when_full: "block" stops reading the streams; "drop_oldest" drops the oldest dead letters, and then what
-            the slowest sink has not delivered.
-        window: Seconds for which uuids are remembered.
-        window_events: How many uuids are remembered at most; no more than fit into a quarter of what the journal may take.
-    """
-
-    path: Path
-    durability: Literal["full", "normal"] = "full"
-    max_bytes: int = 1 << 30
-    when_full: Literal["block", "drop_oldest"] = "block"
-    window: float = 86400.0
-    window_events: int = 1_000_000
-
-
-class Appended(NamedTuple):
-    """What became of a batch: how many events were new, and how many were seen before."""
-
-    accepted: int
-    duplicate: int
-
-
 class _Ticket:
     """A batch that waits for the next commit."""
 
@@ -88,7 +53,7 @@ class _Ticket:
         self.outcome: Appended | None = None
 
 
-class Journal:
+class Journal(Inside):
     """The durable log. Every method may be called from any thread; `read` from one thread per sink.
 
     Args:
@@ -111,12 +76,9 @@ class Journal:
         self._options = options
         self._observe_commit = observe_commit
         self._monotonic = monotonic
-        self._store = Store(options.path, options.durability, options.max_bytes)
-        self._reader = JournalReader(options.path)
-        self._peek = threading.Lock()
+        super().__init__(Store(options.path, options.durability, options.max_bytes), threading.Event())
         self._write = threading.Lock()
         self._changed = threading.Condition()
-        self._closing = threading.Event()
         self._waiting: deque[_Ticket] = deque()
         self._next = stored.extent(self._store.db).next
         self._streams = tables.stream_books(self._store.db)
@@ -310,45 +272,6 @@ class Journal:
         with self._rearranging():
             return sum(self._letters.discard(ids).values())
 
-    # Whoever looks. All of these raise `Closed`, and `JournalError` if it can't be read.
-
-    def dead_letters(self, query: DeadLetterQuery, after: int = 0, limit: int = 1000) -> DeadLetters:
-        """One page of the dead letters that a query asks for, as `JournalReader` tells them."""
-        with self._peeking() as reader:
-            return reader.dead_letters(query, after, limit)
-
-    def quarantine(self, after: int = 0, limit: int = 250) -> list[Quarantined]:
-        """The malformed messages that are kept, as `JournalReader` tells them."""
-        with self._peeking() as reader:
-            return reader.quarantine(after, limit)
-
-    def extent(self) -> Extent:
-        """Where what is stored begins and ends."""
-        with self._peeking() as reader:
-            return reader.extent()
-
-    def events(self, after: int, limit: int, max_bytes: int) -> Extract:
-        """One page of the stored events after a place, as `JournalReader` tells them."""
-        with self._peeking() as reader:
-            return reader.events(after, limit, max_bytes)
-
-    def verify(self, after: int, rows: int) -> Verified:
-        """Check so many rows after a place, as `JournalReader` does."""
-        with self._peeking() as reader:
-            return reader.verify(after, rows)
-
-    def check(self) -> str | None:
-        """SQLite's own check of the whole file: what is wrong with it. May take seconds, in which nobody waits."""
-        try:
-            found = None if self._closing.is_set() else self._reader.check()
-        except file.JournalError:
-            if not self._closing.is_set():
-                raise
-        else:
-            if not self._closing.is_set():
-                return found
-        raise Closed
-
     # Everybody
 
     def books(self) -> Books:
@@ -425,14 +348,6 @@ class Journal:
             if self._closing.is_set():
                 raise Closed
             yield cursor
-
-    @contextmanager
-    def _peeking(self) -> Iterator[JournalReader]:
-        """Use the reader, of those who only look; without the write lock."""
-        with self._peek, self._store.telling_of_trouble("look"):
-            if self._closing.is_set():
-                raise Closed
-            yield self._reader
 
     @contextmanager
     def _rearranging(self, sink: str | None = None) -> Iterator[None]:

@@ -297,7 +297,7 @@ def test_heads_that_were_looked_up_during_a_replay_are_looked_up_again(
 
 def test_threads_that_replay_settle_and_discard_at_once_keep_the_books(open_journal: Open) -> None:
     """One thread delivers, as a forwarder does; others append, replay, discard and prune. Each event leaves once."""
-    journal, total, delivered = open_journal(), 400, [0]
+    journal, total, delivered = open_journal(), 200, [0]
     enough, stop = threading.Event(), threading.Event()
 
     def forward() -> None:
