@@ -108,7 +108,7 @@ def connect_to_any(path: Path) -> sqlite3.Connection:
         if not schema.version(db) or not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'batches'").fetchone():
             raise JournalError(f"{path}: not a journal")  # noqa: TRY301 - one way out for all that is wrong
         schema.show_as_current(db)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         db.close()
         raise JournalError(f"{path}: {error}; not a journal, or too damaged to be read") from None
     except JournalError:
@@ -135,7 +135,8 @@ def damage(db: sqlite3.Connection) -> str | None:
         verdict: str = db.execute("PRAGMA quick_check(1)").fetchone()[0]
     except sqlite3.OperationalError:
         raise
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        # SQLite quotes the damaged schema in what it says, and Python wants to read that.
         return str(error)
     return None if verdict == "ok" else verdict
 

@@ -126,13 +126,17 @@ class Journal(Inside):
             row = tables.sinks(self._store.db).get(name)
             retrying = queues.count_retries(self._store.db).get(name, 0)
             dead_letters = queues.count_dead_letters(self._store.db).get(name, 0)
+            before = row
             if row is None:
                 oldest = tables.oldest_first(self._store.db) if start_at == "earliest" else None
                 start = self._next if oldest is None else oldest
-                # A sink that was here before finds its dead letters. Its books count them, and the events that they were.
-                row = tables.SinkRow(start - dead_letters, start, 0, 0, dead_letters, 0)
+                row = tables.SinkRow(start, start, 0, 0, 0, 0)
+            row = row.balanced(self._next, retrying, dead_letters)
+            if row != before:
                 with self._store.transaction(synced=False) as db:
                     tables.save_sink(db, name, row)
+            if before not in {None, row}:
+                log.warning("the counts of a sink did not balance, and were corrected", sink=name, before=before, after=row)
             with self._changed:
                 self._sinks[name] = Cursor(row, retrying, dead_letters, file.connect(self._options.path, read_only=True))
 

@@ -141,8 +141,9 @@ class JournalReader:
             following = tables.next_seq(db)
             retrying, letters = queues.count_retries(db), queues.count_dead_letters(db)
             sinks = {
-                name: row.books(following, retrying.get(name, 0), letters.get(name, 0))
+                name: row.balanced(following, *waits).books(following, *waits)
                 for name, row in tables.sinks(db).items()
+                for waits in [(retrying.get(name, 0), letters.get(name, 0))]
             }
             return Books(tables.stream_books(db), sinks, tables.used_bytes(db), None)
 
@@ -166,7 +167,7 @@ class JournalReader:
                 yield self._db
             finally:
                 self._db.execute("ROLLBACK")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise file.JournalError(f"{self._path}: {error}") from error
 
 

@@ -34,9 +34,7 @@ CREATE TABLE dead_letters (id INTEGER PRIMARY KEY AUTOINCREMENT, sink TEXT NOT N
 CREATE INDEX dead_letters_by_sink ON dead_letters (sink, id);
 """
 
-# What format 2 says of a row of format 1. A sink that had left and came back did not count the dead letters that it found: its
-# books begin so much lower. A dead letter gets the lane that keeps the most order.
-_LATE: Final = "max(0, (SELECT count(*) FROM main.dead_letters AS d WHERE d.sink = s.name) - dead)"
+# What format 2 says of a row of format 1. A dead letter gets the lane that keeps the most order.
 _LETTER_LANE: Final = "coalesce(lane_of(CAST(json AS BLOB)), '')"
 # As bytes: a text that a flipped bit made unreadable must not keep the rest from being read.
 _CRC: Final = (
@@ -49,7 +47,6 @@ _LETTER_CRC: Final = _CRC.format(lane=_LETTER_LANE, times="first_failed, died")
 _FROM_1: Final = f"""
 ALTER TABLE sinks ADD COLUMN replayed INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE sinks ADD COLUMN discarded INTEGER NOT NULL DEFAULT 0;
-UPDATE sinks AS s SET start = start - {_LATE}, dead = dead + {_LATE};
 ALTER TABLE retries ADD COLUMN crc INTEGER NOT NULL DEFAULT -1;
 UPDATE retries SET crc = {_RETRY_CRC};
 ALTER TABLE dead_letters ADD COLUMN lane TEXT NOT NULL DEFAULT '';
@@ -59,8 +56,7 @@ UPDATE dead_letters SET lane = {_LETTER_LANE}, crc = {_LETTER_CRC};
 
 _VIEWS_OF_1: Final = f"""
 PRAGMA temp_store=MEMORY;
-CREATE TEMP VIEW sinks AS SELECT name, start - {_LATE} AS start, cursor, delivered, filtered, dead + {_LATE} AS dead, dropped,
-    0 AS replayed, 0 AS discarded FROM main.sinks AS s;
+CREATE TEMP VIEW sinks AS SELECT *, 0 AS replayed, 0 AS discarded FROM main.sinks;
 CREATE TEMP VIEW retries AS SELECT *, {_RETRY_CRC} AS crc FROM main.retries;
 CREATE TEMP VIEW dead_letters AS SELECT *, {_LETTER_LANE} AS lane, {_LETTER_CRC} AS crc FROM main.dead_letters;
 """  # noqa: S608 - our own columns

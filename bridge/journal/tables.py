@@ -54,6 +54,18 @@ class SinkRow(NamedTuple):
             discarded=self.discarded,
         )
 
+    def balanced(self, next_seq: int, retrying: int, dead_letters: int) -> "SinkRow":
+        """The same row, if the books balance; else with what is missing or too much counted, and no count lower than before.
+
+        They do not if a sink comes back and finds its dead letters: they count as dead, and as accepted before. Nor do they
+        if a row of a queue was lost with damage: it counts as dropped, or as discarded.
+        """
+        gone = self.dead - dead_letters - self.replayed - self.discarded
+        row = self._replace(dead=self.dead + max(0, -gone), discarded=self.discarded + max(0, gone))
+        exits = row.delivered + row.filtered + row.dead + row.dropped + next_seq - row.cursor + retrying
+        lost = next_seq - row.start + row.replayed - exits
+        return row._replace(start=row.start + min(0, lost), dropped=row.dropped + max(0, lost))
+
 
 def next_seq(db: sqlite3.Connection) -> int:
     """The place that the next event will get; places are never used twice."""

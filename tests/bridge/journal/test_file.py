@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.event import Event
-from bridge.journal import Batch, Journal, JournalError, JournalOptions
+from bridge.journal import Batch, Journal, JournalError, JournalOptions, Retry, Settlement
 from bridge.journal.file import disk_space
 from bridge.journal.schema import SCHEMA_VERSION
 
@@ -96,6 +96,35 @@ def test_a_file_with_a_damaged_schema_is_set_aside(tmp_path: Path) -> None:
     assert accepts(path)
     (kept,) = aside(path)
     assert kept.read_bytes() == content
+
+
+def test_a_schema_that_is_no_text_any_more_is_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    fill(path, 3)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"TABLE streams (name", b"TABLE str\xf4\x84ms (\xf4ame"))
+    assert accepts(path)
+    assert len(aside(path)) == 1
+
+
+def test_an_index_that_does_not_fit_its_rows_is_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    with closing(Journal(JournalOptions(path))) as journal:
+        journal.add_sink("a", "earliest")
+        journal.append(Batch("s", 0.0, [Event(bytes(16), b"{}")], []))
+        waiting = Retry(1, 0.0, b"{}", "the lane", 1, 0.0, 0.0, "timeout", "")
+        journal.settle("a", Settlement(1, 2, retries=[waiting]))
+    content = path.read_bytes()
+    # The first copy is in the row, or in the index; in either case they differ.
+    at = content.index(b"the lane")
+    path.write_bytes(content[:at] + b"the line" + content[at + 8 :])
+    with closing(Journal(JournalOptions(path))) as journal, capture_logs() as logs:
+        journal.add_sink("a", "earliest")
+        assert journal.due_retries("a", 1.0, 10.0, 10, 1000) in ([], [waiting])
+        assert journal.due_retries("a", 1.0, 10.0, 10, 1000) in ([], [waiting])
+        assert len(journal.waiting_lanes("a")) == journal.retrying("a")
+        assert not [line for line in logs if "trouble" in line["event"]]
+    assert not aside(path)
 
 
 def test_flipped_bytes_anywhere_never_keep_the_journal_from_opening(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from bridge.event import Malformed
 from bridge.journal import file, tables
-from bridge.journal.tables import QUARANTINE_BYTES, QUARANTINE_FRAMES
+from bridge.journal.tables import QUARANTINE_BYTES, QUARANTINE_FRAMES, SinkRow
 
 
 @pytest.fixture
@@ -46,6 +46,27 @@ def test_pruning_does_not_look_at_the_backlog(db: sqlite3.Connection) -> None:
     assert work_of(db, before=1) <= 2
     assert work_of(db, before=8) <= 2
     assert tables.oldest_first(db) == 7, "the row that ends after the place stays whole"
+
+
+@pytest.mark.parametrize(
+    ("row", "waits", "expected"),
+    [
+        (SinkRow(1, 5, 2, 1, 1, 0), (0, 1), SinkRow(1, 5, 2, 1, 1, 0)),
+        (SinkRow(5, 5, 0, 0, 0, 0), (0, 3), SinkRow(2, 5, 0, 0, 3, 0)),
+        (SinkRow(1, 5, 2, 1, 1, 0), (0, 0), SinkRow(1, 5, 2, 1, 1, 0, discarded=1)),
+        (SinkRow(1, 5, 2, 0, 1, 0), (0, 1), SinkRow(1, 5, 2, 0, 1, 1)),
+        (SinkRow(1, 5, 2, 0, 1, 0, 1), (3, 0), SinkRow(0, 5, 2, 0, 1, 0, 1)),
+    ],
+    ids=["balanced", "letters of before", "a letter was lost", "a retry was lost", "too much waits"],
+)
+def test_a_row_is_brought_into_balance_and_no_count_falls(row: SinkRow, waits: tuple[int, int], expected: SinkRow) -> None:
+    balanced = row.balanced(11, *waits)
+    assert balanced == expected
+    books = balanced.books(11, *waits)
+    exits = books.delivered + books.filtered + books.dead + books.dropped + books.pending
+    assert books.accepted + books.replayed == exits
+    assert books.dead == books.dead_letters + books.replayed + books.discarded
+    assert all(new >= old for new, old in zip(balanced[1:], row[1:], strict=True))
 
 
 def kept(db: sqlite3.Connection) -> list[bytes]:
