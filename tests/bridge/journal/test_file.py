@@ -102,7 +102,11 @@ def test_a_schema_that_is_no_text_any_more_is_set_aside(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     fill(path, 3)
     content = path.read_bytes()
-    path.write_bytes(content.replace(b"TABLE streams (name", b"TABLE str\xf4\x84ms (\xf4ame"))
+    damaged = content.replace(b"tablestreamsstreams", b"tablestr\xf4\x84msstreams").replace(
+        b"CREATE TABLE streams", b"CREATE TABLX streams"
+    )
+    assert damaged != content
+    path.write_bytes(damaged)
     assert accepts(path)
     assert len(aside(path)) == 1
 
@@ -118,12 +122,13 @@ def test_an_index_that_does_not_fit_its_rows_is_made_anew(tmp_path: Path) -> Non
     # The first copy is in the row, or in the index; in either case they differ.
     at = content.index(b"the lane")
     path.write_bytes(content[:at] + b"the line" + content[at + 8 :])
-    with closing(Journal(JournalOptions(path))) as journal, capture_logs() as logs:
+    with capture_logs() as logs, closing(Journal(JournalOptions(path))) as journal:
         journal.add_sink("a", "earliest")
         assert journal.due_retries("a", 1.0, 10.0, 10, 1000) in ([], [waiting])
         assert journal.due_retries("a", 1.0, 10.0, 10, 1000) in ([], [waiting])
         assert len(journal.waiting_lanes("a")) == journal.retrying("a")
         assert not [line for line in logs if "trouble" in line["event"]]
+    assert [line["table"] for line in logs if "index" in line["event"]] == ["retries"]
     assert not aside(path)
 
 
