@@ -57,17 +57,16 @@ class _Call:
         left: list[Record] = []
         for record in self.todo:
             partition = record.partition
-            free = room.get(partition, self._limit) - record.size
-            batch = batches.get(partition)
-            fits = batch is None or (free >= 0 and len(batch) < self._sizes.get(partition, _UNLIMITED))
-            if fits and place.get(record.lane, partition) == partition:
-                place[record.lane] = partition
-                room[partition] = free
-                batches.setdefault(partition, []).append(record)
-            else:
-                # Neither may anything later of its lane go now.
-                place[record.lane] = None
-                left.append(record)
+            if place.setdefault(record.lane, partition) == partition:
+                batch = batches.get(partition)
+                free = (self._limit if batch is None else room[partition]) - record.size
+                if batch is None or (free >= 0 and len(batch) < self._sizes.get(partition, _UNLIMITED)):
+                    room[partition] = free
+                    batches.setdefault(partition, []).append(record)
+                    continue
+            # Neither may anything later of its lane go now.
+            place[record.lane] = None
+            left.append(record)
         self.todo = left
         return batches
 
@@ -190,6 +189,9 @@ class KafkaSink:
         names = {record.partition[0] for record in records}
         wrong = {name: Refusal(INVALID, problem) for name in names if (problem := problem_of(name))}
         found = wrong | client.partitions(names - wrong.keys())
+        places = {
+            topic: [(topic, number) for number in range(known)] for topic, known in found.items() if isinstance(known, int)
+        }
         turn = next(self._turns)
         for record in records:
             topic = record.partition[0]
@@ -197,7 +199,7 @@ class KafkaSink:
             if isinstance(known, Refusal):
                 self._refuse(call, topic, [record], judge(known))
             else:
-                record.partition = (topic, (turn if record.key is None else spread(record.key)) % known)
+                record.partition = places[topic][(turn if record.key is None else spread(record.key)) % known]
                 call.todo.append(record)
         call.hold()
 
