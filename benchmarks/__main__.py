@@ -13,12 +13,14 @@ from benchmarks.figures import SIZES, Figure, Sizes, table
 from benchmarks.latency import latency
 from benchmarks.machine import machine
 from benchmarks.memory import memory
+from benchmarks.sinks import sinks
 from benchmarks.stages import stages
 from benchmarks.throughput import throughput
 
 _SCENARIOS: Final[dict[str, Callable[[Sizes], list[Figure]]]] = {
     "machine": machine,
     "throughput": throughput,
+    "sinks": sinks,
     "latency": latency,
     "memory": memory,
     "stages": stages,

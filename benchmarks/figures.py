@@ -11,6 +11,7 @@ class Sizes(NamedTuple):
     Attributes:
         rounds: How often a run is repeated; the figure is the median.
         events: Events of one throughput run.
+        sink_events: Events of one run into brokers.
         seconds: How long events flow in a latency run.
         window: Uuids in the full dedup window.
         stage_events: Events of one round of a stage.
@@ -19,6 +20,7 @@ class Sizes(NamedTuple):
 
     rounds: int
     events: int
+    sink_events: int
     seconds: float
     window: int
     stage_events: int
@@ -26,10 +28,14 @@ class Sizes(NamedTuple):
 
 
 SIZES: Final = {
-    "full": Sizes(rounds=5, events=500_000, seconds=10.0, window=1_000_000, stage_events=73_000, syncs=300),
-    "quick": Sizes(rounds=1, events=200_000, seconds=3.0, window=1_000_000, stage_events=14_600, syncs=100),
+    "full": Sizes(
+        rounds=5, events=500_000, sink_events=200_000, seconds=10.0, window=1_000_000, stage_events=73_000, syncs=300
+    ),
+    "quick": Sizes(
+        rounds=1, events=200_000, sink_events=100_000, seconds=3.0, window=1_000_000, stage_events=14_600, syncs=100
+    ),
     # So small that the figures mean nothing; for the tests.
-    "smoke": Sizes(rounds=1, events=3_000, seconds=0.3, window=5_000, stage_events=730, syncs=3),
+    "smoke": Sizes(rounds=1, events=3_000, sink_events=3_000, seconds=0.3, window=5_000, stage_events=730, syncs=3),
 }
 
 

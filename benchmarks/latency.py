@@ -45,7 +45,7 @@ def _run(events: int, sink: dict[str, object], there: Helper, stdout: int | None
     with (
         tempfile.TemporaryDirectory() as directory,
         sender(f"--events={events}", f"--rate={_RATE}") as (source, url),
-        bridge(Path(directory), {NAMESPACE: {"url": url}}, sink, stdout) as running,
+        bridge(Path(directory), {NAMESPACE: {"url": url}}, {"sink": sink}, stdout) as running,
     ):
         running.wait_for("event_bridge_stream_connected", 1)
         source.go()

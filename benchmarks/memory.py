@@ -27,7 +27,7 @@ def memory(sizes: Sizes) -> list[Figure]:
 def _idle() -> list[Figure]:
     with tempfile.TemporaryDirectory() as directory, sender("--events=0") as (_, url):
         streams = {f"namespace-{number}": {"url": url} for number in range(_STREAMS)}
-        with bridge(Path(directory), streams, {"type": "stdout"}) as running:
+        with bridge(Path(directory), streams, {"out": {"type": "stdout"}}) as running:
             running.wait_for("event_bridge_stream_connected", _STREAMS)
             time.sleep(_SETTLED)
             mebibytes = running.resident_bytes() / _MEBIBYTE
@@ -42,7 +42,7 @@ def _full_window(sizes: Sizes) -> list[Figure]:
     with tempfile.TemporaryDirectory() as directory, sender("--events=0") as (_, url):
         _fill(Path(directory) / "journal.db", sizes.window)
         for _ in range(sizes.rounds):
-            with bridge(Path(directory), {NAMESPACE: {"url": url}}, {"type": "stdout"}) as running:
+            with bridge(Path(directory), {NAMESPACE: {"url": url}}, {"out": {"type": "stdout"}}) as running:
                 running.wait_for("event_bridge_stream_connected", 1)
                 startups.append(running.startup)
                 now, peak = running.resident_bytes() / _MEBIBYTE, running.peak_bytes() / _MEBIBYTE

@@ -123,7 +123,7 @@ def receiver(*options: str, stdin: int | IO[bytes] | None = None) -> Iterator[He
 def bridge(
     directory: Path,
     streams: Mapping[str, Mapping[str, object]],
-    sink: Mapping[str, object],
+    sinks: Mapping[str, Mapping[str, object]],
     stdout: int | None = None,
 ) -> Iterator[Bridge]:
     """`event-bridge run`, with its journal in a directory, from the moment at which it answers; `stdout` is a descriptor."""
@@ -133,7 +133,7 @@ def bridge(
         "http": {"listen": "127.0.0.1:0"},
         "log": {"format": "json"},
         "streams": {name: dict(stream) for name, stream in streams.items()},
-        "sinks": {"sink": {"start_at": "earliest", **sink}},
+        "sinks": {name: {"start_at": "earliest", **sink} for name, sink in sinks.items()},
     }
     config.write_text(yaml.safe_dump(settings))
     command: Sequence[str | Path] = [_COMMAND, "run", "--config", config]

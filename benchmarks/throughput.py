@@ -42,7 +42,7 @@ def _to_null(events: int) -> _Run:
     with (
         tempfile.TemporaryDirectory() as directory,
         sender(f"--events={events}") as (source, url),
-        bridge(Path(directory), {NAMESPACE: {"url": url}}, {"type": "stdout"}) as running,
+        bridge(Path(directory), {NAMESPACE: {"url": url}}, {"out": {"type": "stdout"}}) as running,
     ):
         return _measure(events, source, running, lambda: running.wait_for(_DELIVERED, events, _POLL))
 
@@ -55,7 +55,7 @@ def _to_pipe(events: int) -> _Run:
         receiver("pipe", f"--events={events}", stdin=output) as reader,
         tempfile.TemporaryDirectory() as directory,
         sender(f"--events={events}") as (source, url),
-        bridge(Path(directory), {NAMESPACE: {"url": url}}, {"type": "stdout"}, pipe.fileno()) as running,
+        bridge(Path(directory), {NAMESPACE: {"url": url}}, {"out": {"type": "stdout"}}, pipe.fileno()) as running,
     ):
         return _measure(events, source, running, lambda: float(reader.answer()["last"]))
 

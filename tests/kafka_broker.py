@@ -194,6 +194,14 @@ class Broker:
             self.start()
         self.thaw()
 
+    def has(self, topic: str) -> bool:
+        """Whether a topic exists."""
+        admin = KafkaAdminClient(bootstrap_servers=self.address())
+        try:
+            return topic in admin.list_topics()
+        finally:
+            admin.close()
+
     def allow(self, user: str, topic: str, *operations: str) -> None:
         """Allow a user something on a topic."""
         resource = ResourcePattern(ResourceType.TOPIC, topic)
@@ -282,6 +290,16 @@ def create_topic(address: str, name: str, partitions: int = 3, **settings: str) 
         _until(lambda: name in admin.list_topics(), f"topic {name} is there")
     finally:
         admin.close()
+
+
+def count_records(address: str, topic: str) -> int:
+    """How many records a topic has, by its offsets."""
+    consumer = KafkaConsumer(bootstrap_servers=address, enable_auto_commit=False, group_id=None)
+    try:
+        partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
+        return sum(consumer.end_offsets(partitions).values())
+    finally:
+        consumer.close()
 
 
 def read_topic(address: str, topic: str) -> list[tuple[bytes | None, bytes]]:
