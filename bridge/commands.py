@@ -20,7 +20,7 @@ from bridge import compose, logs
 from bridge.journal import Batch
 from bridge.metrics import Metrics, StreamMetrics
 from bridge.simulator import Simulator, SimulatorSettings
-from bridge.sink import SinkSettings, Unavailable
+from bridge.sink import SinkSettings, Unavailable, remarks_of
 from bridge.source import Ended
 from bridge.stream import Stream, StreamPolicy
 from config.load import ConfigError, load
@@ -153,12 +153,12 @@ def check(config: Path | None, *, connect: bool) -> None:
     print(f"configuration ok: streams {', '.join(settings.streams)}; sinks {', '.join(settings.sinks)}")
     if not connect:
         return
-    attempts: list[tuple[str, Callable[[], None]]] = []
+    attempts: list[tuple[str, Callable[[], Sequence[str]]]] = []
     credentials = compose.Credentials(settings, lambda: settings)
     for name, stream in settings.streams.items():
         attempts.append((f"stream {name}", partial(_try_stream, name, stream, credentials)))
     for name, sink in settings.sinks.items():
-        attempts.append((f"sink {name}", partial(_try_sink, name, sink)))
+        attempts.append((f"sink {name}", partial(_try_sink, name, sink, settings.journal.max_event_bytes)))
     failed = [what for what, attempt in attempts if not _succeeds(what, attempt)]
     if failed:
         raise ConnectFailed(f"not reached: {', '.join(failed)}")
@@ -271,23 +271,31 @@ class _Printer:
         """There is nowhere to resume from."""
 
 
-def _try_stream(name: str, settings: DockerCloudSettings | EngineSettings, credentials: compose.Credentials) -> None:
+def _try_stream(name: str, settings: DockerCloudSettings | EngineSettings, credentials: compose.Credentials) -> Sequence[str]:
     compose.source(name, settings, credentials).open(None).close()
+    return ()
 
 
-def _try_sink(name: str, settings: SinkSettings) -> None:
+def _try_sink(name: str, settings: SinkSettings, max_event_bytes: int) -> Sequence[str]:
     sink = compose.make_sink(name, settings)
     try:
         sink.open()
+        return remarks_of(sink, max_event_bytes)
     finally:
         sink.close()
 
 
-def _succeeds(what: str, attempt: Callable[[], None]) -> bool:
+def _succeeds(what: str, attempt: Callable[[], Sequence[str]]) -> bool:
+    """Try it, and print how it went and what there is to say."""
     try:
-        attempt()
+        remarks = attempt()
     except (Ended, Unavailable) as error:
         print(f"{what}: {error.reason}: {error}")
         return False
+    except Exception as error:  # noqa: BLE001 - of a stranger's sink any exception means that it is not available
+        print(f"{what}: internal: {type(error).__name__} in the sink")
+        return False
     print(f"{what}: ok")
+    for remark in remarks:
+        print(f"{what}: {remark}")
     return True

@@ -16,10 +16,12 @@ What happens to an event depends on whose fault a failure is:
 
 Order per resource is a joint duty: `entries` come in order, and once an event was not acknowledged, a sink must not deliver
 later events of the same resource in that call; it returns them as `Failure.held`, and they wait behind the first.
+
+A sink may have one more method, `remarks`: what an operator should know of the far side before events go there (`Remarking`).
 """
 
 from collections.abc import Collection, Sequence
-from typing import Annotated, Any, ClassVar, Final, Literal, Protocol, get_args
+from typing import Annotated, Any, ClassVar, Final, Literal, Protocol, get_args, runtime_checkable
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
@@ -221,6 +223,25 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Release everything. Never raises."""
+
+
+@runtime_checkable
+class Remarking(Protocol):
+    """What a sink may be besides, to tell more than that it can be opened."""
+
+    def remarks(self, max_event_bytes: int) -> Sequence[str]:
+        """Say of an open sink what `check --connect` should show: each one line, and what to do if something is wrong.
+
+        Nothing is written, nor created. Raises like `open`.
+
+        Args:
+            max_event_bytes: So large an event gets, by the bridge's configuration.
+        """
+
+
+def remarks_of(sink: Sink, max_event_bytes: int) -> Sequence[str]:
+    """What an open sink has to say; nothing, if it is none of those that do."""
+    return sink.remarks(max_event_bytes) if isinstance(sink, Remarking) else ()
 
 
 class SinkPlugin(Protocol):

@@ -13,21 +13,14 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import ClassVar, Final
 
-import structlog
-
 from bridge.sink import Entry, Failure, Reason, Unavailable
 from sinks.kafka_client import Client
 from sinks.kafka_records import Partition, Record, shared_headers, spread
+from sinks.kafka_remarks import About, remarks
 from sinks.kafka_settings import KafkaSettings
 from sinks.kafka_template import Keys, Topics, problem_of
 from sinks.kafka_verdict import BYSTANDER, INVALID, UNAUTHORIZED, Refusal, Verdict, judge
 
-log = structlog.get_logger(__name__)
-
-_LARGEST_EVENT: Final = 1_000_000
-"""Bytes of an event at most, unless `journal.max_event_bytes` says otherwise."""
-_ROOM: Final = 1024
-"""Bytes that key, headers and the batch's own head take beyond an event."""
 _UNLIMITED: Final = 1 << 30
 _UNPLACED: Final = -1
 
@@ -128,7 +121,7 @@ class KafkaSink:
         self._keys = Keys(settings.key)
         self._turns = count()
         self._client: Client | None = None
-        self._advised = False
+        self._may_write = False
 
     def open(self) -> None:
         """Connect, and look for the topic, if it is always the same.
@@ -171,6 +164,11 @@ class KafkaSink:
         client, self._client = self._client, None
         if client is not None:
             client.close()
+
+    def remarks(self, max_event_bytes: int) -> Sequence[str]:
+        """Say what the brokers tell about the topic, and whether it is too small for our events; nothing is written."""
+        about = About() if self._client is None else self._client.describe(self._topics.fixed)
+        return list(remarks(self._settings, about, max_event_bytes))
 
     def _record(self, place: int, entry: Entry) -> Record:
         event = entry.fields
@@ -253,18 +251,12 @@ class KafkaSink:
         return Unavailable(f"{self._settings.where}, topic {topic}: {verdict.words}", verdict.reason)
 
     def _look_for(self, client: Client, topic: str) -> None:
-        """See whether the only topic is there, and say once what is going to go wrong with it."""
-        found = client.partitions([topic])[topic]
-        if isinstance(found, Refusal):
-            raise self._unavailable(judge(found), topic)
-        if self._advised:
-            return
-        limit, allowed = client.describe(topic)
-        if allowed is False:
-            raise self._unavailable(judge(Refusal(UNAUTHORIZED)), topic)
-        self._advised = True
-        if limit is not None and limit < _LARGEST_EVENT + _ROOM:
-            log.warning(
-                "large events will be refused: the topic's max.message.bytes is too small",
-                **{"sink": self.name, "topic": topic, "max.message.bytes": limit, "needed": _LARGEST_EVENT + _ROOM},
-            )
+        """See whether the only topic is there, unless its first event is to create it, and once whether we may write to it."""
+        if not self._settings.allow_auto_create_topics:
+            found = client.partitions([topic])[topic]
+            if isinstance(found, Refusal):
+                raise self._unavailable(judge(found), topic)
+        if not self._may_write:
+            if client.describe(topic).may_write is False:
+                raise self._unavailable(judge(Refusal(UNAUTHORIZED)), topic)
+            self._may_write = True

@@ -36,6 +36,7 @@ from kafka.structs import TopicPartition  # type: ignore[import-untyped]
 from bridge.sink import Unavailable
 from sinks.kafka_log import Overheard
 from sinks.kafka_records import Partition, Record, encode
+from sinks.kafka_remarks import About
 from sinks.kafka_settings import KafkaSettings, connection_options, milliseconds, producer_options
 from sinks.kafka_verdict import BYSTANDER, LOGIN_REFUSED, MISSING, UNAUTHORIZED, Refusal, overheard, without
 
@@ -193,22 +194,25 @@ class Client:
             words = f"login refused: {who} with {settings.sasl} is not accepted"
         return Unavailable(without(settings.secrets, f"{settings.where}: {words}"), reason, delivered=delivered)
 
-    def describe(self, topic: str) -> tuple[int | None, bool | None]:
-        """Tell a topic's `max.message.bytes` and whether we may write to it; None for what we are not allowed to know."""
+    def describe(self, topic: str | None) -> About:
+        """Tell what the brokers know of a topic, or only of themselves; nothing is created by that."""
+        about = About()
         admin = None
-        limit: int | None = None
-        allowed: bool | None = None
         with suppress(Exception):  # It is only advice: whatever is wrong shows when something is delivered.
             admin = KafkaAdminClient(**self._options())
-            described = admin.describe_topics([topic])[0].get("authorized_operations")
-            allowed = "WRITE" in described if described else None
-            resource = ConfigResource(ConfigResourceType.TOPIC, topic, None)
-            found = admin.describe_configs([resource], config_filter="all")["topic"][topic]
-            limit = int(found["max.message.bytes"]["value"])
+            if topic is not None:
+                about = about._replace(**_existence(admin.describe_topics([topic])[0]))
+            kind, name, setting = (ConfigResourceType.TOPIC, topic, "max.message.bytes")
+            if not about.exists:
+                node = admin.describe_cluster()["brokers"][0]["broker_id"]
+                kind, name, setting = (ConfigResourceType.BROKER, str(node), "message.max.bytes")
+            found = admin.describe_configs([ConfigResource(kind, name, None)], config_filter="all")
+            limit = int(found[kind.name.lower()][name][setting]["value"])
+            about = about._replace(limit=limit) if about.exists else about._replace(default_limit=limit)
         if admin is not None:
             with suppress(Exception):
                 admin.close()
-        return limit, allowed
+        return about
 
     def close(self) -> None:
         """End everything by force. Never raises; nothing under way is waited for."""
@@ -329,6 +333,16 @@ def _whole_batch(producer: Any, partition: Partition, records: Sequence[Record])
     builder._first_timestamp, builder._max_timestamp = first, latest  # noqa: SLF001
     whole.close()  # A batch that is closed counts as full, and is sent at once.
     return _WholeBatch(TopicPartition(*partition), whole)
+
+
+def _existence(described: Mapping[str, Any]) -> dict[str, bool | None]:
+    """Read what a topic's description says."""
+    code, operations = described["error_code"], described.get("authorized_operations")
+    if code == MISSING:
+        return {"exists": False}
+    if code == UNAUTHORIZED:
+        return {"may_write": False}
+    return {"exists": True, "may_write": "WRITE" in operations if operations else None}
 
 
 def _outcome(refusals: Any, count: int) -> Outcome:

@@ -1,5 +1,6 @@
 """What every sink's settings have in common, and the words between a forwarder and a sink."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from pydantic import ValidationError
 
 from bridge.event import Fields
 from bridge.policy import FILTER_FIELDS
-from bridge.sink import REASONS, Entry, Failure, SinkSettings, Unavailable
+from bridge.sink import REASONS, Entry, Failure, SinkSettings, Unavailable, remarks_of
 
 EVENT = (
     b'{"type":"container","action":"update","state":"Running","resource_uri":"/api/app/v1/acme/container/7/",'
@@ -150,3 +151,24 @@ def test_a_sink_that_is_unavailable_may_say_when_and_what_was_delivered() -> Non
 def test_reasons_are_a_small_set_of_label_values() -> None:
     assert len(REASONS) == len(set(REASONS)) == 11
     assert all(reason.isidentifier() for reason in REASONS)
+
+
+class _Quiet:
+    """A sink with no more than it needs."""
+
+    def open(self) -> None: ...
+
+    def deliver(self, _: Sequence[Entry]) -> Sequence[Failure]:
+        return ()
+
+    def close(self) -> None: ...
+
+
+class _Remarking(_Quiet):
+    def remarks(self, max_event_bytes: int) -> Sequence[str]:
+        return [f"takes {max_event_bytes // 2} bytes"]
+
+
+def test_a_sink_may_have_remarks_and_need_not() -> None:
+    assert list(remarks_of(_Quiet(), 1000)) == []
+    assert list(remarks_of(_Remarking(), 1000)) == ["takes 500 bytes"]

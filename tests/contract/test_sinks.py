@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bridge.sink import Entry, Failure, Sink, Unavailable
+from bridge.sink import Entry, Failure, Sink, Unavailable, remarks_of
 from tests.contract.harness import HARNESSES, Ability, Harness, make_entries, make_entry
 from tests.contract.receiver import wait_until
 
@@ -230,6 +230,19 @@ def test_opening_fails_until_the_far_side_is_back(harness: Harness, sink: Sink) 
     assert open_and_deliver(sink, entries) == []
 
     assert by_resource(harness.arrived()) == by_resource([entry.json for entry in entries])
+
+
+@sinks_that_can()
+def test_remarks_are_lines_that_leave_nothing_behind(harness: Harness, sink: Sink) -> None:
+    sink.open()
+
+    for remark in remarks_of(sink, 1_000_000):
+        assert remark
+        assert remark.splitlines() == [remark]
+
+    assert harness.arrived() == []
+    assert sink.deliver(make_entries(1)) == []
+    assert len(harness.arrived()) == 1
 
 
 @sinks_that_can()

@@ -147,11 +147,23 @@ def test_check_connect_says_what_will_not_work(tmp_path: Path, broker: Broker, t
     sinks["missing"] = {**where, "topic": f"missing-{topic}"}
     command = [EVENT_BRIDGE, "check", "--config", str(config), "--connect"]
     with simulated(0, 1) as simulator:
-        config.write_text(yaml.safe_dump({"streams": {"acme": {"url": simulator.url}}, "sinks": sinks}))
+        config.write_text(
+            yaml.safe_dump(
+                {"streams": {"acme": {"url": simulator.url}}, "sinks": sinks, "journal": {"max_event_bytes": 1_200_000}}
+            )
+        )
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=clean_environment())
 
     said = done.stdout + done.stderr
     assert done.returncode != 0
     assert f"topic missing-{topic}: the topic does not exist" in said
-    assert "large events will be refused: the topic's max.message.bytes is too small" in said
-    assert f"topic {topic}: " not in said
+    assert [line for line in said.splitlines() if line.startswith("sink good: ")] == [
+        "sink good: ok",
+        f"sink good: topic {topic} exists, and we may write to it",
+        (
+            f"sink good: large events will become dead letters: topic {topic}'s `max.message.bytes` is 1048588, and events may "
+            "have 1200000 bytes; set it to 1201024 or more, or `journal.max_event_bytes` to 1047564 or less"
+        ),
+    ]
+    assert f"sink small: large events will become dead letters: topic small-{topic}'s `max.message.bytes` is 5000" in said
+    assert read_topic(broker.address(), topic) == []

@@ -295,8 +295,7 @@ def test_events_that_are_too_large_are_rejected_one_by_one(make: Any, broker: Br
     sink = make(topic=name)
     large = {17, 18, 120}
     entries = [make_entry(seq, f"r{seq % 5}", more="x" * (6000 if seq in large else 0)) for seq in range(200)]
-    with structlog.testing.capture_logs() as logs:
-        sink.open()
+    sink.open()
 
     failures = sink.deliver(entries)
 
@@ -305,7 +304,6 @@ def test_events_that_are_too_large_are_rejected_one_by_one(make: Any, broker: Br
     assert "the record is larger than the topic's `max.message.bytes`" in failures[0].error
     arrived = [json.loads(value)["uuid"] for _, value in read_topic(broker.address(), name)]
     assert sorted(arrived) == sorted(entry.fields.uuid for entry in entries if entry.seq not in large)
-    assert [(line["log_level"], line["max.message.bytes"]) for line in logs] == [("warning", 5000)]
 
 
 def test_records_that_the_topic_refuses_are_rejected_one_by_one(make: Any, broker: Broker) -> None:
@@ -355,3 +353,61 @@ def test_a_certificate_file_that_can_not_be_read_is_named(make: Any, tmp_path: P
 
     assert trouble.reason == "tls"
     assert "missing.pem: No such file" in str(trouble)
+
+
+def test_remarks_say_that_a_topic_is_there_and_too_small(make: Any, broker: Broker, topic: str) -> None:
+    name = f"small-{uuid.uuid4().hex[:8]}"
+    create_topic(broker.address(), name, max_message_bytes="5000")
+    good, small = make(record_batch_bytes=1_000_000), make(topic=name)
+    good.open()
+    small.open()
+
+    assert good.remarks(1_000_000) == [f"topic {topic} exists, and we may write to it"]
+    assert small.remarks(1_000_000) == [
+        f"topic {name} exists, and we may write to it",
+        (
+            f"large events will become dead letters: topic {name}'s `max.message.bytes` is 5000, and events may have 1000000 "
+            "bytes; set it to 1001024 or more, or `journal.max_event_bytes` to 3976 or less"
+        ),
+        (
+            f"full batches will be refused and sent again in halves: topic {name}'s `max.message.bytes` is 5000; "
+            "set `record_batch_bytes` (1000000) to that or less"
+        ),
+    ]
+    assert len(small.remarks(3976)) == 2
+    assert read_topic(broker.address(), topic) == []
+
+
+def test_looking_creates_no_topic_and_the_first_event_does(make: Any, broker: Broker) -> None:
+    name = f"later-{uuid.uuid4().hex[:8]}"
+    sink = make(topic=name, allow_auto_create_topics=True)
+    sink.open()
+
+    first, *more = sink.remarks(2_000_000)
+    assert "does not exist; with `allow_auto_create_topics` its first event creates it" in first
+    assert [line for line in more if "the brokers' `message.max.bytes`" in line and "set it to 2001024 or more" in line]
+    assert not broker.has(name)
+
+    assert sink.deliver(make_entries(3)) == []
+    assert len(read_topic(broker.address(), name)) == 3
+
+
+def test_remarks_on_topics_that_events_make_say_what_can_not_be_checked(make: Any) -> None:
+    sink = make(topic="docker.{type}")
+    sink.open()
+
+    (line,) = sink.remarks(1000)
+
+    assert "(`docker.{type}`), so that it can't be checked whether they exist" in line
+
+
+def test_remarks_of_somebody_who_may_only_write_say_what_is_not_known(make: Any, broker: Broker, topic: str) -> None:
+    broker.allow("alice", topic, "WRITE")
+    login = {"sasl": "PLAIN", "username": "alice", "password": USERS["alice"]}
+    sink = make(bootstrap_servers=broker.address("SASL"), **login)
+    sink.open()
+
+    existence, size = sink.remarks(1_000_000)
+
+    assert existence == f"topic {topic} exists, and we may write to it"
+    assert "could not be read; allow us DescribeConfigs there, or see to it that it is 1001024 or more" in size
