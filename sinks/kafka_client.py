@@ -62,12 +62,17 @@ class _Token(AbstractTokenProvider):  # type: ignore[misc]  # The library has no
 
 
 class _Connections(KafkaConnectionManager):  # type: ignore[misc]  # The library has no types.
-    """The library's connections, with three things put right."""
+    """The library's connections, with three things put right, and a question that it does not answer."""
 
     def __init__(self, net: Any, **options: Any) -> None:
         super().__init__(net, **options)
         # The producer takes this setting and forgets it: topics would be created in any case.
         self.cluster.config["allow_auto_create_topics"] = options["allow_auto_create_topics"]
+
+    def throttled(self) -> float:
+        """For how many seconds brokers want nothing from us, because a quota is used up."""
+        ends = [connection._throttle_time for connection in tuple(self._conns.values())]  # noqa: SLF001 - it has no public name
+        return max([end - time.monotonic() for end in ends], default=0.0)
 
     async def knock(self, seconds: float) -> None:
         """Connect to one of the brokers and log in, or fail at once and say why; the library would try again and again."""
@@ -131,6 +136,7 @@ class Client:
         self._settings = settings
         self._overheard = Overheard()
         self._net: Any = None
+        self._connections: Any = None
         self._producer: Any = None
 
     def connect(self) -> None:
@@ -180,8 +186,14 @@ class Client:
 
         Returns:
             The outcome of each batch.
+
+        Raises:
+            Unavailable: The brokers want us to wait so long that no acknowledgement could come in time.
         """
         self._alive()
+        pause = self._connections.throttled()
+        if pause > self._settings.delivery_timeout / 2:
+            raise Unavailable(f"{self._settings.where}: our quota is used up", "throttled", retry_after=pause)
         self._overheard.lines.clear()
         return self._produce_whole(batches) if self.whole_batches else self._produce_one_by_one(batches)
 
@@ -238,7 +250,7 @@ class Client:
     def _make_net(self, **options: Any) -> KafkaNetClient:
         """Make the library's network part, which is ours to close if it does not get as far as a producer, and try it."""
         selector = NetworkSelector(**options)
-        manager = _Connections(selector, **options)
+        manager = self._connections = _Connections(selector, **options)
         self._net = KafkaNetClient(net=selector, manager=manager, **options)
         manager.run(manager.knock, self._settings.connect_timeout)
         return self._net

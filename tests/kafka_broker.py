@@ -111,6 +111,7 @@ class Broker:
         settings: More of its settings.
         identity: Its certificate and key, for listeners with TLS.
         clients: The certificates that one of those listeners demands of its clients.
+        first: The first broker of a cluster that this one joins as its second.
     """
 
     def __init__(
@@ -119,10 +120,14 @@ class Broker:
         settings: Mapping[str, str] | None = None,
         identity: tuple[Path, Path] | None = None,
         clients: Path | None = None,
+        first: "Broker | None" = None,
     ) -> None:
         self.directory = directory
         self.log = directory / "broker.log"
+        self._first = first
         names = [name for name in _PROTOCOLS if identity is not None or "TLS" not in name]
+        if first is not None:
+            names.remove("CONTROLLER")
         self._ports = dict(zip(names, _free_ports(len(names)), strict=True))
         self._settings = self._base() | self._logins() | dict(settings or {})
         if identity is not None:
@@ -134,7 +139,7 @@ class Broker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def address(self, listener: str = "OPEN") -> str:
-        """The address of a listener: OPEN, SASL, TLS or MTLS."""
+        """The address of a listener: OPEN, SASL, TLS or MTLS; also CONTROLLER, for another broker."""
         return f"localhost:{self._ports[listener]}"
 
     def __enter__(self) -> Self:
@@ -147,7 +152,8 @@ class Broker:
             for part in ("--add-scram", f"{mechanism}=[name={user},password={password}]")
         ]
         identity = "AAAAAAAAAAAAAAAAAAAAAA"
-        command = [*_java("kafka.tools.StorageTool"), "format", "--standalone", "-t", identity, "-c", str(properties), *scram]
+        how = ["--standalone", *scram] if self._first is None else ["--no-initial-controllers"]
+        command = [*_java("kafka.tools.StorageTool"), "format", "-t", identity, "-c", str(properties), *how]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
         self.start()
         return self
@@ -194,6 +200,22 @@ class Broker:
             self.start()
         self.thaw()
 
+    def renew(self, identity: tuple[Path, Path]) -> None:
+        """Give it another certificate while it runs; its names must be the same."""
+        pem = self.directory / f"identity-{time.monotonic_ns()}.pem"
+        pem.write_text(identity[1].read_text() + identity[0].read_text())
+        keystores = [f"listener.name.{listener}.ssl.keystore" for listener in ("tls", "mtls")]
+        settings = {f"{keystore}.location": str(pem) for keystore in keystores}
+        self.configure("brokers", "1", settings | {f"{keystore}.type": "PEM" for keystore in keystores})
+
+    def configure(self, kind: str, name: str, settings: Mapping[str, str]) -> None:
+        """Change settings of a broker, a client or what else can be configured while it runs, by Kafka's own command."""
+        assignments = ",".join(f"{key}={value}" for key, value in settings.items())
+        where = ["--bootstrap-server", self.address(), "--entity-type", kind, "--entity-name", name]
+        command = [*_java("kafka.admin.ConfigCommand"), *where, "--alter", "--add-config", assignments]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+
     def has(self, topic: str) -> bool:
         """Whether a topic exists."""
         admin = KafkaAdminClient(bootstrap_servers=self.address())
@@ -223,16 +245,15 @@ class Broker:
 
     def _base(self) -> dict[str, str]:
         listeners = ",".join(f"{name}://127.0.0.1:{port}" for name, port in self._ports.items())
-        controller = f"localhost:{self._ports['CONTROLLER']}"
         return {
-            "process.roles": "broker,controller",
-            "node.id": "1",
-            "controller.quorum.bootstrap.servers": controller,
+            "process.roles": "broker,controller" if self._first is None else "broker",
+            "node.id": "1" if self._first is None else "2",
+            "controller.quorum.bootstrap.servers": (self._first or self).address("CONTROLLER"),
             "listeners": listeners,
             "advertised.listeners": listeners.replace("127.0.0.1", "localhost"),
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "OPEN",
-            "listener.security.protocol.map": ",".join(f"{name}:{_PROTOCOLS[name]}" for name in self._ports),
+            "listener.security.protocol.map": ",".join(f"{name}:{_PROTOCOLS[name]}" for name in {"CONTROLLER", *self._ports}),
             "log.dirs": str(self.directory / "data"),
             "num.partitions": "3",
             "offsets.topic.num.partitions": "1",
@@ -281,12 +302,12 @@ def _until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> N
         time.sleep(0.02)
 
 
-def create_topic(address: str, name: str, partitions: int = 3, **settings: str) -> None:
+def create_topic(address: str, name: str, partitions: int = 3, replicas: int = 1, **settings: str) -> None:
     """Create a topic, and wait until it is there."""
     admin = KafkaAdminClient(bootstrap_servers=address)
     try:
         configs = {key.replace("_", "."): value for key, value in settings.items()}
-        admin.create_topics({name: {"num_partitions": partitions, "replication_factor": 1, "configs": configs}})
+        admin.create_topics({name: {"num_partitions": partitions, "replication_factor": replicas, "configs": configs}})
         _until(lambda: name in admin.list_topics(), f"topic {name} is there")
     finally:
         admin.close()

@@ -139,6 +139,37 @@ def test_status_and_log_say_in_words_what_is_wrong_and_no_secret_shows(tmp_path:
     assert_books_balance(metrics)
 
 
+def test_a_quota_slows_its_sink_down_and_is_named(tmp_path: Path, broker: Broker, topic: str) -> None:
+    client = f"slow-{topic}"
+    # Kafka looks at the last ten seconds: so much passes at once, and then nothing for a while.
+    broker.configure("clients", client, {"producer_byte_rate": "100000"})
+    kafka: dict[str, Any] = {
+        "bootstrap_servers": broker.address(),
+        "topic": topic,
+        "client_id": client,
+        "delivery_timeout": "2s",
+    }
+    kafka["batch"] = {"max_events": 500}
+    said: set[tuple[str, str]] = set()
+    with simulated(3_000, 0) as simulator, Bridge(tmp_path, settings(simulator, **kafka)) as bridge:
+
+        def done() -> bool:
+            sink = bridge.status()["sinks"]["broker"]
+            said.update({(sink["reason"], sink["error"])} if sink["reason"] and sink["failures"] else ())
+            return bool(sink["pending"] == 0 and value(bridge.metrics(), "events_accepted_total") == 3_000)
+
+        until(lambda: value(bridge.metrics(), "sink_events_delivered_total", sink="out") == 3_000, "nobody else waits", 10)
+        until(done, "everything is delivered", 60)
+        metrics = bridge.metrics()
+        assert bridge.stop() == 0
+
+    arrived = [json.loads(record) for _, record in read_topic(broker.address(), topic)]
+    assert said == {("throttled", f"{broker.address()}: our quota is used up")}
+    assert sorted(uuids(arrived)) == sorted(simulator.sent_uuids())
+    assert_order_per_resource(arrived, simulator.sent_uuids())
+    assert_books_balance(metrics)
+
+
 def test_check_connect_says_what_will_not_work(tmp_path: Path, broker: Broker, topic: str) -> None:
     create_topic(broker.address(), f"small-{topic}", max_message_bytes="5000")
     config = tmp_path / "bridge.yaml"

@@ -1,15 +1,28 @@
 """A cluster of brokers that fails on demand: librdkafka's, with errors that no real broker gives when asked.
 
 librdkafka calls this interface experimental; the version of confluent-kafka, which brings it, is pinned. It understands the
-requests of older clients only (`old_client`).
+requests of older clients only (`speak_to_it`).
 """
 
 import ctypes
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
+
 _PRODUCE = 0
+
+
+def available() -> str | None:
+    """Why there is none; None if there is one."""
+    return None if importlib.util.find_spec("confluent_kafka") else "confluent-kafka is not installed"
+
+
+def speak_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers newer requests for its versions in a way that kafka-python can't read."""
+    monkeypatch.setattr("kafka.net.connection.ApiVersionsRequest.max_version", 2)
 
 
 def _library() -> ctypes.CDLL:
@@ -20,19 +33,26 @@ def _library() -> ctypes.CDLL:
 
 
 class MockKafka:
-    """A cluster with one broker, as a context manager."""
+    """A cluster, as a context manager.
 
-    def __init__(self) -> None:
+    Args:
+        brokers: How many brokers it has; their numbers begin with 1.
+
+    Attributes:
+        address: The addresses of all brokers, with commas.
+    """
+
+    def __init__(self, brokers: int = 1) -> None:
         self._library = _library()
         pointer, text = ctypes.c_void_p, ctypes.c_char_p
         problem = ctypes.create_string_buffer(512)
         self._client = self._call("rd_kafka_new", pointer, 0, self._call("rd_kafka_conf_new", pointer), problem, 512)
         assert self._client, problem.value
-        self._cluster = self._call("rd_kafka_mock_cluster_new", pointer, self._client, 1)
+        self._cluster = self._call("rd_kafka_mock_cluster_new", pointer, self._client, brokers)
         self.address: str = self._call("rd_kafka_mock_cluster_bootstraps", text, self._cluster).decode()
 
-    def create_topic(self, name: str, partitions: int = 1) -> None:
-        self._call("rd_kafka_mock_topic_create", ctypes.c_int, self._cluster, name.encode(), partitions, 1)
+    def create_topic(self, name: str, partitions: int = 1, replicas: int = 1) -> None:
+        self._call("rd_kafka_mock_topic_create", ctypes.c_int, self._cluster, name.encode(), partitions, replicas)
 
     def answer(self, codes: Sequence[int]) -> None:
         """Answer the next requests to store records with these errors; 0 is none."""
@@ -47,13 +67,17 @@ class MockKafka:
         """Take so long for every answer."""
         self._call("rd_kafka_mock_broker_set_rtt", ctypes.c_int, self._cluster, -1, int(seconds * 1000))
 
-    def down(self) -> None:
-        """Break all connections, and refuse new ones."""
-        self._call("rd_kafka_mock_broker_set_down", ctypes.c_int, self._cluster, -1)
+    def down(self, broker: int = -1) -> None:
+        """Break all connections of a broker, or of all brokers, and refuse new ones."""
+        self._call("rd_kafka_mock_broker_set_down", ctypes.c_int, self._cluster, broker)
 
-    def up(self) -> None:
+    def up(self, broker: int = -1) -> None:
         """Accept connections again."""
-        self._call("rd_kafka_mock_broker_set_up", ctypes.c_int, self._cluster, -1)
+        self._call("rd_kafka_mock_broker_set_up", ctypes.c_int, self._cluster, broker)
+
+    def lead(self, topic: str, partition: int, broker: int) -> None:
+        """Make a broker the leader of a partition; -1: it has none."""
+        self._call("rd_kafka_mock_partition_set_leader", ctypes.c_int, self._cluster, topic.encode(), partition, broker)
 
     def __enter__(self) -> Self:
         return self

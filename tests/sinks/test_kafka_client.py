@@ -1,6 +1,5 @@
 """The Kafka sink and its client, with errors that no real broker gives on demand."""
 
-import importlib.util
 import json
 import threading
 import time
@@ -14,17 +13,17 @@ from sinks.kafka import KafkaSink
 from sinks.kafka_settings import KafkaSettings
 from tests.contract.harness import make_entries
 from tests.kafka_broker import read_topic
+from tests.sinks import mock_kafka
 from tests.sinks.mock_kafka import MockKafka
 
 pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("confluent_kafka") is None, reason="confluent-kafka is not installed"),
+    pytest.mark.skipif(mock_kafka.available() is not None, reason=str(mock_kafka.available())),
 ]
 
 
 @pytest.fixture(autouse=True)
 def old_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mock answers newer requests for its versions in a way that kafka-python can't read."""
-    monkeypatch.setattr("kafka.net.connection.ApiVersionsRequest.max_version", 2)
+    mock_kafka.speak_to_it(monkeypatch)
 
 
 @pytest.fixture
