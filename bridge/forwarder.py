@@ -7,7 +7,7 @@ outcome. Whatever is wrong with the sink as a whole, nothing moves: close, wait,
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -61,6 +61,7 @@ class Forwarder:
     Attributes:
         busy: Whether the last step moved anything.
         delivering_since: The monotonic time at which a delivery began that has not returned yet.
+        waiting: Why events wait for a retry: each reason since the queue was empty, with the last words to it.
     """
 
     def __init__(  # noqa: PLR0913 - everything that it uses comes from outside
@@ -79,6 +80,7 @@ class Forwarder:
         self.status = SinkStatus(up=False, since=clock())
         self.busy = False
         self.delivering_since: float | None = None
+        self.waiting: Mapping[Reason, str] = {}
         self._sink = sink
         self._settings = settings
         self._filter = Filter(settings.match, settings.drop)
@@ -229,6 +231,8 @@ class Forwarder:
 
     def _settle(self, outcome: Settlement, oldest_received: float | None) -> None:
         self._journal.settle(self.name, outcome)
+        if outcome.retries or outcome.resolved:
+            self._tell_why_they_wait(outcome.retries)
         if oldest_received is not None:
             self._metrics.latency.observe(max(0.0, self._clock() - oldest_received))
         if outcome.dead:
@@ -236,6 +240,18 @@ class Forwarder:
             log.error(
                 "events became dead letters", sink=self.name, count=len(outcome.dead), reason=worst.reason, error=worst.error
             )
+
+    def _tell_why_they_wait(self, retries: Sequence[Retry]) -> None:
+        """Of a reason why events wait it is told when it is new, and when no event waits any more."""
+        if not self._journal.retrying(self.name):
+            if self.waiting:
+                log.info("no event waits for a retry any more", sink=self.name)
+            self.waiting = {}
+            return
+        found: dict[Reason, str] = {retry.reason: retry.error for retry in retries if retry.reason != "held"}
+        for reason in found.keys() - self.waiting.keys():
+            log.warning("events wait for a retry", sink=self.name, reason=reason, error=found[reason])
+        self.waiting = {**self.waiting, **found}
 
     def _lane(self, entry: Entry) -> str:
         """What keeps an event's order: its resource if it has one, else nothing but itself."""

@@ -93,6 +93,7 @@ class Health:
                     "reason": None if forwarder.status.up else forwarder.status.reason,
                     "error": forwarder.status.error,
                     "failures": forwarder.status.failures,
+                    "waiting": forwarder.waiting,
                     "unavailable_seconds": round(self._down_seconds(forwarder, now), 3),
                     "lag_seconds": None if math.isnan(lags[forwarder.name]) else lags[forwarder.name],
                     **msgspec.structs.asdict(books.sinks[forwarder.name]),

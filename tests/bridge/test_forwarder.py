@@ -614,6 +614,30 @@ def test_retries_stay_when_the_sink_breaks_except_for_what_was_acknowledged(make
     assert bench.journal.retrying("a") == 0
 
 
+def test_why_events_wait_is_told_once_per_reason_and_that_none_do_any_more(make: Make) -> None:
+    bench = make()
+    bench.send((1, "/a/"), (2, "/b/"), (3, "/c/"), (4, "/a/"))
+    bench.sink.bad = {1: retry, 2: retry, 3: lambda entry: Failure.retry(entry, "unauthorized", "topic c: forbidden")}
+
+    with capture_logs() as logs:
+        bench.step()
+        assert bench.forwarder.waiting == {"server_error": "the receiver answers 500", "unauthorized": "topic c: forbidden"}
+        bench.send((5, "/d/"))
+        bench.sink.bad[5] = lambda entry: Failure.retry(entry, "unauthorized", "topic d: forbidden")
+        bench.step()
+        bench.step_after(1.0)
+        assert bench.forwarder.waiting["unauthorized"] == "topic d: forbidden"
+        bench.sink.bad = {}
+        bench.step_after(600.0)
+        bench.step()
+        assert bench.journal.retrying("a") == 0
+
+    assert bench.forwarder.waiting == {}
+    told = [(line["log_level"], line.get("reason")) for line in logs if "wait" in line["event"]]
+    assert sorted(told[:2], key=str) == [("warning", "server_error"), ("warning", "unauthorized")]
+    assert told[2:] == [("info", None)]
+
+
 def test_a_bug_in_a_sink_loses_nothing_and_is_logged_once(make: Make) -> None:
     bench = make()
     bench.send((1, "/x/"))

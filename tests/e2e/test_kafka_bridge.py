@@ -139,6 +139,45 @@ def test_status_and_log_say_in_words_what_is_wrong_and_no_secret_shows(tmp_path:
     assert_books_balance(metrics)
 
 
+def test_a_forbidden_topic_and_records_that_are_too_large_are_named_and_the_rest_arrives(
+    tmp_path: Path, broker: Broker, topic: str
+) -> None:
+    login = {"type": "kafka", "sasl": "PLAIN", "bootstrap_servers": broker.address("SASL")}
+    for action in ("create", "update", "delete"):
+        create_topic(broker.address(), f"{topic}.{action}")
+        broker.allow("bob", f"{topic}.{action}", "DESCRIBE", *([] if action == "update" else ["WRITE"]))
+    create_topic(broker.address(), f"{topic}.small", max_message_bytes="420")
+    sinks = {
+        "some": {**login, "username": "bob", "password": "bob-secret", "topic": topic + ".{action}"},
+        "small": {**login, "username": "admin", "password": "admin-secret", "topic": f"{topic}.small"},
+    }
+    with simulated(400, 0) as simulator:
+        settings = {"streams": {"acme": {"url": simulator.url}}, "sinks": sinks}
+        with Bridge(tmp_path, settings) as bridge:
+            until(lambda: bridge.status()["sinks"]["some"]["delivered"] > 0, "what is allowed arrives")
+            until(lambda: bridge.status()["sinks"]["small"]["pending"] == 0, "what is too large is given up")
+            until(lambda: bridge.status()["sinks"]["some"]["waiting"], "the rest waits")
+            status, everything = bridge.status()["sinks"], bridge.get("/metrics")[1] + bridge.get("/status")[1]
+            broker.allow("bob", f"{topic}.update", "WRITE")
+            until(lambda: bridge.status()["sinks"]["some"]["pending"] == 0, "what was forbidden arrives when it is allowed")
+            assert bridge.status()["sinks"]["some"]["waiting"] == {}
+            metrics = bridge.metrics()
+            assert bridge.stop() == 0
+
+    log = (tmp_path / "log.jsonl").read_text()
+    forbidden = f"topic {topic}.update: we are not allowed to write to the topic"
+    assert status["some"]["up"]
+    assert status["some"]["waiting"] == {"unauthorized": forbidden}
+    assert status["small"]["dead"] > 0
+    assert forbidden in log
+    assert "the record is larger than the topic's `max.message.bytes`" in log
+    assert value(metrics, "sink_events_delivered_total", sink="some") == 400
+    dead = value(metrics, "sink_events_dead_total", sink="small")
+    assert len(read_topic(broker.address(), f"{topic}.small")) == 400 - dead
+    assert_books_balance(metrics)
+    assert not [secret for secret in ("bob-secret", *SECRETS) if secret in log + everything]
+
+
 def test_a_quota_slows_its_sink_down_and_is_named(tmp_path: Path, broker: Broker, topic: str) -> None:
     client = f"slow-{topic}"
     # Kafka looks at the last ten seconds: so much passes at once, and then nothing for a while.
