@@ -1,7 +1,11 @@
 """A real Apache Kafka for tests: one node in KRaft mode with everything of its own, on loopback, gone without trace afterwards.
 
-The broker's jars come by Maven, once, into a cache outside the tree. Where that is not possible, the address of a plaintext
-listener may be given in EVENT_BRIDGE_TEST_KAFKA; the contract suite then uses that one, as far as it need not be stopped.
+The broker's jars come by Maven, once, into a cache outside the tree.
+
+EVENT_BRIDGE_TEST_KAFKA=host:port names another one, where anybody may do anything without TLS. Tests for which any broker
+will do then use that one; those that stop the broker, or need it to be set up in a special way, use their own all the same.
+Where there is neither, librdkafka's mock cluster remains: the contract suite and the tests of errors that no broker gives on
+demand run on it in any case.
 
 What it needs: Java 17 and Maven (Debian's openjdk-17-jre-headless and maven). Tried with Kafka 4.1.1, which starts in about
 five seconds.
@@ -41,6 +45,7 @@ GIVEN: Final = os.environ.get("EVENT_BRIDGE_TEST_KAFKA")
 USERS: Final = {"admin": "admin-secret", "alice": "alice-secret", "bob": "bob-secret"}
 """Who may log in, by PLAIN and by SCRAM. `admin` may do everything, the others what access rules say."""
 
+_NAME: Final = f"Apache Kafka {VERSION}"
 _CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "event-bridge-tests" / f"kafka-{VERSION}"
 _POM: Final = f"""
 <project xmlns="http://maven.apache.org/POM/4.0.0">
@@ -57,12 +62,39 @@ _SCRAM: Final = ("SCRAM-SHA-256", "SCRAM-SHA-512")
 _LOGIN: Final = "org.apache.kafka.common.security"
 
 
-@functools.cache
 def available() -> str | None:
     """Why no broker can be started here; None if one can. The first call may download the broker."""
+    problem = _obtain()
+    return f"{problem}; the one of EVENT_BRIDGE_TEST_KAFKA is not ours to stop or to set up" if problem and GIVEN else problem
+
+
+def any_available() -> str | None:
+    """Why there is neither a broker that was given nor one that can be started here; None if there is."""
+    return None if GIVEN else available()
+
+
+def any_address() -> str:
+    """Where a broker is, for a test that any will do for: the one that was given, else the one that all tests share."""
+    return GIVEN or shared().address()
+
+
+def provenance() -> str:
+    """On what the Kafka tests run, in words."""
+    problem = _obtain()
+    ours = (
+        f"librdkafka's mock cluster, since there is none of our own ({problem})"
+        if problem
+        else f"{_NAME}, started by the tests"
+    )
+    return f"the broker of EVENT_BRIDGE_TEST_KAFKA at {GIVEN}; {ours}" if GIVEN else ours
+
+
+@functools.cache
+def _obtain() -> str | None:
+    """See to it that a broker can be started; why not, if that is so."""
     missing = [program for program in ("java", "mvn") if shutil.which(program) is None]
     if missing and not (shutil.which("java") and _is_complete()):
-        return f"not installed: {', '.join(missing)}"
+        return f"not installed: {', '.join(missing)}; apt-get install openjdk-17-jre-headless maven"
     if _is_complete():
         return None
     _CACHE.mkdir(parents=True, exist_ok=True)
@@ -216,14 +248,6 @@ class Broker:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def has(self, topic: str) -> bool:
-        """Whether a topic exists."""
-        admin = KafkaAdminClient(bootstrap_servers=self.address())
-        try:
-            return topic in admin.list_topics()
-        finally:
-            admin.close()
-
     def allow(self, user: str, topic: str, *operations: str) -> None:
         """Allow a user something on a topic."""
         resource = ResourcePattern(ResourceType.TOPIC, topic)
@@ -302,13 +326,22 @@ def _until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> N
         time.sleep(0.02)
 
 
-def create_topic(address: str, name: str, partitions: int = 3, replicas: int = 1, **settings: str) -> None:
-    """Create a topic, and wait until it is there."""
+def create_topic(address: str, name: str, partitions: int = 3, replicas: int = -1, **settings: str) -> None:
+    """Create a topic, and wait until it is there; with as many replicas as the broker likes, if nothing is said."""
     admin = KafkaAdminClient(bootstrap_servers=address)
     try:
         configs = {key.replace("_", "."): value for key, value in settings.items()}
         admin.create_topics({name: {"num_partitions": partitions, "replication_factor": replicas, "configs": configs}})
         _until(lambda: name in admin.list_topics(), f"topic {name} is there")
+    finally:
+        admin.close()
+
+
+def has_topic(address: str, name: str) -> bool:
+    """Whether a topic exists."""
+    admin = KafkaAdminClient(bootstrap_servers=address)
+    try:
+        return name in admin.list_topics()
     finally:
         admin.close()
 

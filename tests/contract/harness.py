@@ -31,6 +31,7 @@ from sinks.webhook_settings import WebhookSettings
 from tests import kafka_broker, mosquitto
 from tests.contract.mqtt_broker import Broker, Publish
 from tests.contract.receiver import Receiver, Request, reply
+from tests.sinks import mock_kafka
 
 RECEIVED: Final = datetime(2026, 11, 23, 17, 0, 0, 123456, tzinfo=UTC)
 
@@ -401,10 +402,9 @@ class Kafka(Harness):
     settings: ClassVar[dict[str, Any]] = {}
 
     def __init__(self) -> None:
-        reason = kafka_broker.available()
-        if reason and not kafka_broker.GIVEN:
+        if reason := kafka_broker.any_available():
             pytest.skip(reason)
-        self._address = kafka_broker.GIVEN or kafka_broker.shared().address()
+        self._address = kafka_broker.any_address()
         self._topic = f"contract-{uuid.uuid4().hex[:8]}"
         kafka_broker.create_topic(self._address, self._topic)
 
@@ -449,6 +449,41 @@ class KafkaOneByOne(Kafka):
     def close(self) -> None:
         self._unknown.stop()
         super().close()
+
+
+class KafkaMock(Harness):
+    """A topic of librdkafka's mock cluster, which needs no Java."""
+
+    abilities = frozenset({"withhold", "break"})
+
+    def __init__(self) -> None:
+        if reason := mock_kafka.available():
+            pytest.skip(reason)
+        self._patch = pytest.MonkeyPatch()
+        mock_kafka.speak_to_it(self._patch)
+        self._mock = mock_kafka.MockKafka()
+        self._mock.create_topic("events", 3)
+
+    def make_sink(self) -> Sink:
+        settings = {"bootstrap_servers": self._mock.address, "topic": "events", "delivery_timeout": 5, "connect_timeout": 2}
+        return KafkaSink("kafka", KafkaSettings.model_validate(settings))
+
+    def arrived(self) -> list[bytes]:
+        return [value for _, value in kafka_broker.read_topic(self._mock.address, "events")]
+
+    def withhold(self) -> None:
+        self._mock.delay(1)
+
+    def break_off(self) -> None:
+        self._mock.down()
+
+    def repair(self) -> None:
+        self._mock.delay(0)
+        self._mock.up()
+
+    def close(self) -> None:
+        self._mock.__exit__()
+        self._patch.undo()
 
 
 class KafkaTopics(Harness):
@@ -499,5 +534,6 @@ HARNESSES: Final[tuple[type[Harness], ...]] = (
     MqttMosquitto,
     Kafka,
     KafkaOneByOne,
+    KafkaMock,
     KafkaTopics,
 )

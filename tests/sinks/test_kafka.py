@@ -18,21 +18,38 @@ from sinks.kafka import KafkaSink
 from sinks.kafka_settings import KafkaSettings
 from tests import kafka_broker
 from tests.contract.harness import make_entries, make_entry
-from tests.kafka_broker import USERS, Broker, create_topic, read_topic
+from tests.kafka_broker import USERS, Broker, create_topic, has_topic, read_topic
 
-pytestmark = pytest.mark.skipif(kafka_broker.available() is not None, reason=str(kafka_broker.available()))
+pytestmark = pytest.mark.skipif(kafka_broker.any_available() is not None, reason=str(kafka_broker.any_available()))
+
+
+@pytest.fixture
+def address() -> str:
+    """Any broker."""
+    return kafka_broker.any_address()
 
 
 @pytest.fixture
 def broker() -> Broker:
+    """Our own broker."""
+    if reason := kafka_broker.available():
+        pytest.skip(reason)
     return kafka_broker.shared()
 
 
 @pytest.fixture
-def topic(broker: Broker) -> str:
+def topic(request: pytest.FixtureRequest) -> str:
+    """A topic where the test is: of our own broker if it asks for that, else of any."""
     name = f"sink-{uuid.uuid4().hex[:8]}"
-    create_topic(broker.address(), name)
+    create_topic(where(request), name)
     return name
+
+
+def where(request: pytest.FixtureRequest) -> str:
+    if "broker" in request.fixturenames:
+        broker: Broker = request.getfixturevalue("broker")
+        return broker.address()
+    return kafka_broker.any_address()
 
 
 @pytest.fixture
@@ -44,9 +61,9 @@ def sinks() -> Iterator[list[KafkaSink]]:
 
 
 @pytest.fixture
-def make(broker: Broker, topic: str, sinks: list[KafkaSink]) -> Any:
+def make(request: pytest.FixtureRequest, topic: str, sinks: list[KafkaSink]) -> Any:
     def make(**settings: Any) -> KafkaSink:
-        base = {"bootstrap_servers": broker.address(), "topic": topic, "delivery_timeout": 3, "connect_timeout": 3}
+        base = {"bootstrap_servers": where(request), "topic": topic, "delivery_timeout": 3, "connect_timeout": 3}
         sink = KafkaSink("kafka", KafkaSettings.model_validate(base | settings))
         sinks.append(sink)
         return sink
@@ -70,7 +87,7 @@ def unsecured_token(subject: str) -> str:
 
 @pytest.mark.skipif(shutil.which("kcat") is None, reason="kcat is not installed")
 @pytest.mark.parametrize("compression", ["none", "gzip", "lz4", "snappy", "zstd"])
-def test_kcat_reads_key_headers_and_value(make: Any, broker: Broker, topic: str, compression: str) -> None:
+def test_kcat_reads_key_headers_and_value(make: Any, address: str, topic: str, compression: str) -> None:
     package = {"lz4": "lz4", "snappy": "snappy", "zstd": "zstandard"}.get(compression)
     if package is not None:
         pytest.importorskip(package)
@@ -80,7 +97,7 @@ def test_kcat_reads_key_headers_and_value(make: Any, broker: Broker, topic: str,
     assert sink.deliver(entries) == []
 
     form = json.dumps({"key": "%k", "headers": "%h", "partition": "%p", "time": "%T"}) + "\n%s\n"
-    command = ["kcat", "-b", broker.address(), "-C", "-t", topic, "-e", "-q", "-f", form]
+    command = ["kcat", "-b", address, "-C", "-t", topic, "-e", "-q", "-f", form]
     lines = subprocess.run(command, check=True, capture_output=True, timeout=30).stdout.splitlines()
     found = {value: json.loads(about) for about, value in zip(lines[::2], lines[1::2], strict=True)}
 
@@ -93,25 +110,25 @@ def test_kcat_reads_key_headers_and_value(make: Any, broker: Broker, topic: str,
         assert record["time"] == str(int(entry.received * 1000))
 
 
-def test_topic_and_key_are_made_of_the_event(make: Any, broker: Broker) -> None:
+def test_topic_and_key_are_made_of_the_event(make: Any, address: str) -> None:
     prefix = uuid.uuid4().hex[:8]
     sink = make(topic=prefix + ".{type}.{action}", key="{namespace}", allow_auto_create_topics=True)
     sink.open()
 
     assert sink.deliver([make_entry(1), make_entry(2, action="create"), make_entry(3)]) == []
 
-    assert [key for key, _ in read_topic(broker.address(), f"{prefix}.container.update")] == [b"acme", b"acme"]
-    assert len(read_topic(broker.address(), f"{prefix}.container.create")) == 1
+    assert [key for key, _ in read_topic(address, f"{prefix}.container.update")] == [b"acme", b"acme"]
+    assert len(read_topic(address, f"{prefix}.container.create")) == 1
 
 
-def test_without_a_key_a_delivery_stays_together(make: Any, broker: Broker, topic: str) -> None:
+def test_without_a_key_a_delivery_stays_together(make: Any, address: str, topic: str) -> None:
     sink = make(key="")
     sink.open()
 
     for entry in make_entries(3):
         assert sink.deliver([entry]) == []
 
-    assert {key for key, _ in read_topic(broker.address(), topic)} == {None}
+    assert {key for key, _ in read_topic(address, topic)} == {None}
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"])
@@ -192,8 +209,8 @@ def test_a_broker_that_is_not_there_is_unreachable(make: Any) -> None:
     assert trouble_of(make(bootstrap_servers="nowhere.invalid")).reason == "unreachable"
 
 
-def test_one_broker_of_the_list_is_enough(make: Any, broker: Broker) -> None:
-    sink = make(bootstrap_servers=["localhost:1", broker.address(), "localhost:2"])
+def test_one_broker_of_the_list_is_enough(make: Any, address: str) -> None:
+    sink = make(bootstrap_servers=["localhost:1", address, "localhost:2"])
 
     def delivers() -> bool:
         """Try as a forwarder does: the library may ask one of the others first, and not have the time for the right one."""
@@ -224,7 +241,7 @@ def test_a_frozen_broker_is_a_timeout_when_opening_and_when_delivering(make: Any
     assert not delivering.value.delivered
 
 
-def test_a_missing_topic_is_named_until_it_is_there(make: Any, broker: Broker) -> None:
+def test_a_missing_topic_is_named_until_it_is_there(make: Any, address: str) -> None:
     name = f"late-{uuid.uuid4().hex[:8]}"
     sink = make(topic=name)
 
@@ -232,14 +249,14 @@ def test_a_missing_topic_is_named_until_it_is_there(make: Any, broker: Broker) -
     assert trouble.reason == "not_found"
     assert f"topic {name}: the topic does not exist; create it, or set `allow_auto_create_topics: true`" in str(trouble)
 
-    create_topic(broker.address(), name)
+    create_topic(address, name)
     sink.open()
     assert sink.deliver(make_entries(3)) == []
 
 
-def test_one_missing_topic_of_several_does_not_stop_the_others(make: Any, broker: Broker) -> None:
+def test_one_missing_topic_of_several_does_not_stop_the_others(make: Any, address: str) -> None:
     prefix = uuid.uuid4().hex[:8]
-    create_topic(broker.address(), f"{prefix}.update")
+    create_topic(address, f"{prefix}.update")
     sink = make(topic=prefix + ".{action}")
     sink.open()
     entries = [make_entry(1), make_entry(2, action="create"), make_entry(3), make_entry(4, resource="other")]
@@ -248,7 +265,7 @@ def test_one_missing_topic_of_several_does_not_stop_the_others(make: Any, broker
 
     words = f"topic {prefix}.create: the topic does not exist; create it, or set `allow_auto_create_topics: true`"
     assert failures == [Failure.retry(entries[1], "not_found", words), Failure.held(entries[2])]
-    assert len(read_topic(broker.address(), f"{prefix}.update")) == 2
+    assert len(read_topic(address, f"{prefix}.update")) == 2
 
 
 def test_a_topic_that_we_may_not_write_to_does_not_stop_the_others(make: Any, broker: Broker) -> None:
@@ -289,9 +306,9 @@ def test_the_only_topic_being_forbidden_is_the_sinks_trouble_and_known_when_open
     assert sink.deliver(make_entries(3)) == []
 
 
-def test_events_that_are_too_large_are_rejected_one_by_one(make: Any, broker: Broker) -> None:
+def test_events_that_are_too_large_are_rejected_one_by_one(make: Any, address: str) -> None:
     name = f"small-{uuid.uuid4().hex[:8]}"
-    create_topic(broker.address(), name, max_message_bytes="5000")
+    create_topic(address, name, max_message_bytes="5000")
     sink = make(topic=name)
     large = {17, 18, 120}
     entries = [make_entry(seq, f"r{seq % 5}", more="x" * (6000 if seq in large else 0)) for seq in range(200)]
@@ -302,13 +319,13 @@ def test_events_that_are_too_large_are_rejected_one_by_one(make: Any, broker: Br
     assert {failure.seq for failure in failures} == large
     assert {(failure.fate, failure.reason) for failure in failures} == {("rejected", "too_large")}
     assert "the record is larger than the topic's `max.message.bytes`" in failures[0].error
-    arrived = [json.loads(value)["uuid"] for _, value in read_topic(broker.address(), name)]
+    arrived = [json.loads(value)["uuid"] for _, value in read_topic(address, name)]
     assert sorted(arrived) == sorted(entry.fields.uuid for entry in entries if entry.seq not in large)
 
 
-def test_records_that_the_topic_refuses_are_rejected_one_by_one(make: Any, broker: Broker) -> None:
+def test_records_that_the_topic_refuses_are_rejected_one_by_one(make: Any, address: str) -> None:
     name = f"compact-{uuid.uuid4().hex[:8]}"
-    create_topic(broker.address(), name, cleanup_policy="compact")
+    create_topic(address, name, cleanup_policy="compact")
     sink = make(topic=name, key="")
     sink.open()
 
@@ -320,7 +337,7 @@ def test_records_that_the_topic_refuses_are_rejected_one_by_one(make: Any, broke
     assert "Compacted topic cannot accept message without key" in failures[0].error
 
 
-def test_one_record_with_an_impossible_time_waits_and_the_others_arrive(make: Any, broker: Broker, topic: str) -> None:
+def test_one_record_with_an_impossible_time_waits_and_the_others_arrive(make: Any, address: str, topic: str) -> None:
     entries = make_entries(50)
     for entry in entries:
         entry.received = time.time()
@@ -332,17 +349,17 @@ def test_one_record_with_an_impossible_time_waits_and_the_others_arrive(make: An
 
     assert [(failure.seq, failure.fate) for failure in failures if failure.fate != "held"] == [(18, "retry")]
     assert "compare the clocks" in failures[0].error
-    assert len(read_topic(broker.address(), topic)) >= 43
+    assert len(read_topic(address, topic)) >= 43
 
 
-def test_batches_are_cut_to_the_wanted_size_and_keep_their_order(make: Any, broker: Broker, topic: str) -> None:
+def test_batches_are_cut_to_the_wanted_size_and_keep_their_order(make: Any, address: str, topic: str) -> None:
     entries = make_entries(500, resources=3)
     sink = make(record_batch_bytes=4096)
     sink.open()
 
     assert sink.deliver(entries) == []
 
-    arrived = [value for _, value in read_topic(broker.address(), topic)]
+    arrived = [value for _, value in read_topic(address, topic)]
     for resource in {entry.fields.resource_uri for entry in entries}:
         mine = [entry.json for entry in entries if entry.fields.resource_uri == resource]
         assert [value for value in arrived if resource.encode() in value] == mine
@@ -355,9 +372,9 @@ def test_a_certificate_file_that_can_not_be_read_is_named(make: Any, tmp_path: P
     assert "missing.pem: No such file" in str(trouble)
 
 
-def test_remarks_say_that_a_topic_is_there_and_too_small(make: Any, broker: Broker, topic: str) -> None:
+def test_remarks_say_that_a_topic_is_there_and_too_small(make: Any, address: str, topic: str) -> None:
     name = f"small-{uuid.uuid4().hex[:8]}"
-    create_topic(broker.address(), name, max_message_bytes="5000")
+    create_topic(address, name, max_message_bytes="5000")
     good, small = make(record_batch_bytes=1_000_000), make(topic=name)
     good.open()
     small.open()
@@ -375,10 +392,10 @@ def test_remarks_say_that_a_topic_is_there_and_too_small(make: Any, broker: Brok
         ),
     ]
     assert len(small.remarks(3976)) == 2
-    assert read_topic(broker.address(), topic) == []
+    assert read_topic(address, topic) == []
 
 
-def test_looking_creates_no_topic_and_the_first_event_does(make: Any, broker: Broker) -> None:
+def test_looking_creates_no_topic_and_the_first_event_does(make: Any, address: str) -> None:
     name = f"later-{uuid.uuid4().hex[:8]}"
     sink = make(topic=name, allow_auto_create_topics=True)
     sink.open()
@@ -386,10 +403,10 @@ def test_looking_creates_no_topic_and_the_first_event_does(make: Any, broker: Br
     first, *more = sink.remarks(2_000_000)
     assert "does not exist; with `allow_auto_create_topics` its first event creates it" in first
     assert [line for line in more if "the brokers' `message.max.bytes`" in line and "set it to 2001024 or more" in line]
-    assert not broker.has(name)
+    assert not has_topic(address, name)
 
     assert sink.deliver(make_entries(3)) == []
-    assert len(read_topic(broker.address(), name)) == 3
+    assert len(read_topic(address, name)) == 3
 
 
 def test_remarks_on_topics_that_events_make_say_what_can_not_be_checked(make: Any) -> None:
