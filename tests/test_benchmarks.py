@@ -1,5 +1,6 @@
 """The benchmarks run, and what they say makes sense; how fast things are is not tested."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,20 +8,31 @@ from pathlib import Path
 
 import pytest
 
+from tests import kafka_broker, mosquitto
+
 _ROOT = Path(__file__).parent.parent
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 _SCENARIOS = {
     "machine": ["Date", "Processor", "System", "Python", "Sync", "Load"],
     "throughput": ["The sender", "Stream", "… CPU", "… memory", "Stream", "… CPU", "… memory"],
+    "sinks": [
+        "Stream → journal → Kafka,",
+        "… CPU",
+        "Stream → journal → MQTT,",
+        "… CPU",
+        "Stream → journal → Kafka, MQTT",
+        "… CPU",
+    ],
     "latency": ["Socket", "Socket"],
     "memory": ["Memory, idle", "Start", "Memory", "Start"],
     "stages": ["Stage"] * 9,
 }
 
 
-def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
+def bench(*arguments: str, path: str = os.environ["PATH"]) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "benchmarks", *arguments]
-    return subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=100, check=False)
+    environment = {**os.environ, "PATH": path}
+    return subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False)
 
 
 def rows(markdown: str) -> list[tuple[str, list[float]]]:
@@ -32,6 +44,8 @@ def rows(markdown: str) -> list[tuple[str, list[float]]]:
 
 @pytest.mark.parametrize("scenario", _SCENARIOS)
 def test_every_scenario_runs_and_yields_a_table_of_figures(scenario: str) -> None:
+    if scenario == "sinks" and (reason := kafka_broker.available() or mosquitto.available()):
+        pytest.skip(reason)
     run = bench("--smoke", scenario)
     assert run.returncode == 0, run.stderr
     figures = rows(run.stdout)
@@ -44,6 +58,15 @@ def test_every_scenario_runs_and_yields_a_table_of_figures(scenario: str) -> Non
         assert all(number > 0 for number in numbers), (what, numbers)
         if "p50 / p99 / max" in what:
             assert numbers == sorted(numbers)
+
+
+def test_without_brokers_the_figures_say_what_is_missing(tmp_path: Path) -> None:
+    run = bench("--smoke", "sinks", path=str(tmp_path))
+    assert run.returncode == 0, run.stderr
+    lines = [line for line in run.stdout.splitlines() if line.startswith("| Stream")]
+    assert len(lines) == 3
+    for line in lines:
+        assert "not measured: not installed: java, mvn" in line
 
 
 def test_several_scenarios_run_one_after_the_other() -> None:
