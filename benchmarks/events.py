@@ -4,6 +4,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
+from itertools import cycle
 from typing import Final
 
 from bridge.frames import TEXT, encode
@@ -16,16 +17,14 @@ _CHUNK: Final = 730
 
 def canonical_events(count: int) -> list[bytes]:
     """Make events with random uuids, all of this second, of a thousand containers in turn."""
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    bodies = [_body(_uuid(os.urandom(16).hex()), now) for _ in range(_RESOURCES)]
-    digits = os.urandom(16 * count).hex()
-    return [bodies[i % _RESOURCES] % _uuid(digits[32 * i : 32 * i + 32]) for i in range(count)]
+    return _events(count, _resources())
 
 
 def frames_in_chunks(count: int) -> Iterator[bytes]:
-    """Make events as websocket frames, many in one piece."""
+    """Make the same as websocket frames, many in one piece."""
+    resources = _resources()
     for start in range(0, count, _CHUNK):
-        yield b"".join(encode(TEXT, event) for event in canonical_events(min(_CHUNK, count - start)))
+        yield b"".join(encode(TEXT, event) for event in _events(min(_CHUNK, count - start), resources))
 
 
 def stamped_event() -> bytes:
@@ -38,6 +37,17 @@ def stamped_event() -> bytes:
 def stamp_of(identity: bytes) -> int:
     """The monotonic time in nanoseconds at which `stamped_event` made the event with this uuid."""
     return int(identity.replace(b"-", b"")[-16:], 16)
+
+
+def _resources() -> Iterator[bytes]:
+    """Events without uuids, of a thousand containers in turn, for ever."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return cycle([_body(_uuid(os.urandom(16).hex()), now) for _ in range(_RESOURCES)])
+
+
+def _events(count: int, resources: Iterator[bytes]) -> list[bytes]:
+    digits = os.urandom(16 * count).hex()
+    return [body % _uuid(digits[32 * i : 32 * i + 32]) for i, body in zip(range(count), resources, strict=False)]
 
 
 def _uuid(digits: str) -> bytes:
