@@ -353,7 +353,8 @@ def test_one_record_with_an_impossible_time_waits_and_the_others_arrive(make: An
 
 
 def test_batches_are_cut_to_the_wanted_size_and_keep_their_order(make: Any, address: str, topic: str) -> None:
-    entries = make_entries(500, resources=3)
+    # Of sizes so different that a small one would often fit where the one before it did not.
+    entries = [make_entry(seq, f"web-{seq % 3}", more="x" * (seq * 997 % 2500)) for seq in range(1, 501)]
     sink = make(record_batch_bytes=4096)
     sink.open()
 
