@@ -216,7 +216,7 @@ class Client:
                 about = about._replace(**_existence(admin.describe_topics([topic])[0]))
             kind, name, setting = (ConfigResourceType.TOPIC, topic, "max.message.bytes")
             if not about.exists:
-                node = admin.describe_cluster()["brokers"][0]["broker_id"]
+                node = next(it["broker_id"] for it in admin.describe_cluster()["brokers"] if not it.get("is_fenced"))
                 kind, name, setting = (ConfigResourceType.BROKER, str(node), "message.max.bytes")
             found = admin.describe_configs([ConfigResource(kind, name, None)], config_filter="all")
             limit = int(found[kind.name.lower()][name][setting]["value"])
