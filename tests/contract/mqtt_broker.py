@@ -3,16 +3,16 @@
 import io
 import socket
 import struct
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import NamedTuple
+
+from tests.contract.listener import Listener
 
 CONNECT, PUBLISH, PUBREL, PINGREQ, DISCONNECT = 1, 3, 6, 12, 14
 
 
 class Publish(NamedTuple):
-    """One PUBLISH packet; `connection` counts connections from 1, and `events` publications on it from 1."""
+    """One PUBLISH packet; `connection` counts connections from 1."""
 
     topic: str
     payload: bytes
@@ -27,20 +27,20 @@ Answer = int | bytes | None
 """A reason code; bytes to send instead of an acknowledgement, before the end of the connection; None: nothing at all."""
 
 
-class Broker:
-    """Accepts connections on a port of its own until it is stopped; it may be started again on the same port.
+class Broker(Listener):
+    """A broker that knows publishers only.
 
     Attributes:
         answer: What to answer to a publication; `online` and `offline` are always accepted.
         complete: The reason code of a PUBCOMP.
         connack: Flags, reason code and properties of CONNACK.
         pong: Whether pings are answered.
-        gate: While it is not set, nothing is read.
         published: All publications that were accepted, in order, but for availability.
         tried: All publications that came, but for availability.
         availability: The payloads of the availability topic.
         connects: The bodies of all CONNECT packets.
         goodbyes: How often a client said goodbye.
+        pings: How many pings came.
     """
 
     def __init__(self, protocol: str = "5") -> None:
@@ -48,81 +48,35 @@ class Broker:
         self.complete = 0
         self.connack = b"\x00\x00\x00" if protocol == "5" else b"\x00\x00"
         self.pong = True
-        self.gate = threading.Event()
-        self.gate.set()
         self.published: list[Publish] = []
         self.tried: list[Publish] = []
         self.availability: list[bytes] = []
         self.connects: list[bytes] = []
         self.goodbyes = 0
         self.pings = 0
-        self.port = 0
         self._five = protocol == "5"
-        self._lock = threading.Lock()
-        self._open: set[socket.socket] = set()
-        self.start()
+        super().__init__()
 
     @property
     def url(self) -> str:
         return f"mqtt://127.0.0.1:{self.port}"
 
-    def start(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", self.port))
-        self.port = self._listener.getsockname()[1]
-        self.running = True
-        self._thread = threading.Thread(target=self._accept, args=(self._listener,), daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Refuse connections, and break those that there are."""
-        self.running = False
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(10)
-        self._listener.close()
-        self.end_connections()
-        self.gate.set()
-
-    def end_connections(self, farewell: bytes = b"") -> None:
-        with self._lock:
-            for connection in self._open:
-                with suppress(OSError):
-                    connection.sendall(farewell)
-                    connection.shutdown(socket.SHUT_RDWR)
-
-    def _accept(self, listener: socket.socket) -> None:
-        while self.running:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
+    def talk(self, connection: socket.socket, number: int) -> None:
+        for first, body in _read_packets(connection):
+            self.gate.wait(30)
+            answer = self._take(first, body, number)
+            if answer is None:
                 return
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+            connection.sendall(answer)
 
-    def _serve(self, connection: socket.socket) -> None:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with self._lock:
-            self._open.add(connection)
-        try:
-            with suppress(OSError):
-                for first, body in _read_packets(connection):
-                    self.gate.wait(30)
-                    answer = self._take(first, body)
-                    if answer is None:
-                        return
-                    connection.sendall(answer)
-        finally:
-            with self._lock:
-                self._open.discard(connection)
-            connection.close()
-
-    def _take(self, first: int, body: bytes) -> bytes | None:
+    def _take(self, first: int, body: bytes, number: int) -> bytes | None:
         """Do what a packet asks for; return what to send, or None to end the connection."""
         match first >> 4:
             case 1:
                 self.connects.append(body)
                 return _packet(0x20, self.connack)
             case 3:
-                return self._publish(first, body)
+                return self._publish(first, body, number)
             case 6:
                 code = bytes((self.complete,)) if self.complete else b""
                 return _packet(0x70, body[:2] + code)
@@ -134,8 +88,8 @@ class Broker:
                 return None
         raise AssertionError(f"a packet that nobody should send: {first:#x}")
 
-    def _publish(self, first: int, body: bytes) -> bytes | None:
-        publish = _parse_publish(first, body, len(self.connects), five=self._five)
+    def _publish(self, first: int, body: bytes, number: int) -> bytes | None:
+        publish = _parse_publish(first, body, number, five=self._five)
         if publish.payload in {b"online", b"offline"}:
             self.availability.append(publish.payload)
             return _packet(0x40, struct.pack(">H", publish.packet_id)) if publish.qos else b""

@@ -7,9 +7,10 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tests.contract.listener import Listener
 
 
 class Request(NamedTuple):
@@ -82,82 +83,33 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
         time.sleep(0.002)
 
 
-class Receiver:
-    """Accepts connections on a port of its own until it is stopped; it may be started again on the same port.
+class Receiver(Listener):
+    """Answers requests over HTTP.
 
     Attributes:
         answer: What to answer a request with; `None` closes the connection without an answer.
-        gate: While it is not set, no answer is given.
         requests: All requests, in the order in which they were read.
-        connections: How many connections were accepted.
     """
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self.answer: Callable[[Request], bytes | Talk | None] = lambda _: reply()
-        self.gate = threading.Event()
-        self.gate.set()
         self.requests: list[Request] = []
-        self.connections = 0
-        self.port = 0
-        self._context = context
-        self._lock = threading.Lock()
-        self._open: set[socket.socket] = set()
-        self.start()
+        super().__init__(context)
 
     @property
     def url(self) -> str:
         return f"{'https' if self._context else 'http'}://localhost:{self.port}/hook"
 
-    def start(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", self.port))
-        self.port = self._listener.getsockname()[1]
-        self.running = True
-        self._thread = threading.Thread(target=self._accept, args=(self._listener,), daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Refuse connections, and break those that there are."""
-        self.running = False
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(10)
-        self._listener.close()
-        with self._lock:
-            for connection in self._open:
-                with suppress(OSError):
-                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
-        self.gate.set()
-
-    def _accept(self, listener: socket.socket) -> None:
-        while self.running:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
+    def talk(self, connection: socket.socket, number: int) -> None:
+        for request in _read_requests(connection, number):
+            self.requests.append(request)
+            self.gate.wait(30)
+            answer = self.answer(request)
+            if not isinstance(answer, bytes):
+                if answer is not None:
+                    answer(connection)
                 return
-            self.connections += 1
-            threading.Thread(target=self._serve, args=(connection, self.connections), daemon=True).start()
-
-    def _serve(self, connection: socket.socket, number: int) -> None:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
-            with suppress(OSError):
-                if self._context:
-                    connection = self._context.wrap_socket(connection, server_side=True)
-                with self._lock:
-                    self._open.add(connection)
-                for request in _read_requests(connection, number):
-                    self.requests.append(request)
-                    self.gate.wait(30)
-                    answer = self.answer(request)
-                    if not isinstance(answer, bytes):
-                        if answer is not None:
-                            answer(connection)
-                        return
-                    connection.sendall(answer)
-        finally:
-            with self._lock:
-                self._open.discard(connection)
-            connection.close()
+            connection.sendall(answer)
 
 
 def _read_requests(connection: socket.socket, number: int) -> Iterator[Request]:
