@@ -1,7 +1,8 @@
 """A forwarder moves one sink's cursor: from the journal to the sink, and the outcome back into the journal.
 
 One `step` takes what is due (the retry queue first, then what lies after the cursor), offers it to the sink and settles the
-outcome. Whatever is wrong with the sink as a whole, nothing moves: close, wait, open, and offer the same again.
+outcome. Whatever is wrong with the sink as a whole, nothing moves: close, wait, open, and offer the same again. A sink that has
+nothing to do is offered nothing about once a second, so that it notices when the far side is gone before an event tells.
 """
 
 import random
@@ -139,11 +140,14 @@ class Forwarder:
         wait = _IDLE if next_due is None else min(_IDLE, max(0.0, next_due - now))
         if self._journal.retrying(self.name) >= retry.max_pending:
             # So many events can't all be at fault: the sink is down in fact, and gets no new ones until it has recovered.
+            self._offer(())
             return wait
         entries = self._read(wait)
         if entries:
             self.busy = True
             self._deliver_new(entries)
+        else:
+            self._offer(())
         return 0.0
 
     def _read(self, wait: float) -> list[Entry]:
@@ -214,15 +218,14 @@ class Forwarder:
         self._settle(outcome, due[0].received if delivered else None)
 
     def _offer(self, entries: Sequence[Entry]) -> Sequence[Failure]:
-        """Deliver, if there is anything to deliver, and count."""
-        if not entries:
-            return ()
+        """Deliver, and count; without anything to deliver, have the sink see whether the far side is still there."""
         began = self.delivering_since = self._monotonic()
         try:
             failures = self._sink.deliver(entries)
         finally:
             self.delivering_since = None
-            self._metrics.delivery.observe(self._monotonic() - began)
+            if entries:
+                self._metrics.delivery.observe(self._monotonic() - began)
         for reason, count in Counter(failure.reason for failure in failures).items():
             self._metrics.failures[reason].inc(count)
         if len(failures) < len(entries):
@@ -309,6 +312,10 @@ class Forwarder:
         self.close()
         self._metrics.failures[reason].inc()
         self._metrics.up.set(0)
+        now = self._clock()
+        if self.status.up and now - self.status.since > _BACKOFF[1]:
+            # It was well for so long, if without an event that proved it, that an earlier outage has no say in this one.
+            self._delays = backoff(*_BACKOFF, self._uniform)
         delay = next(self._delays)
         if retry_after is not None:
             # Never sooner than by our own delay: some ask for no time at all.
@@ -316,7 +323,7 @@ class Forwarder:
         before = self.status
         if before.up or before.reason != reason:
             log.warning("sink unavailable", sink=self.name, reason=reason, error=error, next_try_seconds=round(delay, 1))
-        since = self._clock() if before.up else before.since
+        since = now if before.up else before.since
         self.status = SinkStatus(up=False, since=since, reason=reason, error=error, failures=before.failures + 1)
         return delay
 

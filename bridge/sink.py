@@ -6,7 +6,8 @@ A sink is a plug-in: a class with a `Settings` model, registered under its `type
     sink = WebhookSink("alerts", settings)
     sink.open()                       # raises: not available now, will be called again after a while
     failures = sink.deliver(entries)  # returns when the far side has acknowledged all that is not in `failures`
-    sink.close()                      # never raises, may be called twice; open() may follow
+    sink.deliver([])                  # raises: the far side is known to be gone; about once a second while there are no events
+    sink.close()                      # never raises, may be called twice; open() may follow, and until then deliver() raises
 
 What happens to an event depends on whose fault a failure is:
 
@@ -16,6 +17,10 @@ What happens to an event depends on whose fault a failure is:
 
 Order per resource is a joint duty: `entries` come in order, and once an event was not acknowledged, a sink must not deliver
 later events of the same resource in that call; it returns them as `Failure.held`, and they wait behind the first.
+
+Nothing to deliver is no delivery: an empty call sends nothing and waits for nothing. A sink that keeps a connection looks
+whether it still stands, and raises `Unavailable` if it does not: it is then closed and opened again at once, not when the next
+event is in a hurry, and the status tells the truth meanwhile. A sink that has nothing to look at returns.
 
 A sink may have one more method, `remarks`: what an operator should know of the far side before events go there (`Remarking`).
 """
@@ -219,7 +224,10 @@ class Sink(Protocol):
         """Become able to deliver; raise if that is not possible now."""
 
     def deliver(self, entries: Sequence[Entry]) -> Sequence[Failure]:
-        """Deliver, and return when the far side has acknowledged everything but the failures."""
+        """Deliver, and return when the far side has acknowledged everything but the failures.
+
+        Without entries: only look whether the far side is still there, as far as that takes no time.
+        """
 
     def close(self) -> None:
         """Release everything. Never raises."""

@@ -71,7 +71,9 @@ class ScriptedSink:
     """Delivers whatever it gets, except for what the test says; in order per resource, as the contract demands.
 
     Attributes:
-        calls: The events of each call of `deliver`.
+        calls: The events of each call of `deliver` that has some.
+        looks: How often it was called without any.
+        gone: What such a call raises.
         got: The events that were acknowledged.
         bad: What is returned for an event instead of delivering it.
         script: What the next calls of `deliver` do first: raise, or call something.
@@ -80,6 +82,8 @@ class ScriptedSink:
 
     def __init__(self) -> None:
         self.calls: list[list[int]] = []
+        self.looks = 0
+        self.gone: Exception | None = None
         self.got: list[int] = []
         self.bad: dict[int, Trouble] = {}
         self.script: deque[Exception | Callable[[], object]] = deque()
@@ -94,6 +98,11 @@ class ScriptedSink:
             raise self.refusals.popleft()
 
     def deliver(self, entries: Sequence[Entry]) -> Sequence[Failure]:
+        if not entries:
+            self.looks += 1
+            if self.gone is not None:
+                raise self.gone
+            return ()
         self.calls.append([number_of(entry) for entry in entries])
         step = self.script.popleft() if self.script else lambda: None
         if isinstance(step, Exception):
@@ -222,8 +231,49 @@ def test_without_events_it_waits_for_one_and_offers_nothing(make: Make) -> None:
     bench = make()
     assert bench.step() == 0.0
     assert bench.journal.asked == [1.0]
-    assert bench.sink.calls == []
+    assert (bench.sink.calls, bench.sink.looks) == ([], 1)
     assert (bench.forwarder.busy, bench.forwarder.status.up) == (False, True)
+    assert bench.metric("delivery_seconds_count") == 0.0
+
+
+@pytest.mark.parametrize("idle", ["no events", "none that it wants", "as many failed as may"])
+def test_a_far_side_that_is_gone_is_noticed_without_an_event(make: Make, idle: str) -> None:
+    bench = make(drop={"resource_uri": "/y/"}, retry={"max_pending": 1})
+    bench.step()
+    if idle == "none that it wants":
+        bench.send((1, "/y/"))
+    elif idle == "as many failed as may":
+        bench.sink.bad = {1: retry}
+        bench.send((1, "/x/"))
+        bench.step()
+    bench.sink.gone = Unavailable("the broker closed the connection")
+    assert bench.step() == 0.5
+    assert (bench.forwarder.status.up, bench.forwarder.status.reason, bench.metric("up")) == (False, "unreachable", 0.0)
+    assert (bench.sink.opened, bench.sink.closed) == (1, 1)
+    bench.sink.gone = None
+    bench.step_after(0.5)
+    assert (bench.forwarder.status.up, bench.sink.opened, bench.metric("up")) == (True, 2, 1.0)
+
+
+def test_while_there_are_events_nobody_looks_for_the_far_side(make: Make) -> None:
+    bench = make(batch={"max_events": 1})
+    bench.send(*[(n, "/x/") for n in range(1, 6)])
+    for _ in range(5):
+        bench.step()
+    assert (len(bench.sink.calls), bench.sink.looks) == (5, 0)
+
+
+def test_an_idle_sink_that_was_well_for_long_is_opened_again_soon(make: Make) -> None:
+    bench = make()
+    bench.sink.refusals = deque([Unavailable("down")] * 4)
+    assert [bench.step() for _ in range(4)] == [0.5, 1.0, 2.0, 4.0]
+    bench.step()
+    bench.sink.gone = Unavailable("gone")
+    assert bench.step_after(5.0) == 8.0, "it was well for a moment only"
+    bench.sink.gone = None
+    bench.step()
+    bench.sink.gone = Unavailable("gone")
+    assert bench.step_after(61.0) == 0.5
 
 
 def test_deliveries_keep_to_the_batch_limits(make: Make) -> None:
