@@ -92,7 +92,7 @@ def test_the_readmes_event_is_what_we_make() -> None:
 
 
 def test_the_sink_of_the_guide_delivers(tmp_path: Path) -> None:
-    (code,) = blocks((ROOT / "docs" / "sinks.md").read_text(), "python")
+    code = blocks((ROOT / "docs" / "sinks.md").read_text(), "python")[0]
     found: dict[str, Any] = {}
     exec(compile(code, "docs/sinks.md", "exec"), found)
     sink = found["AppendSink"]("copy", found["AppendSettings"](path=tmp_path / "out"))
