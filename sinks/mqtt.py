@@ -200,7 +200,7 @@ class MqttSink:
             words = f"the broker can't do QoS {settings.qos}; set `qos: {limits.max_qos}`"
             raise Unavailable(f"{self._address}: {words}", "rejected")
         if not limits.retain and (settings.retain or settings.state_topic is not None):
-            words = "the broker can't retain; set `retain: false` and `state_topic: null`"
+            words = "the broker can't retain; set `retain: false` and no `state_topic`"
             raise Unavailable(f"{self._address}: {words}", "rejected")
 
     def _availability_packet(self, connection: Connection, payload: bytes) -> bytes:

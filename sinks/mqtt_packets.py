@@ -87,7 +87,9 @@ _REFUSALS: Final[dict[int, Verdict]] = {
     0x97: Verdict("unavailable", "throttled", "quota exceeded"),
     0x98: Verdict("unavailable", "unreachable", "closed by an administrator"),
     0x99: Verdict("rejected", "rejected", "payload format invalid"),
-    0x9A: Verdict("unavailable", "rejected", "retain not supported; set `retain: false` and both other topics to null"),
+    0x9A: Verdict(
+        "unavailable", "rejected", "retain not supported; set `retain: false`, `availability_topic: null` and no `state_topic`"
+    ),
     0x9B: Verdict("unavailable", "rejected", "QoS not supported; set a smaller `qos`"),
     0x9C: Verdict("unavailable", "not_found", "the broker wants us to use another server"),
     0x9D: Verdict("unavailable", "not_found", "the broker has moved"),

@@ -59,6 +59,21 @@ def fates(failures: Sequence[Failure]) -> dict[int, tuple[str, str]]:
     return {failure.seq: (failure.fate, failure.reason) for failure in failures}
 
 
+def wait_until_gone(sink: MqttSink) -> Unavailable:
+    """Look, without an event, until the connection is gone; return why."""
+    errors: list[Unavailable] = []
+
+    def is_gone() -> bool:
+        try:
+            sink.deliver([])
+        except Unavailable as error:
+            errors.append(error)
+        return bool(errors)
+
+    wait_until(is_gone)
+    return errors[0]
+
+
 def forward(sink: MqttSink, entries: Sequence[Entry], attempts: int = 20) -> tuple[Sequence[Failure], list[Unavailable]]:
     """Offer entries until the sink takes them, as the forwarder does it."""
     left = list(entries)
@@ -167,8 +182,9 @@ def test_without_order_nobody_waits_for_anybody(broker: Broker, make_sink: MakeS
     assert len(broker.tried) == 30
 
 
-def test_no_more_is_on_its_way_than_the_broker_wants(broker: Broker, make_sink: MakeSink) -> None:
-    broker.connack = connack(b"\x21" + struct.pack(">H", 7))
+@pytest.mark.parametrize("most", [1, 7])
+def test_no_more_is_on_its_way_than_the_broker_wants(broker: Broker, make_sink: MakeSink, most: int) -> None:
+    broker.connack = connack(b"\x21" + struct.pack(">H", most))
     broker.answer = lambda _: None
     sink = make_sink(broker, timeout=0.3)
     sink.open()
@@ -176,7 +192,19 @@ def test_no_more_is_on_its_way_than_the_broker_wants(broker: Broker, make_sink: 
     with pytest.raises(Unavailable):
         sink.deliver(make_entries(50, resources=50))
 
-    assert len(broker.tried) == 7
+    assert len(broker.tried) == most
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_a_broker_that_wants_one_at_a_time_gets_one_at_a_time(broker: Broker, make_sink: MakeSink, qos: int) -> None:
+    entries = make_entries(50, resources=50)
+    broker.connack = connack(b"\x21\x00\x01")
+    sink = make_sink(broker, qos=qos, state_topic="state/{id}")
+    sink.open()
+
+    assert sink.deliver(entries) == []
+
+    assert [publish.payload for publish in broker.published] == [entry.json for entry in entries for _ in range(2)]
 
 
 def test_no_more_is_on_its_way_than_we_want(old_broker: Broker, make_sink: MakeSink) -> None:
@@ -315,6 +343,40 @@ def test_a_session_that_is_taken_over_is_told_and_not_taken_back_at_once(broker:
     assert unavailable.value.retry_after == 30
 
 
+@pytest.mark.parametrize(
+    ("farewell", "reason", "words"),
+    [
+        (b"\xe0\x00", "unreachable", "the broker closed the connection"),
+        (b"\xe0\x01\x89", "throttled", "the broker ended the connection: server busy"),
+        (b"\xe0\x01\x8b", "unreachable", "the broker ended the connection: server shutting down"),
+        (b"\xe0\x01\x8d", "timeout", "the broker ended the connection: keep alive timeout"),
+        (b"\xe0\x01\x93", "server_error", "the broker ended the connection: receive maximum exceeded; set a smaller"),
+        (b"\xe0\x01\x96", "throttled", "the broker ended the connection: too high a rate"),
+        (b"\xe0\x01\x97", "throttled", "the broker ended the connection: quota exceeded"),
+        (b"\xe0\x01\x98", "unreachable", "the broker ended the connection: closed by an administrator"),
+        (b"\xe0\x01\x9c", "not_found", "the broker ended the connection: the broker wants us to use another server"),
+        (b"\xe0\x02\x9d\x00", "not_found", "the broker ended the connection: the broker has moved"),
+        (b"\xe0\x01\xc7", "server_error", "the broker ended the connection: reason code 0xc7"),
+    ],
+    ids=lambda value: value.hex() if isinstance(value, bytes) else "",
+)
+def test_the_broker_says_why_it_ends_the_connection_and_an_idle_sink_hears_it(
+    broker: Broker, make_sink: MakeSink, farewell: bytes, reason: str, words: str
+) -> None:
+    sink = make_sink(broker, username="bridge", password="s3cret")
+    sink.open()
+    assert sink.deliver([]) == []
+    broker.end_connections(farewell)
+
+    error = wait_until_gone(sink)
+
+    assert error.reason == reason
+    assert words in str(error)
+    assert "s3cret" not in str(error)
+    sink.close()
+    assert forward(sink, make_entries(3)) == ([], [])
+
+
 def test_a_connection_that_was_lost_while_idle_is_noticed_before_anything_is_sent(broker: Broker, make_sink: MakeSink) -> None:
     sink = make_sink(broker)
     sink.open()
@@ -344,14 +406,7 @@ def test_a_broker_that_does_not_answer_pings_is_gone(broker: Broker, make_sink: 
     wait_until(lambda: broker.pings >= 1)
     broker.gate.clear()
 
-    def fails() -> bool:
-        try:
-            sink.deliver([])
-        except Unavailable as error:
-            return "no answer to a ping" in str(error)
-        return False
-
-    wait_until(fails)
+    assert "no answer to a ping" in str(wait_until_gone(sink))
 
 
 @pytest.mark.parametrize(
@@ -361,6 +416,11 @@ def test_a_broker_that_does_not_answer_pings_is_gone(broker: Broker, make_sink: 
         (0x86, "unauthorized", "bad user name or password"),
         (0x87, "unauthorized", "not authorized"),
         (0x89, "throttled", "server busy"),
+        (0x97, "throttled", "quota exceeded"),
+        (0x9A, "rejected", "retain not supported; set `retain: false`, `availability_topic: null`"),
+        (0x9B, "rejected", "QoS not supported; set a smaller `qos`"),
+        (0x9C, "not_found", "use another server"),
+        (0x9D, "not_found", "the broker has moved"),
         (1, "server_error", "unsupported protocol version"),
         (5, "unauthorized", "not authorized"),
     ],
@@ -393,6 +453,7 @@ def test_a_refused_version_is_not_replaced_by_an_older_one(old_broker: Broker, m
     ("connack_body", "settings", "words"),
     [
         (connack(b"\x24\x01"), {"qos": 2}, "can't do QoS 2; set `qos: 1`"),
+        (connack(b"\x24\x00"), {"qos": 1}, "can't do QoS 1; set `qos: 0`"),
         (connack(b"\x25\x00"), {"retain": True}, "can't retain"),
         (connack(b"\x25\x00"), {"state_topic": "s/{id}"}, "can't retain"),
         (b"\x00\x00\x01\xff", {}, "malformed CONNACK"),
