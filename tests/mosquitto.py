@@ -2,6 +2,9 @@
 
 Debian's packages `mosquitto` and `mosquitto-clients` bring all that is needed. Tried with 2.0.11. It keeps nothing on disk, and
 `mosquitto_sub`, which is not ours, tells what has arrived.
+
+EVENT_BRIDGE_TEST_MQTT=host:port names another one, where anybody may do anything. Tests for which any broker will do then use
+that one; those that stop the broker, or need it to be set up in a special way, use their own all the same.
 """
 
 import contextlib
@@ -14,10 +17,9 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import psutil
 
@@ -26,8 +28,44 @@ _SYNC = "sync/"
 
 def available() -> str | None:
     """Why no broker can be started here; None if one can."""
-    missing = [program for program in ("mosquitto", "mosquitto_sub", "mosquitto_pub") if _path(program) is None]
+    return _why_missing("mosquitto", "mosquitto_sub", "mosquitto_pub")
+
+
+def any_available() -> str | None:
+    """Why there is neither a broker that was given nor one that can be started here; None if there is."""
+    return _why_missing("mosquitto_sub", "mosquitto_pub") if given() else available()
+
+
+def provenance() -> str:
+    """On what the MQTT tests run, in words."""
+    own = available()
+    ours = own or f"mosquitto {_version()}, started by the tests"
+    return f"the broker of EVENT_BRIDGE_TEST_MQTT at {os.environ['EVENT_BRIDGE_TEST_MQTT']}; {ours}" if given() else ours
+
+
+@contextlib.contextmanager
+def anybody(folder: Path) -> Iterator["Broker"]:
+    """A broker for a test that any will do for: the one that was given, else one of our own."""
+    broker = given()
+    if broker is None:
+        with Mosquitto(folder) as ours:
+            yield ours
+        return
+    try:
+        yield broker
+    finally:
+        for topic in broker.retained(f"{broker.prefix}/#"):
+            broker.forget(topic)
+
+
+def _why_missing(*programs: str) -> str | None:
+    missing = [program for program in programs if _path(program) is None]
     return f"not installed: {', '.join(missing)}; apt-get install mosquitto mosquitto-clients" if missing else None
+
+
+def _version() -> str:
+    said = subprocess.run([str(_path("mosquitto")), "-h"], capture_output=True, text=True, check=False, timeout=10).stdout
+    return said.partition(" version ")[2].split()[0]
 
 
 def _path(program: str) -> str | None:
@@ -48,20 +86,41 @@ class Broker:
     Args:
         host: Where it is.
         plain: A port where anybody may do anything, for these clients.
+
+    Attributes:
+        prefix: How topics begin that nobody else uses.
     """
 
     def __init__(self, host: str, plain: int) -> None:
         self.host = host
         self.plain = plain
+        self.prefix = f"event-bridge-test/{uuid.uuid4()}"
+
+    @property
+    def url(self) -> str:
+        return f"mqtt://{self.host}:{self.plain}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings of a sink that gets into nobody's way here."""
+        topics = {"topic": f"{self.prefix}/{{namespace}}/{{type}}/{{action}}", "availability_topic": f"{self.prefix}/{{name}}"}
+        return {"url": self.url, "client_id": self.prefix.replace("/", "-"), **topics}
 
     def publish(self, topic: str, payload: str) -> None:
         """Publish by the broker's own client, at the plain port."""
+        self._publish("-t", topic, "-m", payload)
+
+    def forget(self, topic: str) -> None:
+        """Retain nothing on a topic any more."""
+        self._publish("-t", topic, "-n", "-r")
+
+    def _publish(self, *options: str) -> None:
         command = [_path("mosquitto_pub"), "-V", "5", "-h", self.host, "-p", str(self.plain), "-q", "1"]
-        subprocess.run([*map(str, command), "-t", topic, "-m", payload], check=False, capture_output=True, timeout=10)
+        subprocess.run([*map(str, command), *options], check=False, capture_output=True, timeout=10)
 
     @contextlib.contextmanager
-    def listening(self, *topics: str, qos: int = 1) -> Iterator["Subscriber"]:
-        subscriber = Subscriber(self, *topics, qos=qos)
+    def listening(self, *topics: str, qos: int = 1, options: Sequence[str] = ()) -> Iterator["Subscriber"]:
+        subscriber = Subscriber(self, *topics, qos=qos, options=options)
         try:
             yield subscriber
         finally:
@@ -77,9 +136,18 @@ class Broker:
 
 
 def given() -> Broker | None:
-    """The broker that EVENT_BRIDGE_TEST_MQTT names (`mqtt://host:port`), where anybody may do anything, if it names one."""
-    url = urlsplit(os.environ.get("EVENT_BRIDGE_TEST_MQTT", ""))
-    return Broker(url.hostname, url.port or 1883) if url.hostname else None
+    """The broker that EVENT_BRIDGE_TEST_MQTT names, if it names one.
+
+    Raises:
+        ValueError: It names something else.
+    """
+    address = os.environ.get("EVENT_BRIDGE_TEST_MQTT", "").removeprefix("mqtt://")
+    if not address:
+        return None
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(f"EVENT_BRIDGE_TEST_MQTT: must look like host:port, not {address}")
+    return Broker(host, int(port))
 
 
 class Mosquitto(Broker):
@@ -172,17 +240,21 @@ class Subscriber:
         broker: The broker.
         topics: What to subscribe to.
         qos: At most so much is asked for; with 0 the broker passes on at once what it has acknowledged.
+        options: More of its options.
     """
 
-    def __init__(self, broker: Broker, *topics: str, qos: int = 1) -> None:
+    def __init__(self, broker: Broker, *topics: str, qos: int = 1, options: Sequence[str] = ()) -> None:
         self._broker = broker
         self._lock = threading.Lock()
         self._found: list[dict[str, Any]] = []
         self._synced: set[str] = set()
         command = [_path("mosquitto_sub"), "-V", "5", "-h", broker.host, "-p", str(broker.plain), "-q", str(qos), "-F", "%j"]
-        options = [option for topic in (f"{_SYNC}#", *topics) for option in ("-t", topic)]
+        subscriptions = [option for topic in (f"{_SYNC}#", *topics) for option in ("-t", topic)]
         self._process = subprocess.Popen(
-            [*map(str, command), *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL
+            [*map(str, command), *options, *subscriptions],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
         )
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Final
 from unittest.mock import patch
@@ -281,44 +281,67 @@ class MqttOld(Mqtt):
     settings: ClassVar[dict[str, Any]] = {"protocol": "3.1.1"}
 
 
-class MqttMosquitto(Harness):
-    """A real broker, and its own subscriber."""
+class MqttAnybody(Harness):
+    """A real broker, of whomever, and its own subscriber."""
 
-    abilities = frozenset({"withhold", "break", "notice"})
+    abilities = frozenset()
 
     def __init__(self) -> None:
-        if mosquitto.available() is not None:
-            pytest.skip(str(mosquitto.available()))
-        self._folder = tempfile.TemporaryDirectory()
-        self._broker = mosquitto.Mosquitto(Path(self._folder.name))
-        self._broker.start()
-        self._subscriber = mosquitto.Subscriber(self._broker, "docker/+/+/+")
-        self._hangs = False
+        if reason := self._missing():
+            pytest.skip(reason)
+        self._closing = ExitStack()
+        self._broker = self._closing.enter_context(self._start())
+        self._subscriber = self._closing.enter_context(self._broker.listening(f"{self._broker.prefix}/acme/#"))
 
     def make_sink(self) -> Sink:
-        return MqttSink("home", MqttSettings(url=self._broker.url, timeout=20))
+        return MqttSink("home", MqttSettings(**self._broker.settings, timeout=20))
 
     def arrived(self) -> list[bytes]:
         return self._subscriber.payloads()
 
+    def close(self) -> None:
+        self._closing.close()
+
+    def _missing(self) -> str | None:
+        return mosquitto.any_available()
+
+    def _start(self) -> AbstractContextManager[mosquitto.Broker]:
+        return mosquitto.anybody(Path(self._closing.enter_context(tempfile.TemporaryDirectory())))
+
+
+class MqttMosquitto(MqttAnybody):
+    """A broker of our own, which can be frozen and killed."""
+
+    abilities = frozenset({"withhold", "break", "notice"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._hangs = False
+
     def withhold(self) -> None:
-        self._broker.hang()
+        self._own.hang()
         self._hangs = True
 
     def break_off(self) -> None:
-        self._broker.kill()
+        self._own.kill()
 
     def repair(self) -> None:
         if self._hangs:
-            self._broker.go_on()
+            self._own.go_on()
         else:
-            self._broker.start()
+            self._own.start()
             self._subscriber.sync()
 
-    def close(self) -> None:
-        self._subscriber.close()
-        self._broker.kill()
-        self._folder.cleanup()
+    @property
+    def _own(self) -> mosquitto.Mosquitto:
+        assert isinstance(self._broker, mosquitto.Mosquitto)
+        return self._broker
+
+    def _missing(self) -> str | None:
+        return mosquitto.available()
+
+    def _start(self) -> AbstractContextManager[mosquitto.Broker]:
+        return mosquitto.Mosquitto(Path(self._closing.enter_context(tempfile.TemporaryDirectory())))
 
 
 class Kafka(Harness):
@@ -458,6 +481,7 @@ HARNESSES: Final[tuple[type[Harness], ...]] = (
     MqttUnacknowledged,
     MqttOld,
     MqttMosquitto,
+    *([MqttAnybody] if mosquitto.given() else []),
     Kafka,
     KafkaOneByOne,
     KafkaMock,

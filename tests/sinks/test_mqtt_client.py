@@ -5,7 +5,6 @@ import re
 import socket
 import threading
 import time
-import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -23,9 +22,12 @@ from sinks.mqtt_settings import MqttSettings
 from tests import mosquitto
 from tests.contract.harness import make_entries, make_entry
 from tests.contract.receiver import wait_until
-from tests.mosquitto import Certificates, Mosquitto, Subscriber, user_properties, write_passwords
+from tests.mosquitto import Broker, Certificates, Mosquitto, Subscriber, user_properties, write_passwords
 
-pytestmark = pytest.mark.skipif(mosquitto.available() is not None, reason=str(mosquitto.available()))
+pytestmark = pytest.mark.skipif(mosquitto.any_available() is not None, reason=str(mosquitto.any_available()))
+OF_OUR_OWN = pytest.mark.skipif(
+    mosquitto.available() is not None, reason=f"must own the broker, to stop it or to set it up; {mosquitto.available()}"
+)
 
 MakeSink = Callable[..., MqttSink]
 
@@ -41,6 +43,12 @@ def make_sink() -> Iterator[MakeSink]:
     yield make
     for sink in sinks:
         sink.close()
+
+
+@pytest.fixture
+def anybody(tmp_path: Path) -> Iterator[Broker]:
+    with mosquitto.anybody(tmp_path) as broker:
+        yield broker
 
 
 def fates(failures: Sequence[Failure]) -> dict[int, tuple[str, str]]:
@@ -90,18 +98,19 @@ def assert_all_there_in_order(payloads: Sequence[bytes], entries: Sequence[Entry
     assert all(seqs == sorted(seqs) for seqs in arrived.values())
 
 
-def test_a_subscriber_reads_payload_properties_and_retain(tmp_path: Path, make_sink: MakeSink) -> None:
+def test_a_subscriber_reads_payload_properties_and_retain(anybody: Broker, make_sink: MakeSink) -> None:
     entry = make_entry(1, state="Läuft\x00 🐳", action="up\x00date")
-    with Mosquitto(tmp_path) as broker, broker.listening("docker/acme/#") as subscriber:
-        sink = make_sink(broker.url, retain=True, expiry=3600)
+    topics = f"{anybody.prefix}/acme/#"
+    with anybody.listening(topics) as subscriber:
+        sink = make_sink(**anybody.settings, retain=True, expiry=3600)
         sink.open()
         assert sink.deliver([entry]) == []
         assert subscriber.payloads() == [entry.json]
         (publication,) = subscriber.publications()
-        retained = broker.retained("docker/acme/#")
+        retained = anybody.retained(topics)
 
     fields = entry.fields
-    assert publication["topic"] == "docker/acme/container/up_date"
+    assert publication["topic"] == f"{anybody.prefix}/acme/container/up_date"
     assert publication["qos"] == 1
     assert user_properties(publication) == {
         "uuid": fields.uuid,
@@ -113,31 +122,16 @@ def test_a_subscriber_reads_payload_properties_and_retain(tmp_path: Path, make_s
     assert publication["properties"]["content-type"] == "application/json"
     assert publication["properties"]["payload-format-indicator"] == 1
     assert 3590 <= publication["properties"]["message-expiry-interval"] <= 3600
-    assert list(retained) == ["docker/acme/container/up_date"]
+    assert [(topic, found["retain"]) for topic, found in retained.items()] == [(publication["topic"], 1)]
 
 
-@pytest.mark.skipif(mosquitto.given() is None, reason="EVENT_BRIDGE_TEST_MQTT does not name a broker")
-@pytest.mark.parametrize("settings", [{"qos": 1}, {"qos": 2}, {"protocol": "3.1.1"}], ids=str)
-def test_a_broker_of_somebody_else_gets_everything(make_sink: MakeSink, settings: dict[str, Any]) -> None:
-    broker = mosquitto.given()
-    assert broker is not None
-    prefix = f"event-bridge-test/{uuid.uuid4()}"
-    entries = make_entries(1000, resources=200)
-    with broker.listening(f"{prefix}/#") as subscriber:
-        url = f"mqtt://{broker.host}:{broker.plain}"
-        sink = make_sink(url, topic=f"{prefix}/{{type}}", availability_topic=None, **settings)
-        failures, unavailable = deliver_all(sink, entries)
-        payloads = subscriber.payloads()
-
-    assert (failures, unavailable) == ([], [])
-    assert_all_there_in_order(payloads, entries)
-
-
-@pytest.mark.parametrize("settings", [{"qos": 0}, {"qos": 2}, {"protocol": "3.1.1"}, {"protocol": "3.1.1", "qos": 2}], ids=str)
-def test_every_quality_of_service_and_version_delivers(tmp_path: Path, make_sink: MakeSink, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "settings", [{}, {"qos": 0}, {"qos": 2}, {"protocol": "3.1.1"}, {"protocol": "3.1.1", "qos": 2}], ids=str
+)
+def test_every_quality_of_service_and_version_delivers(anybody: Broker, make_sink: MakeSink, settings: dict[str, Any]) -> None:
     entries = make_entries(3000, resources=500)
-    with Mosquitto(tmp_path) as broker, broker.listening("docker/acme/#") as subscriber:
-        failures, unavailable = deliver_all(make_sink(broker.url, **settings), entries)
+    with anybody.listening(f"{anybody.prefix}/acme/#") as subscriber:
+        failures, unavailable = deliver_all(make_sink(**anybody.settings, **settings), entries)
         payloads = subscriber.payloads()
 
     assert (failures, unavailable) == ([], [])
@@ -145,34 +139,75 @@ def test_every_quality_of_service_and_version_delivers(tmp_path: Path, make_sink
     assert_all_there_in_order(payloads, entries)
 
 
-def test_the_last_state_of_each_resource_is_retained(tmp_path: Path, make_sink: MakeSink) -> None:
-    with Mosquitto(tmp_path) as broker:
-        sink = make_sink(broker.url, state_topic="docker/{namespace}/state/{type}/{id}")
-        sink.open()
-        states = [("a", "Starting"), ("b", "Starting"), ("a", "Running"), ("b", "Terminated")]
-        entries = [make_entry(seq, name, state=state) for seq, (name, state) in enumerate(states, 1)]
-        assert sink.deliver(entries) == []
-        retained = broker.retained("docker/acme/state/#")
+def test_the_last_state_of_each_resource_is_retained(anybody: Broker, make_sink: MakeSink) -> None:
+    sink = make_sink(**anybody.settings, state_topic=anybody.prefix + "/state/{type}/{id}")
+    sink.open()
+    states = [("a", "Starting"), ("b", "Starting"), ("a", "Running"), ("b", "Terminated")]
+    entries = [make_entry(seq, name, state=state) for seq, (name, state) in enumerate(states, 1)]
+    assert sink.deliver(entries) == []
+    retained = anybody.retained(f"{anybody.prefix}/state/#")
 
     assert [publication["payload"].encode() for publication in retained.values()] == [entries[2].json]
 
 
-def test_availability_is_retained_and_the_will_tells_when_we_die(tmp_path: Path, make_sink: MakeSink) -> None:
-    def available() -> str:
-        return str(broker.retained("docker/bridge/home")["docker/bridge/home"]["payload"])
-
-    with Mosquitto(tmp_path) as broker:
-        sink = make_sink(broker.url)
+def test_a_resource_that_is_gone_is_forgotten_by_an_empty_retained_publication(anybody: Broker, make_sink: MakeSink) -> None:
+    topics = f"{anybody.prefix}/state/#"
+    with anybody.listening(topics, options=["--retain-as-published"]) as subscriber:
+        sink = make_sink(**anybody.settings, state_topic=anybody.prefix + "/state/{id}", expiry=60)
         sink.open()
-        assert available() == "online"
+        running, gone = make_entry(1, state="Running"), make_entry(2, state="Terminated")
+        assert sink.deliver([running, gone]) == []
+        subscriber.sync()
+        seen = subscriber.publications()
+        retained = anybody.retained(topics)
+
+    topic = f"{anybody.prefix}/state/{running.fields.resource_uri.split('/')[-2]}"
+    assert [(found["topic"], found["payload"], found["retain"]) for found in seen] == [
+        (topic, running.json.decode(), 1),
+        (topic, None, 1),
+    ]
+    assert user_properties(seen[1])["state"] == "Terminated"
+    assert ["message-expiry-interval" in found["properties"] for found in seen] == [False, False]
+    assert retained == {}
+
+
+@OF_OUR_OWN
+def test_what_the_broker_can_not_do_is_told_with_what_to_set(tmp_path: Path, make_sink: MakeSink) -> None:
+    without_retain = {"availability_topic": None}
+    with Mosquitto(tmp_path, "retain_available false") as broker:
+        with pytest.raises(Unavailable, match="retain not supported; set `retain: false`, `availability_topic: null`") as error:
+            make_sink(broker.url).open()
+        assert error.value.reason == "rejected"
+        with pytest.raises(Unavailable, match="can't retain; set `retain: false`"):
+            make_sink(broker.url, state_topic="state/{id}", **without_retain).open()
+        assert deliver_all(make_sink(broker.url, **without_retain), make_entries(10)) == ([], [])
+    for most, qos in ((0, 1), (0, 2), (1, 2)):
+        with Mosquitto(tmp_path, listener=f"allow_anonymous true\nmax_qos {most}") as broker:
+            with pytest.raises(
+                Unavailable, match=r"QoS not supported; set a smaller `qos`|can't do QoS .; set `qos: .`"
+            ) as error:
+                make_sink(broker.url, qos=qos).open()
+            assert error.value.reason == "rejected"
+            assert deliver_all(make_sink(broker.url, qos=most), make_entries(10)) == ([], [])
+
+
+def test_availability_is_retained_and_the_will_tells_when_we_die(anybody: Broker, make_sink: MakeSink) -> None:
+    topic = f"{anybody.prefix}/home"
+    with anybody.listening(topic) as subscriber:
+        sink = make_sink(**anybody.settings)
+        sink.open()
+        assert subscriber.payloads() == [b"online"]
         sink.close()
-        assert available() == "offline"
+        assert subscriber.payloads() == [b"online", b"offline"]
         sink.open()
-        assert available() == "online"
-        abort_connections_to(broker.port)
-        wait_until(lambda: available() == "offline")
+        assert subscriber.payloads()[2:] == [b"online"]
+        assert [found["payload"] for found in anybody.retained(topic).values()] == ["online"]
+        abort_connections_to(int(anybody.url.rpartition(":")[2]))
+        wait_until(lambda: subscriber.payloads()[3:] == [b"offline"])
+        assert [found["payload"] for found in anybody.retained(topic).values()] == ["offline"]
 
 
+@OF_OUR_OWN
 def test_a_wrong_password_is_told_and_the_right_one_is_not(tmp_path: Path, make_sink: MakeSink) -> None:
     passwords = write_passwords(tmp_path, bridge="right-s3cret")
     with Mosquitto(tmp_path, listener=f"password_file {passwords}") as broker:
@@ -188,6 +223,7 @@ def test_a_wrong_password_is_told_and_the_right_one_is_not(tmp_path: Path, make_
         assert sink.deliver(make_entries(10)) == []
 
 
+@OF_OUR_OWN
 @pytest.mark.parametrize("qos", [1, 2])
 def test_a_denied_topic_leaves_the_other_topic_alone(tmp_path: Path, make_sink: MakeSink, qos: int) -> None:
     acl = tmp_path / "acl"
@@ -207,6 +243,22 @@ def test_a_denied_topic_leaves_the_other_topic_alone(tmp_path: Path, make_sink: 
     assert_all_there_in_order(payloads, [entry for entry in entries if entry.seq % 4])
 
 
+@OF_OUR_OWN
+def test_with_mqtt_3_1_1_nobody_is_told_that_a_topic_is_denied(tmp_path: Path, make_sink: MakeSink) -> None:
+    """A limit of that version, which is why 5 is the default: the broker acknowledges what it throws away."""
+    acl = tmp_path / "acl"
+    acl.write_text("topic write docker/bridge/#\n")
+    with (
+        Mosquitto(tmp_path, listener=f"allow_anonymous true\nacl_file {acl}") as broker,
+        broker.listening("docker/acme/#") as subscriber,
+    ):
+        sink = make_sink(broker.url, protocol="3.1.1")
+        sink.open()
+        assert sink.deliver(make_entries(10)) == []
+        assert subscriber.payloads() == []
+
+
+@OF_OUR_OWN
 def test_a_denied_availability_topic_is_logged_and_stops_nothing(tmp_path: Path, make_sink: MakeSink) -> None:
     acl = tmp_path / "acl"
     acl.write_text("topic write docker/acme/#\n")
@@ -222,6 +274,7 @@ def test_a_denied_availability_topic_is_logged_and_stops_nothing(tmp_path: Path,
     ]
 
 
+@OF_OUR_OWN
 @pytest.mark.parametrize("limit", ["message_size_limit 1000", "max_packet_size 1000"])
 def test_an_event_that_is_too_large_is_rejected_alone(tmp_path: Path, make_sink: MakeSink, limit: str) -> None:
     entries = [make_entry(seq, environment="x" * 2000 if seq == 7 else "") for seq in range(1, 20)]
@@ -234,6 +287,7 @@ def test_an_event_that_is_too_large_is_rejected_alone(tmp_path: Path, make_sink:
     assert_all_there_in_order(payloads, [entry for entry in entries if entry.seq != 7])
 
 
+@OF_OUR_OWN
 def test_an_old_broker_that_hangs_up_on_a_large_event_gets_all_others(tmp_path: Path, make_sink: MakeSink) -> None:
     entries = [make_entry(seq, f"web-{seq}", environment="x" * 2000 if seq == 7 else "") for seq in range(1, 20)]
     with Mosquitto(tmp_path, "max_packet_size 1000") as broker, broker.listening("docker/acme/#") as subscriber:
@@ -244,6 +298,7 @@ def test_an_old_broker_that_hangs_up_on_a_large_event_gets_all_others(tmp_path: 
     assert_all_there_in_order(payloads, [entry for entry in entries if entry.seq != 7])
 
 
+@OF_OUR_OWN
 @pytest.mark.parametrize("protocol", ["mqtts", "wss"])
 def test_both_sides_prove_who_they_are_over_tls(tmp_path: Path, make_sink: MakeSink, protocol: str) -> None:
     certificates = Certificates(tmp_path / "ca")
@@ -268,6 +323,7 @@ def test_both_sides_prove_who_they_are_over_tls(tmp_path: Path, make_sink: MakeS
     assert re.search("CERTIFICATE_REQUIRED|wants a certificate of ours", str(missing.value))
 
 
+@OF_OUR_OWN
 def test_a_certificate_that_can_not_be_trusted_is_told(tmp_path: Path, make_sink: MakeSink) -> None:
     certificates, others = Certificates(tmp_path / "ca"), Certificates(tmp_path / "other", "another CA")
     good, expired = certificates.issue("server"), certificates.issue("expired", days=0)
@@ -284,6 +340,7 @@ def test_a_certificate_that_can_not_be_trusted_is_told(tmp_path: Path, make_sink
             assert unavailable.value.reason == "tls"
 
 
+@OF_OUR_OWN
 def test_events_go_through_a_websocket(tmp_path: Path, make_sink: MakeSink) -> None:
     entries = [*make_entries(500), make_entry(501, environment="x" * 300_000)]
     with (
@@ -297,22 +354,22 @@ def test_events_go_through_a_websocket(tmp_path: Path, make_sink: MakeSink) -> N
     assert_all_there_in_order(payloads, entries)
 
 
-def test_two_with_the_same_client_id_are_told(tmp_path: Path, make_sink: MakeSink) -> None:
-    with Mosquitto(tmp_path) as broker:
-        sinks = [make_sink(broker.url, client_id="same"), make_sink(broker.url, client_id="same")]
-        words = ""
-        for turn in range(10):
-            sinks[turn % 2].open()
-            with suppress(Unavailable):
-                sinks[turn % 2].deliver(make_entries(1))
-            try:
-                sinks[1 - turn % 2].deliver([])
-            except Unavailable as error:
-                words = str(error)
+def test_two_with_the_same_client_id_are_told(anybody: Broker, make_sink: MakeSink) -> None:
+    sinks = [make_sink(**anybody.settings), make_sink(**anybody.settings)]
+    words = ""
+    for turn in range(10):
+        sinks[turn % 2].open()
+        with suppress(Unavailable):
+            sinks[turn % 2].deliver(make_entries(1))
+        try:
+            sinks[1 - turn % 2].deliver([])
+        except Unavailable as error:
+            words = str(error)
 
     assert re.search("another client with (the|this) `client_id`", words)
 
 
+@OF_OUR_OWN
 def test_nothing_is_on_the_wire_or_in_a_file_descriptor_after_many_failures(tmp_path: Path, make_sink: MakeSink) -> None:
     with Mosquitto(tmp_path) as broker:
         sink = make_sink(broker.url)
@@ -328,6 +385,7 @@ def test_nothing_is_on_the_wire_or_in_a_file_descriptor_after_many_failures(tmp_
         assert open_descriptors() <= before
 
 
+@OF_OUR_OWN
 @pytest.mark.parametrize("qos", [1, 2])
 @pytest.mark.parametrize("outage", ["kill", "hang"])
 def test_a_broker_that_goes_away_in_the_middle_gets_everything(
@@ -375,7 +433,7 @@ def test_a_broker_that_goes_away_in_the_middle_gets_everything(
 def abort_connections_to(port: int) -> None:
     """End our connections as the end of the process would."""
     for connection in psutil.Process().net_connections("tcp"):
-        if connection.raddr == ("127.0.0.1", port):
+        if getattr(connection.raddr, "port", None) == port:
             with socket.socket(fileno=os.dup(connection.fd)) as same:
                 same.shutdown(socket.SHUT_RDWR)
 
