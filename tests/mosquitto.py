@@ -38,8 +38,8 @@ def any_available() -> str | None:
 
 def provenance() -> str:
     """On what the MQTT tests run, in words."""
-    own = available()
-    ours = own or f"mosquitto {_version()}, started by the tests"
+    missing = available()
+    ours = f"no broker of our own, {missing}" if missing else f"mosquitto {_version()}, started by the tests"
     return f"the broker of EVENT_BRIDGE_TEST_MQTT at {os.environ['EVENT_BRIDGE_TEST_MQTT']}; {ours}" if given() else ours
 
 
