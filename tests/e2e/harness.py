@@ -60,7 +60,12 @@ def running(*arguments: str, cwd: Path, **variables: str) -> Iterator[subprocess
 
 
 class Bridge:
-    """`event-bridge run` as a process of its own, with a configuration file in a directory."""
+    """`event-bridge run` as a process of its own, with a configuration file in a directory.
+
+    Attributes:
+        config: The file.
+        variables: Variables of its environment that configure it, too.
+    """
 
     def __init__(self, directory: Path, settings: Mapping[str, Any]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -69,6 +74,7 @@ class Bridge:
         self.config = directory / "bridge.yaml"
         base = {"journal": {"path": str(directory / "journal.db")}, "http": {"listen": f"127.0.0.1:{self.port}"}}
         self.config.write_text(yaml.safe_dump({**base, **settings}))
+        self.variables: dict[str, str] = {}
         self.log = directory / "log.jsonl"
         self.output = directory / "stdout.jsonl"
         self._process: subprocess.Popen[bytes] | None = None
@@ -76,9 +82,9 @@ class Bridge:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         with self.log.open("ab") as log, self.output.open("ab") as output:
-            self._process = subprocess.Popen(
-                [EVENT_BRIDGE, "run", "--config", str(self.config)], stdout=output, stderr=log, env=clean_environment()
-            )
+            command = [EVENT_BRIDGE, "run", "--config", str(self.config)]
+            environment = clean_environment(**self.variables)
+            self._process = subprocess.Popen(command, stdout=output, stderr=log, env=environment)
         until(self.answers, f"the bridge answers; its log: {self.log.read_text()[-2000:]}")
 
     def answers(self) -> bool:
