@@ -59,18 +59,18 @@ def anybody(folder: Path) -> Iterator["Broker"]:
 
 
 def _why_missing(*programs: str) -> str | None:
-    missing = [program for program in programs if _path(program) is None]
+    missing = [name for name in programs if program(name) is None]
     return f"not installed: {', '.join(missing)}; apt-get install mosquitto mosquitto-clients" if missing else None
 
 
 def _version() -> str:
-    said = subprocess.run([str(_path("mosquitto")), "-h"], capture_output=True, text=True, check=False, timeout=10).stdout
+    said = subprocess.run([str(program("mosquitto")), "-h"], capture_output=True, text=True, check=False, timeout=10).stdout
     return said.partition(" version ")[2].split()[0]
 
 
-def _path(program: str) -> str | None:
-    # Debian puts servers where the path of ordinary users does not lead.
-    return shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/sbin")
+def program(name: str) -> str | None:
+    """The path of one of mosquitto's programs. Debian puts servers where the path of ordinary users does not lead."""
+    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
 
 
 def free_port() -> int:
@@ -106,6 +106,10 @@ class Broker:
         topics = {"topic": f"{self.prefix}/{{namespace}}/{{type}}/{{action}}", "availability_topic": f"{self.prefix}/{{name}}"}
         return {"url": self.url, "client_id": self.prefix.replace("/", "-"), **topics}
 
+    def listens(self) -> bool:
+        """Whether it takes connections."""
+        return _listens(self.host, self.plain)
+
     def publish(self, topic: str, payload: str) -> None:
         """Publish by the broker's own client, at the plain port."""
         self._publish("-t", topic, "-m", payload)
@@ -115,7 +119,7 @@ class Broker:
         self._publish("-t", topic, "-n", "-r")
 
     def _publish(self, *options: str) -> None:
-        command = [_path("mosquitto_pub"), "-V", "5", "-h", self.host, "-p", str(self.plain), "-q", "1"]
+        command = [program("mosquitto_pub"), "-V", "5", "-h", self.host, "-p", str(self.plain), "-q", "1"]
         subprocess.run([*map(str, command), *options], check=False, capture_output=True, timeout=10)
 
     @contextlib.contextmanager
@@ -128,7 +132,7 @@ class Broker:
 
     def retained(self, topic: str) -> dict[str, dict[str, Any]]:
         """What the broker has retained, by topic."""
-        command = [_path("mosquitto_sub"), "-V", "5", "-h", self.host, "-p", str(self.plain), "-F", "%j", "-W", "1"]
+        command = [program("mosquitto_sub"), "-V", "5", "-h", self.host, "-p", str(self.plain), "-F", "%j", "-W", "1"]
         options = ["-t", topic, "--retained-only"]
         found = subprocess.run([*map(str, command), *options], check=False, capture_output=True, timeout=10)
         publications = [json.loads(line) for line in found.stdout.splitlines()]
@@ -197,10 +201,10 @@ class Mosquitto(Broker):
         log = (self._folder / "mosquitto.log").open("ab")
         with log:
             self._process = psutil.Popen(
-                [str(_path("mosquitto")), "-c", str(self._configuration)], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                [str(program("mosquitto")), "-c", str(self._configuration)], stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
         deadline = time.monotonic() + 10
-        while not (_listens(self.plain) and _listens(self.port)):
+        while not (self.listens() and _listens(self.host, self.port)):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"mosquitto did not start: {(self._folder / 'mosquitto.log').read_text()}")
             time.sleep(0.01)
@@ -248,7 +252,7 @@ class Subscriber:
         self._lock = threading.Lock()
         self._found: list[dict[str, Any]] = []
         self._synced: set[str] = set()
-        command = [_path("mosquitto_sub"), "-V", "5", "-h", broker.host, "-p", str(broker.plain), "-q", str(qos), "-F", "%j"]
+        command = [program("mosquitto_sub"), "-V", "5", "-h", broker.host, "-p", str(broker.plain), "-q", str(qos), "-F", "%j"]
         subscriptions = [option for topic in (f"{_SYNC}#", *topics) for option in ("-t", topic)]
         self._process = subprocess.Popen(
             [*map(str, command), *options, *subscriptions],
@@ -355,7 +359,7 @@ class Certificates:
 _EC = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
 
 
-def _listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+def _listens(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
         return True
     return False

@@ -1,0 +1,91 @@
+"""What is in `deploy/` for the tests themselves: brokers in containers, where the tests look for them."""
+
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+import pytest
+import yaml
+
+from tests import kafka_broker, mosquitto
+
+ROOT: Final = Path(__file__).parent.parent
+FILE: Final = ROOT / "deploy" / "compose.test.yaml"
+KNOWN: Final = {"image", "ports", "environment", "configs", "healthcheck"}
+"""What a service there may say, all of it part of the Compose specification."""
+
+
+@pytest.fixture
+def compose() -> Any:
+    return yaml.safe_load(FILE.read_text())
+
+
+def ports_of(service: dict[str, Any]) -> list[str]:
+    """Where a service can be reached from outside."""
+    return [port.rpartition(":")[0] for port in service["ports"]]
+
+
+def test_the_brokers_are_where_the_documents_say(compose: Any) -> None:
+    for text in (FILE.read_text(), (ROOT / "README.md").read_text()):
+        named = dict(re.findall(r"EVENT_BRIDGE_TEST_(\w+)=([\w.:]+)", text))
+        assert {name.lower(): [address] for name, address in named.items()} == {
+            name: ports_of(service) for name, service in compose["services"].items()
+        }
+
+
+def test_they_are_open_on_loopback_only_and_say_when_they_are_ready(compose: Any) -> None:
+    for service in compose["services"].values():
+        assert service.keys() <= KNOWN
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        assert service["healthcheck"]["test"][0] == "CMD"
+        assert all(isinstance(word, str) for word in service["healthcheck"]["test"])
+
+
+def test_kafka_is_the_version_that_the_tests_start_and_tells_clients_its_address_outside(compose: Any) -> None:
+    kafka = compose["services"]["kafka"]
+
+    assert kafka["image"] == f"apache/kafka:{kafka_broker.VERSION}"
+    assert [kafka["environment"]["KAFKA_ADVERTISED_LISTENERS"]] == [f"TESTS://{address}" for address in ports_of(kafka)]
+
+
+@pytest.mark.skipif(mosquitto.available() is not None, reason=str(mosquitto.available()))
+def test_mosquitto_takes_its_configuration(tmp_path: Path, compose: Any) -> None:
+    mqtt = compose["services"]["mqtt"]
+    (config,) = [compose["configs"][one["source"]]["content"] for one in mqtt["configs"]]
+    inside = mqtt["ports"][0].rpartition(":")[2]
+    assert f"listener {inside}\n" in config
+    broker = mosquitto.Broker("127.0.0.1", mosquitto.free_port())
+    path = tmp_path / "mosquitto.conf"
+    path.write_text(config.replace(f"listener {inside}", f"listener {broker.plain} 127.0.0.1"))
+    with psutil.Popen([str(mosquitto.program("mosquitto")), "-c", str(path)], stderr=subprocess.PIPE) as process:
+        try:
+            deadline = time.monotonic() + 10
+            while not broker.listens():
+                assert process.poll() is None, process.stderr.read().decode()
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            with broker.listening("some/#") as subscriber:
+                broker.publish("some/topic", "hello")
+                assert subscriber.payloads() == [b"hello"]
+        finally:
+            process.kill()
+
+
+def has_compose() -> bool:
+    docker = shutil.which("docker")
+    return (
+        docker is not None and subprocess.run([docker, "compose", "version"], check=False, capture_output=True).returncode == 0
+    )
+
+
+@pytest.mark.skipif(not has_compose(), reason="not installed: docker compose")
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.test.yaml"])
+def test_compose_takes_the_files(name: str) -> None:
+    command = ["docker", "compose", "-f", str(ROOT / "deploy" / name), "config", "--quiet"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
+
+    assert done.returncode == 0, done.stderr
