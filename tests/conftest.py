@@ -3,7 +3,7 @@
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
@@ -26,17 +26,7 @@ def ran_on() -> Iterator[tuple[str, str]]:
     """Kinds of brokers, and which one the tests of this run have, if some of them want one."""
     for kind, name in BROKERS.items():
         if module := sys.modules.get(name):
-            yield kind, module.provenance() if hasattr(module, "provenance") else _of_kafka(module)
-
-
-def _of_kafka(module: Any) -> str:
-    missing = module.available()
-    ours = (
-        f"librdkafka's mock cluster, no real broker: {missing}"
-        if missing
-        else f"Apache Kafka {module.VERSION}, started by the tests"
-    )
-    return f"the broker of EVENT_BRIDGE_TEST_KAFKA at {module.GIVEN}; {ours}" if module.GIVEN else ours
+            yield kind, module.provenance()
 
 
 def reasons(skipped: Iterable[pytest.TestReport | pytest.CollectReport]) -> list[str]:
