@@ -1,0 +1,62 @@
+"""What differs between two configurations: pure, and without a word about what is done then."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, SecretStr
+
+from config.settings import Settings
+
+_FIXED = ("journal", "http")
+"""Sections that are read when the process starts, and never again."""
+
+
+class Changes(NamedTuple):
+    """The names of what came, what went, and what is not as it was."""
+
+    added: list[str]
+    removed: list[str]
+    changed: list[str]
+
+
+def changes(old: Mapping[str, BaseModel], new: Mapping[str, BaseModel]) -> Changes:
+    """Compare streams or sinks, secrets included."""
+    return Changes(
+        [name for name in new if name not in old],
+        [name for name in old if name not in new],
+        [name for name in new if name in old and new[name] != old[name]],
+    )
+
+
+def needing_restart(old: Settings, new: Settings) -> list[str]:
+    """The keys, like `journal.max_bytes`, that differ and can't be changed while the process runs."""
+    return [key for section in _FIXED for key in _differing(getattr(old, section), getattr(new, section), section)]
+
+
+def as_far_as_possible(old: Settings, new: Settings) -> Settings:
+    """The new settings, as far as they can be applied while the process runs with the old ones."""
+    return new.model_copy(update={section: getattr(old, section) for section in _FIXED})
+
+
+def differ_in_secrets_only(old: BaseModel, new: BaseModel) -> bool:
+    """Whether the same is set in both, and some secrets have other values."""
+    return type(old) is type(new) and old != new and _masked(old.model_dump()) == _masked(new.model_dump())
+
+
+def _differing(old: BaseModel, new: BaseModel, path: str) -> Iterator[str]:
+    for key in type(old).model_fields:
+        before, after = getattr(old, key), getattr(new, key)
+        if isinstance(before, BaseModel) and isinstance(after, BaseModel):
+            yield from _differing(before, after, f"{path}.{key}")
+        elif before != after:
+            yield f"{path}.{key}"
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return SecretStr
+    if isinstance(value, dict):
+        return {key: _masked(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked(inner) for inner in value]
+    return value
