@@ -6,8 +6,8 @@ the session ends, tell for how long to wait before the next one.
 """
 
 import random
+import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Final, Protocol
@@ -19,12 +19,10 @@ from bridge.event import Control, Event, Malformed, Reception, fields_of, normal
 from bridge.journal import Batch
 from bridge.metrics import StreamMetrics
 from bridge.policy import Uniform, backoff
+from bridge.presence import Presence
 from bridge.source import Ended, EndReason, Read, Session, Source
 
 log = structlog.get_logger(__name__)
-
-_GAPS_KEPT: Final = 20
-"""Gaps that the status shows, the latest ones."""
 
 _QUIET: Final = 60.0
 """Seconds between two log lines about malformed messages; the metrics count them all."""
@@ -56,22 +54,6 @@ class StreamPolicy(msgspec.Struct, frozen=True):
     max_event_bytes: int = 1_000_000
 
 
-class Gap(msgspec.Struct, frozen=True):
-    """A time without a connection: what happened in it was heard by nobody.
-
-    Attributes:
-        start: When it began, in seconds since the epoch; after a silence this is the last sign of life.
-        end: When the next session opened.
-        reason: Why there was no connection, as it was seen last.
-        error: The same in words.
-    """
-
-    start: float
-    end: float
-    reason: EndReason
-    error: str
-
-
 class StreamStatus(msgspec.Struct, frozen=True):
     """What is known of a stream now.
 
@@ -100,9 +82,14 @@ class Stream:
         journal: Where events go.
         metrics: The stream's metrics.
         policy: When to try again, and what to let in.
+        presence: That of the stream that this one takes over from; None if there is none. With one, a session is opened at
+            once, but nothing is read before `take_over`: what the old one still brings is older, and has to be committed first.
         clock: The time of day in seconds since the epoch.
         monotonic: Seconds of a clock that nobody sets.
         uniform: Chance.
+
+    Attributes:
+        presence: Whether it is connected, and when it was not.
     """
 
     def __init__(  # noqa: PLR0913 - a root of composition: everything that it uses comes from outside
@@ -114,6 +101,7 @@ class Stream:
         *,
         metrics: StreamMetrics,
         policy: StreamPolicy,
+        presence: Presence | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         uniform: Uniform = random.uniform,
@@ -129,16 +117,17 @@ class Stream:
         self._uniform = uniform
         self._session: Session | None = None
         self._stopping = False
+        self._turn = threading.Event()
+        if presence is None:
+            self._turn.set()
         self._position = journal.position(name)
         self._opened: float | None = None
         self._proved = False
         self._delays = self._new_delays()
         self._auth_delays = self._new_auth_delays()
-        # The seconds of all gaps that are over, and when the present one began. One value, since others ask for the sum.
-        self._gap: tuple[float, float | None] = (0.0, monotonic())
+        self.presence = presence or Presence(metrics.connected.set, clock, monotonic)
         self._heard = monotonic()
         self._quiet_until = 0.0
-        self.gaps: deque[Gap] = deque(maxlen=_GAPS_KEPT)
         self.status = StreamStatus(connected=False, since=clock())
 
     def step(self) -> float:
@@ -150,7 +139,9 @@ class Stream:
         self._opened, self._proved = None, False
         try:
             self._session = self._source.open(self._position)
-            self._connected()
+            if not self._stopping:
+                self._connected()
+                self._turn.wait()
             while not self._stopping:
                 self._take(self._session.read())
         except Ended as end:
@@ -164,17 +155,17 @@ class Stream:
                 self._session = None
         return self._ended(Ended("stopped by us", "closed"))
 
+    def take_over(self) -> None:
+        """Begin to read: the stream that this one takes over from commits nothing any more."""
+        self._turn.set()
+
     def stop(self) -> None:
         """End the session from another thread; the next `step` is not to be called."""
         self._stopping = True
+        self._turn.set()
         session = self._session
         if session is not None:
             session.abort()
-
-    def gap_seconds(self) -> float:
-        """For how long the stream was disconnected since the process started, the present gap included."""
-        seconds, since = self._gap
-        return seconds + (self._monotonic() - since if since is not None else 0.0)
 
     def _take(self, read: Read) -> None:
         """Commit what one read brought."""
@@ -226,12 +217,7 @@ class Stream:
     def _connected(self) -> None:
         now = self._clock()
         self._opened = self._heard = self._monotonic()
-        seconds = self.gap_seconds()
-        gap = seconds - self._gap[0]
-        self._gap = (seconds, None)
-        self._metrics.connected.set(1)
-        if self.status.reason is not None:
-            self.gaps.append(Gap(self.status.since, now, self.status.reason, self.status.error))
+        gap = self.presence.opened()
         log.info("stream connected", stream=self.name, gap_seconds=round(gap, 3), attempts=self.status.attempts)
         self.status = StreamStatus(connected=True, since=now, reason=self.status.reason, error=self.status.error)
 
@@ -241,8 +227,9 @@ class Stream:
         if was_open:
             # What was sent after the last sign of life may be lost: the gap begins there, not when we noticed.
             silent = self._monotonic() - self._heard if end.reason == "dead" else 0.0
-            self._gap = (self._gap[0], self._monotonic() - silent)
-            self._metrics.connected.set(0)
+            self.presence.closed(end, silent)
+        elif not self._stopping:
+            self.presence.failed(end)
         self.status = StreamStatus(
             connected=False,
             since=self._clock() - silent if was_open else before.since,

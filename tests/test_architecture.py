@@ -24,7 +24,8 @@ CORE: Final[dict[str, set[str]]] = {
     "journal": {"event", "sink"},
     # What runs.
     "metrics": {"event", "sink", "source", "journal"},
-    "stream": {"event", "policy", "source", "journal", "metrics"},
+    "presence": {"source"},
+    "stream": {"event", "policy", "presence", "source", "journal", "metrics"},
     "forwarder": {"policy", "sink", "journal", "metrics"},
     "supervisor": {"policy", "journal", "stream", "forwarder"},
     # Kinds of streams: they know their contract, and neither the journal nor who reads them.
