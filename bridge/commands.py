@@ -19,12 +19,15 @@ from pydantic import ValidationError
 from bridge import compose, logs
 from bridge.journal import Batch
 from bridge.metrics import Metrics, StreamMetrics
+from bridge.reload import Reload
 from bridge.simulator import Simulator, SimulatorSettings
 from bridge.sink import SinkSettings, Unavailable, remarks_of
 from bridge.source import Ended
 from bridge.stream import Stream, StreamPolicy
+from bridge.supervisor import Requests
 from config.load import ConfigError, load
-from config.settings import DockerCloudSettings, EngineSettings, Settings
+from config.rotation import Latest
+from config.settings import DockerCloudSettings, EngineSettings, LogSettings, Settings
 
 log = structlog.get_logger(__name__)
 
@@ -70,9 +73,22 @@ def run(config: Path | None, log_format: logs.Format | None) -> bool:
         ConfigError: The configuration can't be used.
         JournalError: The journal can't be opened.
     """
-    settings = load(config)
-    logs.configure(log_format or settings.log.format, settings.log.level)
-    return _run(settings, compose.Credentials(settings, lambda: load(config)))
+    requests = Requests()
+    # From here on, so that a reload that is asked for while the process still starts is made up for.
+    signal.signal(signal.SIGHUP, lambda *_: requests.put("reload"))
+
+    def log_as(wanted: LogSettings) -> None:
+        logs.configure(log_format or wanted.format, wanted.level)
+
+    try:
+        settings = load(config)
+        log_as(settings.log)
+        latest = Latest(settings, lambda: load(config))
+        bridge = compose.build(settings, latest, requests)
+        return _run(settings, bridge, reload=Reload(bridge, settings, latest, log_as))
+    finally:
+        # At its very end, Python would give the signal back its deadly default.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def demo(engine: str | None, duration: float | None, rate: float, seed: int) -> bool:
@@ -154,9 +170,9 @@ def check(config: Path | None, *, connect: bool) -> None:
     if not connect:
         return
     attempts: list[tuple[str, Callable[[], Sequence[str]]]] = []
-    credentials = compose.Credentials(settings, lambda: settings)
+    latest = Latest(settings, lambda: settings)
     for name, stream in settings.streams.items():
-        attempts.append((f"stream {name}", partial(_try_stream, name, stream, credentials)))
+        attempts.append((f"stream {name}", partial(_try_stream, name, stream, latest)))
     for name, sink in settings.sinks.items():
         attempts.append((f"sink {name}", partial(_try_sink, name, sink, settings.journal.max_event_bytes)))
     failed = [what for what, attempt in attempts if not _succeeds(what, attempt)]
@@ -185,12 +201,13 @@ def stop_on_signals(stop: Callable[[], None]) -> None:
 
 def _run(
     settings: Settings,
-    credentials: compose.Credentials,
+    bridge: compose.Bridge,
+    *,
+    reload: Callable[[], None] = lambda: None,
     announce: Callable[[str], None] | None = None,
     seconds: float | None = None,
 ) -> bool:
     """Run a bridge; one that announces itself may listen on any port."""
-    bridge = compose.build(settings, credentials)
     try:
         server = compose.serve(settings, bridge, or_any_port=announce is not None)
     except ConfigError:
@@ -208,7 +225,7 @@ def _run(
     )
     if announce:
         announce(url)
-    ended = bridge.supervisor.run(seconds)
+    ended = bridge.supervisor.run(seconds, reload)
     if server:
         server.close()
     return ended
@@ -223,7 +240,8 @@ def _demo(streams: dict[str, Any], journal: Path, story: str, duration: float | 
         command = "event-bridge" if shutil.which("event-bridge") else sys.argv[0]
         print(_HINTS.format(story=story, until=until, url=url, command=command), file=sys.stderr, flush=True)
 
-    return _run(settings, compose.Credentials(settings, lambda: settings), announce, duration)
+    bridge = compose.build(settings, Latest(settings, lambda: settings))
+    return _run(settings, bridge, announce=announce, seconds=duration)
 
 
 def _stream_to_listen(settings: Settings, namespace: str | None) -> DockerCloudSettings:
@@ -271,8 +289,8 @@ class _Printer:
         """There is nowhere to resume from."""
 
 
-def _try_stream(name: str, settings: DockerCloudSettings | EngineSettings, credentials: compose.Credentials) -> Sequence[str]:
-    compose.source(name, settings, credentials).open(None).close()
+def _try_stream(name: str, settings: DockerCloudSettings | EngineSettings, latest: Latest) -> Sequence[str]:
+    compose.source(name, settings, latest).open(None).close()
     return ()
 
 

@@ -1,12 +1,11 @@
 """Settings in, a bridge ready to run out: the one place that knows both the configuration and the parts."""
 
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import structlog
 
@@ -17,13 +16,15 @@ from bridge.forwarder import Forwarder
 from bridge.health import Health, Thresholds
 from bridge.journal import Journal, JournalOptions
 from bridge.metrics import Metrics, SinkMetrics, StreamMetrics
+from bridge.presence import Presence
 from bridge.server import Server
 from bridge.sink import Sink, SinkSettings
 from bridge.source import Source
 from bridge.stream import Stream, StreamPolicy
-from bridge.supervisor import Supervisor
+from bridge.supervisor import Requests, Supervisor
 from config.load import ConfigError
 from config.plugins import installed, load_plugin
+from config.rotation import Latest, Rotating
 from config.settings import DockerCloudSettings, EngineSettings, Settings
 
 log = structlog.get_logger(__name__)
@@ -31,88 +32,119 @@ log = structlog.get_logger(__name__)
 VERSION: Final = version("event-bridge")
 USER_AGENT: Final = f"event-bridge/{VERSION}"
 
-_FRESH_ENOUGH: Final = 1.0
-"""Seconds for which a configuration that was just read is not read again: many streams may reconnect at once."""
+Made = TypeVar("Made")
 
 
-class Credentials:
-    """The streams' Authorization headers, as environment and files say them now.
+class Parts:
+    """What streams and sinks are made of. To make these may fail, to put them together can't.
 
     Args:
-        settings: The configuration that the process runs with.
-        reload: Reads the configuration anew.
-    """
-
-    def __init__(self, settings: Settings, reload: Callable[[], Settings]) -> None:
-        self._settings = settings
-        self._reload = reload
-        self._lock = threading.Lock()
-        self._read_at = time.monotonic()
-
-    def of(self, stream: str) -> str | None:
-        """The value of a stream's Authorization header; None if it has none. The last good one if it can't be read now."""
-        with self._lock:
-            if time.monotonic() - self._read_at > _FRESH_ENOUGH:
-                self._read_again()
-            settings = self._settings.streams.get(stream)
-        return settings.authorization() if isinstance(settings, DockerCloudSettings) else None
-
-    def _read_again(self) -> None:
-        self._read_at = time.monotonic()
-        try:
-            self._settings = self._reload()
-        except ConfigError as error:
-            log.warning("credentials can't be read again, the last ones are used", problems=error.problems)
-
-
-class Bridge(NamedTuple):
-    """All parts of one process."""
-
-    journal: Journal
-    streams: list[Stream]
-    forwarders: list[Forwarder]
-    metrics: Metrics
-    health: Health
-    supervisor: Supervisor
-
-
-def build(settings: Settings, credentials: Credentials) -> Bridge:
-    """Make all parts; nothing runs yet.
+        settings: Of everything.
+        latest: Where secrets come from when something is opened.
+        streams: The streams to make something for.
+        sinks: The sinks to make something for.
 
     Raises:
-        JournalError: The journal can't be opened.
+        ConfigError: With everything that can't be made.
     """
-    metrics = Metrics(VERSION)
-    metrics.journal_limit.set(settings.journal.max_bytes)
-    journal = open_journal(settings, metrics)
-    journal.forget_sinks_except(set(settings.sinks))
-    for name, sink in settings.sinks.items():
-        journal.add_sink(name, sink.start_at)
-    streams = [
-        Stream(
+
+    def __init__(self, settings: Settings, latest: Latest, streams: Iterable[str], sinks: Iterable[str]) -> None:
+        self._settings = settings
+        self._latest = latest
+        self._problems: list[str] = []
+        self._sources = self._made("streams", streams, lambda name: source(name, settings.streams[name], latest))
+        self._sinks = self._made("sinks", sinks, lambda name: make_sink(name, settings.sinks[name]))
+        if self._problems:
+            raise ConfigError(self._problems)
+
+    def stream(self, name: str, journal: Journal, metrics: Metrics, presence: Presence | None = None) -> Stream:
+        """A stream; with the presence of the one that it takes over from, if there is one."""
+        stream = self._settings.streams[name]
+        return Stream(
             name,
             stream.namespace,
-            source(name, stream, credentials),
+            self._sources[name],
             journal,
             metrics=StreamMetrics(metrics, name),
             policy=StreamPolicy(
                 backoff=(stream.backoff.first, stream.backoff.max),
                 auth_backoff=(stream.auth_backoff.first, stream.auth_backoff.max),
                 stable_after=stream.stable_after,
-                max_event_bytes=settings.journal.max_event_bytes,
+                max_event_bytes=self._settings.journal.max_event_bytes,
             ),
+            presence=presence,
         )
-        for name, stream in settings.streams.items()
-    ]
-    forwarders = [
-        Forwarder(name, make_sink(name, sink), sink, journal, metrics=SinkMetrics(metrics, name))
-        for name, sink in settings.sinks.items()
-    ]
-    thresholds = Thresholds(settings.health.stream_grace, settings.health.sink_grace)
-    health = Health(journal, streams, forwarders, thresholds=thresholds, version=VERSION)
+
+    def forwarder(self, name: str, journal: Journal, metrics: Metrics) -> Forwarder:
+        """A forwarder, which gets another sink when secrets have changed and the sink is opened."""
+        settings = made_with = self._settings.sinks[name]
+        rotating = Rotating(self._latest, "sinks", name, settings)
+
+        def renewed() -> Sink | None:
+            nonlocal made_with
+            now = rotating.now()
+            if now is made_with:
+                return None
+            sink, made_with = make_sink(name, now), now
+            log.info("the sink has other secrets now", sink=name)
+            return sink
+
+        return Forwarder(name, self._sinks[name], settings, journal, metrics=SinkMetrics(metrics, name), renewed=renewed)
+
+    def _made(self, section: str, names: Iterable[str], make: Callable[[str], Made]) -> dict[str, Made]:
+        made: dict[str, Made] = {}
+        for name in names:
+            try:
+                made[name] = make(name)
+            except Exception as error:  # noqa: BLE001 - a plug-in may raise anything
+                self._problems.append(f"{section}.{name}: can't be made: {type(error).__name__}: {error}")
+        return made
+
+
+class Bridge(NamedTuple):
+    """All of one process."""
+
+    journal: Journal
+    metrics: Metrics
+    health: Health
+    supervisor: Supervisor
+
+
+def build(settings: Settings, latest: Latest, requests: Requests | None = None) -> Bridge:
+    """Make everything; nothing runs yet.
+
+    Args:
+        settings: What to make.
+        latest: Where secrets come from when something is opened.
+        requests: See `Supervisor`.
+
+    Raises:
+        ConfigError: A stream or a sink can't be made.
+        JournalError: The journal can't be opened.
+    """
+    parts = Parts(settings, latest, settings.streams, settings.sinks)
+    metrics = Metrics(VERSION)
+    metrics.journal_limit.set(settings.journal.max_bytes)
+    journal = open_journal(settings, metrics)
+    journal.forget_sinks_except(set(settings.sinks))
+    for name, sink in settings.sinks.items():
+        journal.add_sink(name, sink.start_at)
+    supervisor = Supervisor(
+        journal,
+        [parts.stream(name, journal, metrics) for name in settings.streams],
+        [parts.forwarder(name, journal, metrics) for name in settings.sinks],
+        restarts=metrics.thread_restarts,
+        grace=settings.shutdown.grace,
+        requests=requests,
+    )
+    health = Health(journal, supervisor.running, thresholds=thresholds(settings), version=VERSION)
     metrics.observe(health)
-    supervisor = Supervisor(journal, streams, forwarders, restarts=metrics.thread_restarts, grace=settings.shutdown.grace)
-    return Bridge(journal, streams, forwarders, metrics, health, supervisor)
+    return Bridge(journal, metrics, health, supervisor)
+
+
+def thresholds(settings: Settings) -> Thresholds:
+    """What health is measured by."""
+    return Thresholds(settings.health.stream_grace, settings.health.sink_grace)
 
 
 def serve(settings: Settings, bridge: Bridge, *, or_any_port: bool = False) -> Server | None:
@@ -153,7 +185,7 @@ def open_journal(settings: Settings, metrics: Metrics) -> Journal:
     return Journal(options, metrics.journal_commit.observe)
 
 
-def source(name: str, settings: DockerCloudSettings | EngineSettings, credentials: Credentials) -> Source:
+def source(name: str, settings: DockerCloudSettings | EngineSettings, latest: Latest) -> Source:
     """Make what a stream's sessions are opened with."""
     if isinstance(settings, EngineSettings):
         return EngineSource(
@@ -166,7 +198,8 @@ def source(name: str, settings: DockerCloudSettings | EngineSettings, credential
                 key_file=settings.key_file,
             )
         )
-    return docker_cloud_source(settings, lambda: credentials.of(name))
+    rotating = Rotating(latest, "streams", name, settings)
+    return docker_cloud_source(settings, lambda: rotating.now().authorization())
 
 
 def docker_cloud_source(settings: DockerCloudSettings, authorization: Callable[[], str | None]) -> DockerCloudSource:

@@ -55,6 +55,7 @@ class Forwarder:
         settings: The part of its settings that all sinks have.
         journal: Where events come from; it must know the sink already.
         metrics: The sink's metrics.
+        renewed: Asked before the sink is opened: another one that takes its place, made with new secrets; mostly None.
         clock: The time of day in seconds since the epoch.
         monotonic: Seconds of a clock that nobody sets.
         uniform: Chance.
@@ -73,6 +74,7 @@ class Forwarder:
         journal: Journal,
         *,
         metrics: SinkMetrics,
+        renewed: Callable[[], Sink | None] = lambda: None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         uniform: Uniform = random.uniform,
@@ -87,6 +89,7 @@ class Forwarder:
         self._filter = Filter(settings.match, settings.drop)
         self._journal = journal
         self._metrics = metrics
+        self._renewed = renewed
         self._clock = clock
         self._monotonic = monotonic
         self._uniform = uniform
@@ -105,6 +108,7 @@ class Forwarder:
         self.busy = False
         try:
             if not self._open:
+                self._sink = self._renewed() or self._sink
                 self._sink.open()
                 self._open = True
             wait = self._forward()

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -10,8 +10,9 @@ import msgspec
 
 from bridge.event import fields_of
 from bridge.forwarder import Forwarder
-from bridge.journal import Books, Journal, JournalError, StreamBooks
+from bridge.journal import Books, Journal, JournalError, SinkBooks, StreamBooks
 from bridge.stream import Stream, seconds_of
+from bridge.supervisor import Running
 
 _STUCK: Final = 30.0
 """Seconds without a tick of the main thread after which the process does not work any more."""
@@ -24,38 +25,45 @@ class Thresholds(msgspec.Struct, frozen=True):
     sink_grace: float = 300.0
 
 
-class Health:
-    """Looks at streams, forwarders and the journal; changes nothing. Any thread may ask."""
+class Reloaded(msgspec.Struct, frozen=True):
+    """How the last reload went.
 
-    def __init__(
-        self,
-        journal: Journal,
-        streams: Sequence[Stream],
-        forwarders: Sequence[Forwarder],
-        *,
-        thresholds: Thresholds,
-        version: str,
-    ) -> None:
+    Attributes:
+        at: When, in seconds since the epoch.
+        problems: Why nothing was changed; empty if it went well.
+    """
+
+    at: float
+    problems: Sequence[str]
+
+
+class Health:
+    """Looks at what runs and at the journal; changes nothing. Any thread may ask.
+
+    Attributes:
+        thresholds: What it measures by.
+        reloaded: What it tells of the last reload; None before the first.
+    """
+
+    def __init__(self, journal: Journal, running: Callable[[], Running], *, thresholds: Thresholds, version: str) -> None:
+        self.thresholds = thresholds
+        self.reloaded: Reloaded | None = None
         self._journal = journal
-        self._streams = streams
-        self._forwarders = forwarders
-        self._thresholds = thresholds
+        self._running = running
         self._version = version
         self._started = time.time()
 
     def books(self) -> Books:
         """All counts at one instant; a configured stream that has said nothing yet is there with zeros."""
-        books = self._journal.books()
-        books.streams = {stream.name: StreamBooks(malformed={}) for stream in self._streams} | books.streams
-        return books
+        return self._books(self._running().streams)
 
     def gap_seconds(self) -> Mapping[str, float]:
         """For how long each stream was disconnected since the process started."""
-        return {stream.name: stream.presence.gap_seconds() for stream in self._streams}
+        return {stream.name: stream.presence.gap_seconds() for stream in self._running().streams}
 
     def lag_seconds(self) -> Mapping[str, float]:
         """How old the oldest event is, by its own time, that each sink has not delivered; 0 if none, NaN if nobody knows."""
-        return {forwarder.name: self._lag(forwarder.name) for forwarder in self._forwarders}
+        return {forwarder.name: self._lag(forwarder.name) for forwarder in self._running().forwarders}
 
     def alive(self, last_tick: float) -> bool:
         """Whether the main thread, whose last tick was at this monotonic time, still works."""
@@ -66,45 +74,62 @@ class Health:
         now, problems = time.time(), []
         if trouble := self._journal.books().trouble:
             problems.append(f"journal: {trouble}")
-        for stream in self._streams:
+        for stream in self._running().streams:
             status = stream.status
-            if not status.connected and now - status.since > self._thresholds.stream_grace:
+            if not status.connected and now - status.since > self.thresholds.stream_grace:
                 why = status.error or "no session yet"
                 problems.append(f"stream {stream.name}: not connected for {now - status.since:.0f} s: {why}")
-        for forwarder in self._forwarders:
+        for forwarder in self._running().forwarders:
             down = self._down_seconds(forwarder, now)
-            if down > self._thresholds.sink_grace:
+            if down > self.thresholds.sink_grace:
                 problems.append(f"sink {forwarder.name}: unavailable for {down:.0f} s: {_words(forwarder)}")
         return problems
 
     def status(self) -> dict[str, Any]:
         """Everything that an operator may ask, ready for JSON."""
-        books, lags, now = self.books(), self.lag_seconds(), time.time()
+        streams, forwarders, leaving = self._running()
+        books = self._books(streams)
         return {
             "version": self._version,
             "started": _time(self._started),
+            "reload": None if self.reloaded is None else _reload(self.reloaded),
             "problems": self.problems(),
             "journal": {"bytes": books.bytes, "trouble": books.trouble},
-            "streams": {stream.name: _stream(stream, books.streams[stream.name]) for stream in self._streams},
+            "streams": {stream.name: _stream(stream, books.streams[stream.name]) for stream in streams},
+            # A sink without books was forgotten a moment ago.
             "sinks": {
-                forwarder.name: {
-                    "up": forwarder.status.up,
-                    "since": _time(forwarder.status.since),
-                    "reason": None if forwarder.status.up else forwarder.status.reason,
-                    "error": forwarder.status.error,
-                    "failures": forwarder.status.failures,
-                    "waiting": forwarder.waiting,
-                    "unavailable_seconds": round(self._down_seconds(forwarder, now), 3),
-                    "lag_seconds": None if math.isnan(lags[forwarder.name]) else lags[forwarder.name],
-                    **msgspec.structs.asdict(books.sinks[forwarder.name]),
-                }
-                for forwarder in self._forwarders
+                forwarder.name: self._sink(forwarder, books.sinks[forwarder.name], leaving.get(forwarder.name))
+                for forwarder in forwarders
+                if forwarder.name in books.sinks
             },
+        }
+
+    def _books(self, streams: Sequence[Stream]) -> Books:
+        books = self._journal.books()
+        books.streams = {stream.name: StreamBooks(malformed={}) for stream in streams} | books.streams
+        return books
+
+    def _sink(self, forwarder: Forwarder, books: SinkBooks, leaving: str | None) -> dict[str, Any]:
+        status, lag = forwarder.status, self._lag(forwarder.name)
+        return {
+            "up": status.up,
+            "since": _time(status.since),
+            "reason": None if status.up else status.reason,
+            "error": status.error,
+            "failures": status.failures,
+            "waiting": forwarder.waiting,
+            "unavailable_seconds": round(self._down_seconds(forwarder, time.time()), 3),
+            "leaving": leaving,
+            "lag_seconds": None if math.isnan(lag) else lag,
+            **msgspec.structs.asdict(books),
         }
 
     def _lag(self, sink: str) -> float:
         try:
             oldest = self._journal.oldest(sink)
+        except KeyError:
+            # It was forgotten a moment ago.
+            return 0.0
         except JournalError:
             # A failing disk is told of by the journal's trouble; it must not take everything else with it.
             return math.nan
@@ -137,6 +162,10 @@ def _stream(stream: Stream, books: StreamBooks) -> dict[str, Any]:
         ],
         **msgspec.structs.asdict(books),
     }
+
+
+def _reload(reloaded: Reloaded) -> dict[str, Any]:
+    return {"time": _time(reloaded.at), "ok": not reloaded.problems, "problems": list(reloaded.problems)}
 
 
 def _time(seconds: float) -> str:

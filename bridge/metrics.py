@@ -109,6 +109,10 @@ class Metrics:
         self.journal_limit = gauge("journal_limit_bytes", "How large the journal may become.")
         self.reload_successful = gauge("config_last_reload_successful", "1 if the configuration was read without errors.")
         self.reload_successful.set(1)
+        self.reload_success_time = gauge(
+            "config_last_reload_success_timestamp_seconds", "When the configuration was read without errors."
+        )
+        self.reload_success_time.set_to_current_time()
         self.thread_restarts = counter("thread_restarts", "Threads that died of a bug and were started again.")
         gauge("build_info", "The version that runs.", "version", "python").labels(version, python_version()).set(1)
 

@@ -1,41 +1,56 @@
-"""Threads: who runs, what happens when one dies, and in which order everything stops.
+"""Who runs: what starts, what takes over from what, and in which order everything stops.
 
-One thread per stream, one per forwarder; they share the journal and nothing else. Everything that runs is a `step` that
-returns how long to wait. The main thread ticks once a second.
+One thread per stream, one per forwarder (`bridge.threads`); they share the journal and nothing else. The main thread runs
+`Supervisor.run`, and it alone starts and ends them; whoever wants to know what runs asks here.
+
+What has changed replaces what runs under the same name. Of a stream, the new session opens before the old one ends, since there
+is no replay; it is read when the old one commits nothing any more, so that order holds, and the journal takes every event once.
+Of a sink, the new forwarder begins when the delivery of the old one has returned, since a cursor has one owner; whoever hangs
+in a delivery delays nothing but its own replacement.
 """
 
 import queue
-import random
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Literal, NamedTuple, TypeVar
 
 import structlog
 
 from bridge.forwarder import Forwarder
-from bridge.journal import Closed, Journal
-from bridge.policy import backoff
+from bridge.journal import Journal, JournalError
 from bridge.stream import Stream
+from bridge.threads import Count, Replaced, SinkThread, StreamThread
 
 log = structlog.get_logger(__name__)
 
-_TICK: Final = 1.0
-_RESTART: Final = (0.5, 30.0)
-"""First and longest delay, in seconds, before a thread that died of a bug goes on."""
+Value = TypeVar("Value")
 
+_TICK: Final = 1.0
 _NUDGE: Final = 0.1
 """Seconds between two attempts to wake those who wait for events while everything stops."""
 
 _LAST_SECONDS: Final = 1.0
 """How long threads get to end after the grace is over, before the process goes without them."""
 
+Request = Literal["stop", "reload", "look"]
+Requests = queue.SimpleQueue[Request]
+"""What the main thread is asked to do. Of all that can wake a thread, only this may be used in a signal handler: an event's
+lock may be held at that moment by the very thread that the signal interrupted."""
 
-class Count(Protocol):
-    """What counts, one at a time."""
 
-    def inc(self) -> None:
-        """Count one more."""
+class Running(NamedTuple):
+    """What runs at one moment.
+
+    Attributes:
+        streams: The streams; for a changed one that is not connected yet, the one that it takes over from.
+        forwarders: The forwarders, those included that were told to end and have not.
+        leaving: Those, by name, and what is to happen to the sink then.
+    """
+
+    streams: Sequence[Stream] = ()
+    forwarders: Sequence[Forwarder] = ()
+    leaving: Mapping[str, str] = {}
 
 
 class Supervisor:
@@ -47,122 +62,201 @@ class Supervisor:
         forwarders: What delivers.
         restarts: Counts threads that died of a bug.
         grace: Seconds that forwarders have, after the streams have stopped, to deliver what is left.
+        requests: What may hold requests from before there was a supervisor.
     """
 
-    def __init__(
-        self, journal: Journal, streams: Sequence[Stream], forwarders: Sequence[Forwarder], *, restarts: Count, grace: float
+    def __init__(  # noqa: PLR0913 - everything that it uses comes from outside
+        self,
+        journal: Journal,
+        streams: Sequence[Stream],
+        forwarders: Sequence[Forwarder],
+        *,
+        restarts: Count,
+        grace: float,
+        requests: Requests | None = None,
     ) -> None:
         self.last_tick = time.monotonic()
+        self.grace = grace
         self._tick_failed = False
         self._journal = journal
-        self._streams = streams
-        self._forwarders = forwarders
         self._restarts = restarts
-        self._grace = grace
-        # Of all that can wake a thread, only this may be used in a signal handler: an event's lock may be held at that moment
-        # by the very thread that the signal interrupted.
-        self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._wanted = threading.Event()
-        self._draining = threading.Event()
-        self._stopped = threading.Event()
-        self._stream_threads = [self._thread(f"stream-{s.name}", self._follow, s) for s in streams]
-        self._sink_threads = [self._thread(f"sink-{f.name}", self._forward, f) for f in forwarders]
+        self._requests = requests or queue.SimpleQueue()
+        # Others look at all these meanwhile: they are replaced, and never changed.
+        self._streams = {stream.name: self._stream_thread(stream) for stream in streams}
+        self._sinks = {forwarder.name: self._sink_thread(forwarder) for forwarder in forwarders}
+        self._replaced: dict[str, Replaced] = {}
+        self._ending: list[StreamThread] = []
+        # Sinks whose threads were told to end, and what follows: another forwarder, or nothing.
+        self._successors: dict[str, Forwarder | None] = {}
+        self._to_forget = False
+
+    def running(self) -> Running:
+        """What runs now. Any thread may ask."""
+        streams = {name: thread.stream for name, thread in self._streams.items()}
+        for name, old in self._replaced.items():
+            if name in streams and old.thread.stream.status.connected and not streams[name].status.connected:
+                streams[name] = old.thread.stream
+        return Running(
+            list(streams.values()),
+            [thread.forwarder for thread in self._sinks.values()],
+            {name: "to be removed" if after is None else "to be replaced" for name, after in self._successors.items()},
+        )
 
     def stop(self) -> None:
         """Ask `run` to end. May be called from a signal handler and from any thread."""
-        self._asked.put(None)
+        self._requests.put("stop")
 
-    def run(self, seconds: float | None = None) -> bool:
+    def run(self, seconds: float | None = None, reload: Callable[[], None] = lambda: None) -> bool:
         """Run until `stop` is called, or for some seconds; then stop in order.
+
+        Args:
+            seconds: For how long; for ever if None.
+            reload: Called when that is requested; it may put and drop streams and sinks.
 
         Returns:
             Whether every thread has ended; if not, one hangs in a call to the outside.
         """
         until = None if seconds is None else time.monotonic() + seconds
-        for thread in (*self._sink_threads, *self._stream_threads):
+        for thread in (*self._sinks.values(), *self._streams.values()):
             thread.start()
-        while not self._asked_within(_TICK if until is None else min(_TICK, max(0.0, until - time.monotonic()))):
+        while True:
+            asked = self._asked_within(_TICK if until is None else min(_TICK, max(0.0, until - time.monotonic())))
+            if "stop" in asked or (until is not None and time.monotonic() >= until):
+                return self._shut_down()
+            if "reload" in asked:
+                reload()
             self._tick()
-            if until is not None and time.monotonic() >= until:
-                break
-        return self._shut_down()
 
-    def _asked_within(self, seconds: float) -> bool:
+    def put_stream(self, stream: Stream) -> None:
+        """Start a stream; one of the same name ends when this one is connected, or after a while."""
+        name = stream.name
+        old = self._streams.get(name)
+        if old is not None:
+            self._replaced = {**self._replaced, name: Replaced(self._covering(name, old))}
+        thread = self._stream_thread(stream)
+        self._streams = {**self._streams, name: thread}
+        thread.start()
+
+    def drop_stream(self, name: str) -> None:
+        """End a stream."""
+        self._end(self._streams[name])
+        self._streams = _without(self._streams, name)
+
+    def put_sink(self, forwarder: Forwarder) -> None:
+        """Start a forwarder, whose sink has its cursor; one of the same name ends its delivery before that.
+
+        A sink that was dropped and comes back before its delivery has returned goes on from its cursor.
+        """
+        old = self._sinks.get(forwarder.name)
+        if old is None:
+            self._start(forwarder)
+        else:
+            self._successors = {**self._successors, forwarder.name: forwarder}
+            self._finish(old)
+
+    def drop_sink(self, name: str) -> None:
+        """End a sink; its cursor is forgotten when its delivery has returned."""
+        self._successors = {**self._successors, name: None}
+        self._finish(self._sinks[name])
+
+    def forget_sinks(self) -> None:
+        """Let the journal forget, with the next tick, all sinks that do not run."""
+        self._to_forget = True
+
+    def _asked_within(self, seconds: float) -> set[Request]:
+        """Wait for requests; return all that are there, so that many of a kind count as one."""
         try:
-            self._asked.get(timeout=seconds)
+            asked = {self._requests.get(timeout=seconds)}
         except queue.Empty:
-            return False
-        return True
+            return set()
+        return asked | {self._requests.get() for _ in range(self._requests.qsize())}
 
     def _tick(self) -> None:
         self.last_tick = time.monotonic()
-        try:
-            self._journal.prune()
-        except Exception:
-            # Nothing ends the process but a signal; threads that still work go on.
-            if not self._tick_failed:
-                log.exception("the journal can't be pruned because of a bug")
-            self._tick_failed = True
+        for duty in (self._take_over, self._succeed, self._journal.prune):
+            try:
+                duty()
+            except Exception:
+                # Nothing ends the process but a signal; threads that still work go on.
+                if not self._tick_failed:
+                    log.exception("the main thread has a bug and goes on", duty=duty.__name__)
+                self._tick_failed = True
+
+    def _take_over(self) -> None:
+        """End the old sessions that are not needed any more."""
+        for name, old in self._replaced.items():
+            new = self._streams.get(name)
+            if not old.ending and not old.is_needed(new):
+                self._ending.append(old.thread)
+                old.end()
+            if old.is_over():
+                self._replaced = _without(self._replaced, name)
+                if new is not None:
+                    new.stream.take_over()
+        self._ending = [thread for thread in self._ending if thread.is_alive()]
+
+    def _covering(self, name: str, present: StreamThread) -> StreamThread:
+        """Which session is kept while a new one opens; if the last change is not over yet, one of the two ends."""
+        before = self._replaced.get(name)
+        if before is None:
+            return present
+        if before.thread.stream.status.connected and not before.ending:
+            self._end(present)
+            return before.thread
+        self._end(before.thread)
+        present.stream.take_over()
+        return present
+
+    def _succeed(self) -> None:
+        """Start what waits for the end of a delivery, and forget the sinks that have left."""
+        for name, after in self._successors.items():
+            if not self._sinks[name].ended:
+                continue
+            self._successors = _without(self._successors, name)
+            if after is not None:
+                self._start(after)
+            else:
+                self._sinks = _without(self._sinks, name)
+                self._to_forget = True
+        if self._to_forget:
+            try:
+                self._journal.forget_sinks_except(set(self._sinks))
+            except JournalError:
+                # The journal tells of its trouble; the next tick tries again.
+                return
+            self._to_forget = False
+
+    def _start(self, forwarder: Forwarder) -> None:
+        thread = self._sink_thread(forwarder)
+        self._sinks = {**self._sinks, forwarder.name: thread}
+        thread.start()
+
+    def _end(self, thread: StreamThread) -> None:
+        thread.stop()
+        self._ending.append(thread)
+
+    def _finish(self, thread: SinkThread) -> None:
+        thread.stop()
+        self._journal.wake()
 
     def _shut_down(self) -> bool:
-        deadline = time.monotonic() + self._grace
-        log.info("stopping", grace_seconds=self._grace)
-        self._wanted.set()
-        for stream in self._streams:
-            stream.stop()
-        self._join(self._stream_threads, min(deadline, time.monotonic() + self._grace / 2))
-        self._draining.set()
-        self._join(self._sink_threads, deadline)
-        self._stopped.set()
-        self._join(self._sink_threads, time.monotonic() + _LAST_SECONDS)
-        pending = {name: sink.pending for name, sink in self._journal.books().sinks.items() if sink.pending}
+        deadline = time.monotonic() + self.grace
+        log.info("stopping", grace_seconds=self.grace)
+        for running in (*self._streams.values(), *(old.thread for old in self._replaced.values())):
+            self._end(running)
+        stream_threads, sink_threads = self._ending, list(self._sinks.values())
+        self._join(stream_threads, min(deadline, time.monotonic() + self.grace / 2))
+        for sink in sink_threads:
+            sink.drain()
+        self._join(sink_threads, deadline)
+        for sink in sink_threads:
+            sink.stop()
+        self._join(sink_threads, time.monotonic() + _LAST_SECONDS)
+        pending = {name: books.pending for name, books in self._journal.books().sinks.items() if books.pending}
         self._journal.close()
-        self._join((*self._stream_threads, *self._sink_threads), time.monotonic() + _LAST_SECONDS)
+        self._join((*stream_threads, *sink_threads), time.monotonic() + _LAST_SECONDS)
         log.info("stopped; what is pending waits in the journal", pending_events=pending)
-        return not any(thread.is_alive() for thread in (*self._stream_threads, *self._sink_threads))
-
-    def _follow(self, stream: Stream) -> None:
-        """A stream's thread."""
-        self._keep_going(stream.step, self._wanted.is_set, self._wanted.wait)
-
-    def _forward(self, forwarder: Forwarder) -> None:
-        """A sink's thread: when the process stops it goes on while there is something to deliver and the sink takes it."""
-        # Whether the last step began after the streams had ended: only such a one can tell that nothing is left.
-        draining = False
-
-        def drained() -> bool:
-            return draining and not (forwarder.busy and forwarder.status.up)
-
-        def done() -> bool:
-            nonlocal draining
-            ends = drained() or self._stopped.is_set()
-            draining = self._draining.is_set()
-            return ends
-
-        def wait(seconds: float) -> None:
-            if not draining:
-                self._draining.wait(seconds)
-            elif not drained():
-                self._stopped.wait(seconds)
-
-        try:
-            self._keep_going(forwarder.step, done, wait)
-        finally:
-            forwarder.close()
-
-    def _keep_going(self, step: Callable[[], float], done: Callable[[], bool], wait: Callable[[float], object]) -> None:
-        delays = backoff(*_RESTART, random.uniform)
-        while not done():
-            try:
-                seconds = step()
-            except Closed:
-                return
-            except Exception:
-                log.exception("a thread died of a bug and is started again", thread=threading.current_thread().name)
-                self._restarts.inc()
-                seconds = next(delays)
-            if seconds:
-                wait(seconds)
+        return not any(thread.is_alive() for thread in (*stream_threads, *sink_threads))
 
     def _join(self, threads: Sequence[threading.Thread], deadline: float) -> None:
         """Wait for threads to end, until the deadline at most."""
@@ -172,7 +266,15 @@ class Supervisor:
                 thread.join(min(left, _NUDGE))
                 self.last_tick = time.monotonic()
 
-    @staticmethod
-    def _thread(name: str, target: Callable[..., None], argument: object) -> threading.Thread:
-        # Daemons: a thread that hangs in a call to the outside must not keep the process from ending.
-        return threading.Thread(target=target, args=(argument,), name=name, daemon=True)
+    def _stream_thread(self, stream: Stream) -> StreamThread:
+        return StreamThread(stream, self._restarts, self._look)
+
+    def _sink_thread(self, forwarder: Forwarder) -> SinkThread:
+        return SinkThread(forwarder, self._restarts, self._look)
+
+    def _look(self) -> None:
+        self._requests.put("look")
+
+
+def _without(mapping: Mapping[str, Value], name: str) -> dict[str, Value]:
+    return {other: value for other, value in mapping.items() if other != name}

@@ -27,7 +27,8 @@ CORE: Final[dict[str, set[str]]] = {
     "presence": {"source"},
     "stream": {"event", "policy", "presence", "source", "journal", "metrics"},
     "forwarder": {"policy", "sink", "journal", "metrics"},
-    "supervisor": {"policy", "journal", "stream", "forwarder"},
+    "threads": {"policy", "journal", "stream", "forwarder"},
+    "supervisor": {"journal", "stream", "forwarder", "threads"},
     # Kinds of streams: they know their contract, and neither the journal nor who reads them.
     "dockercloud_url": set(),
     "dockercloud": {"dockercloud_url", "frames", "policy", "source"},
@@ -35,7 +36,7 @@ CORE: Final[dict[str, set[str]]] = {
     "engine_events": {"event"},
     "engine": {"engine_events", "engine_wire", "source"},
     # Looking at it from outside.
-    "health": {"event", "journal", "stream", "forwarder"},
+    "health": {"event", "journal", "stream", "forwarder", "supervisor"},
     "server": {"health", "journal"},
     "logs": set(),
     # A Stream API server, for demos and tests.
@@ -47,7 +48,7 @@ CORE: Final[dict[str, set[str]]] = {
 }
 """A module of `bridge`, and which others of `bridge` it may import."""
 
-COMPOSITION: Final = {"cli", "commands", "compose"}
+COMPOSITION: Final = {"cli", "commands", "compose", "reload"}
 """Modules of `bridge` that may import everything: they put the parts together."""
 
 OWNERS: Final[dict[str, set[str]]] = {

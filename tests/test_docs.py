@@ -16,6 +16,7 @@ from bridge.health import Health, Thresholds
 from bridge.journal import Journal, JournalOptions
 from bridge.metrics import Metrics, SinkMetrics, StreamMetrics
 from bridge.sink import Entry
+from bridge.supervisor import Running
 from config.load import load
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +65,7 @@ def test_the_readme_names_every_metric_of_ours(tmp_path: Path) -> None:
     StreamMetrics(metrics, "acme")
     SinkMetrics(metrics, "log")
     journal = Journal(JournalOptions(tmp_path / "journal.db"))
-    metrics.observe(Health(journal, [], [], thresholds=Thresholds(), version="0"))
+    metrics.observe(Health(journal, Running, thresholds=Thresholds(), version="0"))
     text = generate_latest(metrics.registry).decode()
     journal.close()
 

@@ -9,8 +9,13 @@ import pytest
 from bridge import compose
 from bridge.dockercloud import DockerCloudSource
 from bridge.engine import EngineSource
+from bridge.simulator import Simulator, SimulatorSettings
+from bridge.sink import Unavailable
+from bridge.source import Ended
 from config.load import ConfigError, load
+from config.rotation import Latest
 from config.settings import Settings
+from sinks.kafka_settings import KafkaSettings
 from sinks.stdout import StdoutSink
 
 
@@ -25,64 +30,18 @@ def settings_of(tmp_path: Path, **variables: str) -> Settings:
     return load(None, base | variables)
 
 
-def test_credentials_are_read_again_and_the_last_good_ones_survive_a_mistake(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 100.0
-    monkeypatch.setattr("bridge.compose.time.monotonic", lambda: now)
-    answers = [settings_of(tmp_path, BRIDGE_STREAMS__ACME__API_KEY="new")]
-
-    def reload() -> Settings:
-        if not answers:
-            raise ConfigError(["bridge.yaml: gone"])
-        return answers.pop()
-
-    first = settings_of(tmp_path)
-    credentials = compose.Credentials(first, reload)
-
-    assert credentials.of("acme") == first.streams["acme"].authorization()  # type: ignore[union-attr]
-    now += 2
-    renewed = credentials.of("acme")
-    assert renewed != first.streams["acme"].authorization()  # type: ignore[union-attr]
-    now += 2
-    assert credentials.of("acme") == renewed
-    assert credentials.of("unknown") is None
-
-
-def test_many_streams_that_reconnect_at_once_read_the_configuration_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 100.0
-    monkeypatch.setattr("bridge.compose.time.monotonic", lambda: now)
-    first = settings_of(tmp_path)
-    reads = 0
-
-    def reload() -> Settings:
-        nonlocal reads
-        reads += 1
-        return first
-
-    credentials = compose.Credentials(first, reload)
-
-    now += 5
-    for _ in range(100):
-        credentials.of("acme")
-
-    assert reads == 1
-
-
 def test_every_stream_gets_the_source_of_its_kind_and_every_sink_its_plugin(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, BRIDGE_STREAMS__LOCAL__TYPE="engine", BRIDGE_SINKS__OUT__TYPE="stdout")
-    credentials = compose.Credentials(settings, lambda: settings)
+    latest = Latest(settings, lambda: settings)
 
-    assert isinstance(compose.source("acme", settings.streams["acme"], credentials), DockerCloudSource)
-    assert isinstance(compose.source("local", settings.streams["local"], credentials), EngineSource)
+    assert isinstance(compose.source("acme", settings.streams["acme"], latest), DockerCloudSource)
+    assert isinstance(compose.source("local", settings.streams["local"], latest), EngineSource)
     assert isinstance(compose.make_sink("out", settings.sinks["out"]), StdoutSink)
 
 
 def test_a_bridge_has_its_parts_and_answers_before_anything_happened(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, BRIDGE_SINKS__OUT__TYPE="stdout")
-    bridge = compose.build(settings, compose.Credentials(settings, lambda: settings))
+    bridge = compose.build(settings, Latest(settings, lambda: settings))
     server = compose.serve(settings, bridge)
     assert server is not None
     try:
@@ -92,10 +51,95 @@ def test_a_bridge_has_its_parts_and_answers_before_anything_happened(tmp_path: P
         server.close()
         bridge.journal.close()
 
-    assert [stream.name for stream in bridge.streams] == ["acme"]
-    assert [forwarder.name for forwarder in bridge.forwarders] == ["out"]
+    assert [stream.name for stream in bridge.supervisor.running().streams] == ["acme"]
+    assert [forwarder.name for forwarder in bridge.supervisor.running().forwarders] == ["out"]
     assert 'event_bridge_events_received_total{stream="acme"} 0.0' in text
     assert 'event_bridge_sink_pending_events{sink="out"} 0.0' in text
+
+
+class Broker:
+    """Takes the place of the Kafka client: lets in whoever has the password that is valid now."""
+
+    password = "old"
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+
+    def connect(self) -> None:
+        assert self._settings.password is not None
+        if self._settings.password.get_secret_value() != self.password:
+            raise Unavailable("login refused", "unauthorized")
+
+    def partitions(self, topics: list[str]) -> dict[str, int]:
+        return dict.fromkeys(topics, 1)
+
+    def describe(self, topic: str) -> tuple[None, None]:
+        del topic
+        return None, None
+
+    def close(self) -> None: ...
+
+
+def test_a_kafka_sink_whose_password_file_has_changed_recovers_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sinks.kafka.Client", Broker)
+    password = tmp_path / "password"
+    password.write_text("old\n")
+    now = 100.0
+
+    def read() -> Settings:
+        kafka = {"TYPE": "kafka", "BOOTSTRAP_SERVERS": "kafka:9092", "TOPIC": "events", "SASL": "PLAIN", "USERNAME": "bob"}
+        files = {"PASSWORD_FILE": str(password), "TLS": "true"}
+        return settings_of(tmp_path, **{f"BRIDGE_SINKS__AUDIT__{key}": value for key, value in (kafka | files).items()})
+
+    first = read()
+    bridge = compose.build(first, Latest(first, read, lambda: now))
+    (forwarder,) = bridge.supervisor.running().forwarders
+    try:
+        forwarder.step()
+        assert forwarder.status.up
+        forwarder.close()
+        monkeypatch.setattr(Broker, "password", "new")
+        now += 2
+        forwarder.step()
+        assert (forwarder.status.up, forwarder.status.reason) == (False, "unauthorized")
+        password.write_text("new\n")
+        now += 2
+        forwarder.step()
+        assert forwarder.status.up
+    finally:
+        bridge.journal.close()
+
+
+def test_a_stream_whose_api_key_has_changed_uses_it_for_its_next_session(tmp_path: Path) -> None:
+    now, key = 100.0, "old"
+    with Simulator(SimulatorSettings(port=0, username="bob", api_key="new")) as simulator:
+
+        def read() -> Settings:
+            return settings_of(tmp_path, BRIDGE_STREAMS__ACME__URL=simulator.url, BRIDGE_STREAMS__ACME__API_KEY=key)
+
+        first = read()
+        source = compose.source("acme", first.streams["acme"], Latest(first, read, lambda: now))
+        with pytest.raises(Ended, match="401"):
+            source.open(None)
+        key = "new"
+        now += 2
+        source.open(None).close()
+
+
+def test_what_can_t_be_made_is_said_before_anything_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr("bridge.compose.make_sink", fail)
+    settings = settings_of(tmp_path, BRIDGE_SINKS__OUT__TYPE="stdout", BRIDGE_SINKS__ERR__TYPE="stdout")
+
+    with pytest.raises(ConfigError) as raised:
+        compose.build(settings, Latest(settings, lambda: settings))
+
+    assert raised.value.problems == ["sinks.err: can't be made: ValueError: no", "sinks.out: can't be made: ValueError: no"]
+    assert not (tmp_path / "journal.db").exists()
 
 
 def test_a_port_in_use_is_a_mistake_unless_any_will_do(tmp_path: Path) -> None:
@@ -103,7 +147,7 @@ def test_a_port_in_use_is_a_mistake_unless_any_will_do(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         settings = settings_of(tmp_path, BRIDGE_HTTP__LISTEN=f"127.0.0.1:{taken.getsockname()[1]}")
-        bridge = compose.build(settings, compose.Credentials(settings, lambda: settings))
+        bridge = compose.build(settings, Latest(settings, lambda: settings))
         try:
             with pytest.raises(ConfigError, match=r"http.listen: 127.0.0.1:\d+: Address already in use"):
                 compose.serve(settings, bridge)
@@ -116,7 +160,7 @@ def test_a_port_in_use_is_a_mistake_unless_any_will_do(tmp_path: Path) -> None:
 
 def test_off_means_no_port(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, BRIDGE_HTTP__LISTEN="off")
-    bridge = compose.build(settings, compose.Credentials(settings, lambda: settings))
+    bridge = compose.build(settings, Latest(settings, lambda: settings))
     try:
         assert compose.serve(settings, bridge) is None
     finally:

@@ -141,6 +141,7 @@ class Bench:
     def start(self) -> None:
         """As after a start of the process."""
         self.sink = ScriptedSink()
+        self.renewals: deque[Exception | ScriptedSink | None] = deque()
         self.journal = HastyJournal(self._options)
         self.journal.add_sink("a", "earliest")
         self.forwarder = Forwarder(
@@ -152,7 +153,15 @@ class Bench:
             clock=lambda: self.clock.day,
             monotonic=lambda: self.clock.monotonic,
             uniform=lambda _, highest: highest,
+            renewed=self.renewed,
         )
+
+    def renewed(self) -> ScriptedSink | None:
+        """Another sink, if the test says so."""
+        renewal = self.renewals.popleft() if self.renewals else None
+        if isinstance(renewal, Exception):
+            raise renewal
+        return renewal
 
     def restart(self) -> None:
         self.journal.close()
@@ -872,3 +881,49 @@ def test_whatever_a_sink_does_every_event_is_delivered_in_order_or_a_dead_letter
             first_time = list(dict.fromkeys(n for n in bench.sink.got if resources[n] == resource))
             assert all(before < after for before, after in pairwise(first_time))
     bench.journal.close()
+
+
+# New secrets
+
+
+def test_a_sink_made_with_new_secrets_takes_over_when_it_is_opened_again(make: Make) -> None:
+    bench = make()
+    other = ScriptedSink()
+    bench.send((1, "/x/"))
+    bench.step()
+    bench.sink.script.append(Unavailable("401", "unauthorized"))
+    bench.send((2, "/x/"))
+    bench.step()
+    bench.renewals += [None, other]
+    bench.sink.refusals.append(Unavailable("401", "unauthorized"))
+    bench.step_after(60.0)
+    assert (bench.sink.opened, other.opened) == (2, 0)
+    bench.step_after(60.0)
+    bench.send((3, "/x/"))
+    bench.step()
+
+    assert (bench.sink.got, other.got) == ([1], [2, 3])
+    assert (bench.sink.opened, other.opened) == (2, 1)
+    assert bench.forwarder.status.up
+    bench.forwarder.close()
+    assert other.closed == 1
+
+
+def test_while_a_sink_is_open_nobody_asks_for_another(make: Make) -> None:
+    bench = make()
+    bench.step()
+    bench.renewals.append(ScriptedSink())
+    bench.send((1, "/x/"))
+    bench.step()
+
+    assert bench.sink.got == [1]
+
+
+def test_a_sink_that_can_t_be_made_with_new_secrets_is_a_bug_and_is_tried_again(make: Make) -> None:
+    bench = make()
+    bench.send((1, "/x/"))
+    bench.renewals.append(ValueError("no such key"))
+    bench.step()
+    assert bench.forwarder.status.reason == "internal"
+    bench.step_after(60.0)
+    assert bench.sink.got == [1]

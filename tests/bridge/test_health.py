@@ -16,12 +16,13 @@ import pytest
 
 from bridge.event import Event, Reception, normalize
 from bridge.forwarder import Forwarder
-from bridge.health import Health, Thresholds
+from bridge.health import Health, Reloaded, Thresholds
 from bridge.journal import Batch, Closed, Journal, JournalError, JournalOptions
 from bridge.metrics import Metrics, SinkMetrics, StreamMetrics
 from bridge.sink import Entry, Failure, SinkSettings, Unavailable
 from bridge.source import Ended, Session
 from bridge.stream import Stream, StreamPolicy
+from bridge.supervisor import Running
 
 DEADLINE = 20.0
 THRESHOLDS = Thresholds(stream_grace=60.0, sink_grace=300.0)
@@ -84,7 +85,7 @@ def make_forwarder(journal: Journal, sink: Box, *, ago: float = 0.0) -> Forwarde
 
 
 def make_health(journal: Journal, *streams: Stream, forwarders: Sequence[Forwarder] = ()) -> Health:
-    return Health(journal, streams, forwarders, thresholds=THRESHOLDS, version="1.2.3")
+    return Health(journal, lambda: Running(streams, forwarders), thresholds=THRESHOLDS, version="1.2.3")
 
 
 def batch(number: int, moment: str = "2016-02-01T16:47:28Z") -> Batch:
@@ -349,3 +350,45 @@ def test_the_status_shows_the_gaps(journal: Journal) -> None:
         }
     ]
     assert acme["gap_seconds"] == 12.5
+
+
+# --- what a reload changes ---------------------------------------------------------------------------------------------
+
+
+def test_it_looks_at_what_runs_now(journal: Journal) -> None:
+    streams = [make_stream(journal, ago=1000.0)]
+    health = Health(journal, lambda: Running(list(streams), []), thresholds=THRESHOLDS, version="1.2.3")
+    assert health.gap_seconds().keys() == {"acme"}
+    assert health.problems()
+    streams.clear()
+
+    assert health.gap_seconds() == health.status()["streams"] == {}
+    assert health.problems() == []
+
+
+def test_a_sink_that_was_forgotten_while_somebody_looks_is_not_shown(journal: Journal) -> None:
+    health = make_health(journal, forwarders=[make_forwarder(journal, Box())])
+    journal.forget_sinks_except(set())
+
+    assert health.status()["sinks"] == {}
+    assert health.lag_seconds() == {"audit": 0.0}
+
+
+def test_the_status_tells_of_a_sink_that_is_to_end_and_of_the_last_reload(journal: Journal) -> None:
+    forwarder = make_forwarder(journal, Box())
+    running = Running([], [forwarder], {"audit": "to be replaced"})
+    health = Health(journal, lambda: running, thresholds=THRESHOLDS, version="1.2.3")
+    assert health.status()["sinks"]["audit"]["leaving"] == "to be replaced"
+    assert health.status()["reload"] is None
+    health.reloaded = Reloaded(0.0, ["bridge.yaml: gone"])
+
+    told = {"time": "1970-01-01T00:00:00.000Z", "ok": False, "problems": ["bridge.yaml: gone"]}
+    assert health.status()["reload"] == told
+
+
+def test_thresholds_apply_at_once(journal: Journal) -> None:
+    health = make_health(journal, make_stream(journal, ago=30.0))
+    assert health.problems() == []
+    health.thresholds = Thresholds(10.0, 10.0)
+
+    assert len(health.problems()) == 1

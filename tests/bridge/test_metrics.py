@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from bridge.metrics import MALFORMED_REASONS, Metrics, SinkMetrics, StreamMetric
 from bridge.sink import REASONS, Entry, Failure, RetrySettings, SinkSettings
 from bridge.source import END_REASONS, Ended, Read
 from bridge.stream import Stream, StreamPolicy
+from bridge.supervisor import Running
 
 # The tables of the design and of the documentation: name, type, labels.
 EXPECTED = {
@@ -55,6 +57,7 @@ EXPECTED = {
     ("event_bridge_journal_commit_seconds", "histogram", ()),
     ("event_bridge_build_info", "gauge", ("python", "version")),
     ("event_bridge_config_last_reload_successful", "gauge", ()),
+    ("event_bridge_config_last_reload_success_timestamp_seconds", "gauge", ()),
     ("event_bridge_thread_restarts", "counter", ()),
 }
 
@@ -118,7 +121,9 @@ def test_the_process_and_the_interpreter_are_there_as_well(metrics: Metrics) -> 
 def test_everything_is_there_with_its_first_value_before_anything_happens(metrics: Metrics) -> None:
     ours = {key: value for key, value in samples(scrape(metrics)).items() if key[0].startswith("event_bridge_")}
     not_zero = {key[0]: value for key, value in ours.items() if value}
+    began = not_zero.pop("event_bridge_config_last_reload_success_timestamp_seconds")
 
+    assert time.time() - 3600 < began <= time.time()
     assert not_zero == {
         "event_bridge_build_info": 1,
         "event_bridge_config_last_reload_successful": 1,
@@ -261,7 +266,7 @@ def test_the_books_balance_in_a_scrape(journal: Journal) -> None:
         type="picky", match=[{"type": ["container"]}], retry=RetrySettings(first_delay=3600.0, max_delay=7200.0)
     )
     forwarders = [Forwarder(name, Picky(), settings, journal, metrics=SinkMetrics(metrics, name)) for name in names]
-    metrics.observe(Health(journal, [stream], forwarders, thresholds=Thresholds(), version="1.2.3"))
+    metrics.observe(Health(journal, lambda: Running([stream], forwarders), thresholds=Thresholds(), version="1.2.3"))
 
     stream.step()
     for forwarder in forwarders[:2]:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from bridge.server import Server
 from bridge.sink import Entry, Failure, SinkSettings
 from bridge.source import Ended, Session
 from bridge.stream import Stream, StreamPolicy
+from bridge.supervisor import Running
 
 TIMEOUT = 20.0
 SECRET = "geheim"
@@ -76,8 +78,9 @@ class Bench:
         )
         stream.step()
         self.grace = Thresholds(stream_grace=1000.0, sink_grace=1000.0)
-        self.health = Health(self.journal, [stream], [forwarder], thresholds=self.grace, version="1.2.3")
-        self.hasty = Health(self.journal, [stream], [forwarder], thresholds=Thresholds(50.0, 50.0), version="1.2.3")
+        running = partial(Running, [stream], [forwarder])
+        self.health = Health(self.journal, running, thresholds=self.grace, version="1.2.3")
+        self.hasty = Health(self.journal, running, thresholds=Thresholds(50.0, 50.0), version="1.2.3")
         self.metrics.observe(self.health)
 
     def serve(self, health: Health | None = None, host: str = "127.0.0.1") -> Server:
@@ -249,7 +252,7 @@ def test_clients_are_answered_at_the_same_time(bench: Bench) -> None:
             self.asked.wait()
             return []
 
-    waiting = Waiting(bench.journal, [], [], thresholds=bench.grace, version="1.2.3")
+    waiting = Waiting(bench.journal, Running, thresholds=bench.grace, version="1.2.3")
     answers: list[int] = []
     with closing(bench.serve(waiting)) as server:
         clients = [threading.Thread(target=lambda: answers.append(ask(server, "/readyz").status)) for _ in range(2)]
@@ -283,7 +286,7 @@ def test_a_bug_is_answered_and_logged_and_the_server_lives_on(bench: Bench) -> N
         def status(self) -> dict[str, Any]:
             raise ZeroDivisionError(SECRET)
 
-    buggy = Buggy(bench.journal, [], [], thresholds=bench.grace, version="1.2.3")
+    buggy = Buggy(bench.journal, Running, thresholds=bench.grace, version="1.2.3")
     with closing(bench.serve(buggy)) as server, capture_logs() as logs:
         answer = ask(server, "/status")
 
