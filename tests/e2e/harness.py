@@ -72,19 +72,44 @@ class Bridge:
         self.port = free_port()
         self.directory = directory
         self.config = directory / "bridge.yaml"
-        base = {"journal": {"path": str(directory / "journal.db")}, "http": {"listen": f"127.0.0.1:{self.port}"}}
-        self.config.write_text(yaml.safe_dump({**base, **settings}))
+        self.configure(settings)
         self.variables: dict[str, str] = {}
         self.log = directory / "log.jsonl"
         self.output = directory / "stdout.jsonl"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start it, and wait until it answers."""
+    def configure(self, settings: Mapping[str, Any]) -> None:
+        """Write its configuration file, so that nobody finds half of it."""
+        base = {"journal": {"path": str(self.directory / "journal.db")}, "http": {"listen": f"127.0.0.1:{self.port}"}}
+        new = self.config.with_suffix(".new")
+        new.write_text(yaml.safe_dump({**base, **settings}))
+        new.replace(self.config)
+
+    def hang_up(self) -> None:
+        """SIGHUP: read the configuration again; return when that is done."""
+        before = self.status()["reload"]
+        self.signal(signal.SIGHUP)
+        until(lambda: bool(self.status()["reload"] != before), "the configuration is read again")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self.process.send_signal(number)
+
+    def said(self, text: str) -> list[Any]:
+        """The log lines with this text, decoded."""
+        lines = map(json.loads, self.log.read_text().splitlines())
+        return [line for line in lines if text in line["body"]]
+
+    def launch(self) -> None:
+        """Start it, and wait for nothing."""
         with self.log.open("ab") as log, self.output.open("ab") as output:
             command = [EVENT_BRIDGE, "run", "--config", str(self.config)]
             environment = clean_environment(**self.variables)
             self._process = subprocess.Popen(command, stdout=output, stderr=log, env=environment)
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        self.launch()
         until(self.answers, f"the bridge answers; its log: {self.log.read_text()[-2000:]}")
 
     def answers(self) -> bool:
@@ -97,10 +122,15 @@ class Bridge:
             return False
 
     @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The process."""
+        assert self._process is not None
+        return self._process
+
+    @property
     def pid(self) -> int:
         """Its process id."""
-        assert self._process is not None
-        return self._process.pid
+        return self.process.pid
 
     def kill(self) -> None:
         """`kill -9`."""
@@ -182,12 +212,14 @@ class Receiver:
         requests: The answered requests in their order: the number of the connection, and the events.
         answer: Decides on the status and headers for the events of a request; 200 if not set.
         hang: While set, requests are read and not answered.
+        token: The bearer token that requests must have; none is asked for if not set.
     """
 
     def __init__(self) -> None:
         self.requests: list[tuple[int, list[dict[str, Any]]]] = []
         self.answer: Callable[[list[dict[str, Any]]], tuple[int, dict[str, str]]] = lambda _: (200, {})
         self.hang = threading.Event()
+        self.token: str | None = None
         self._lock = threading.Lock()
         self._connections = 0
         self.port = free_port()
@@ -265,7 +297,8 @@ class Receiver:
                 if not receiver.is_listening:
                     self.close_connection = True
                     return
-                status, headers = receiver.answer(events)
+                welcome = receiver.token is None or self.headers["Authorization"] == f"Bearer {receiver.token}"
+                status, headers = receiver.answer(events) if welcome else (401, {})
                 if status < 300:
                     receiver.remember(self.number, events)
                 self.send_response(status)
