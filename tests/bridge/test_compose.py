@@ -3,6 +3,7 @@
 import socket
 import urllib.request
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -10,13 +11,12 @@ from bridge import compose
 from bridge.dockercloud import DockerCloudSource
 from bridge.engine import EngineSource
 from bridge.simulator import Simulator, SimulatorSettings
-from bridge.sink import Unavailable
 from bridge.source import Ended
 from config.load import ConfigError, load
 from config.rotation import Latest
 from config.settings import Settings
-from sinks.kafka_settings import KafkaSettings
 from sinks.stdout import StdoutSink
+from tests import kafka_broker
 
 
 def settings_of(tmp_path: Path, **variables: str) -> Settings:
@@ -57,58 +57,33 @@ def test_a_bridge_has_its_parts_and_answers_before_anything_happened(tmp_path: P
     assert 'event_bridge_sink_pending_events{sink="out"} 0.0' in text
 
 
-class Broker:
-    """Takes the place of the Kafka client: lets in whoever has the password that is valid now."""
-
-    password = "old"
-
-    def __init__(self, settings: KafkaSettings) -> None:
-        self._settings = settings
-
-    def connect(self) -> None:
-        assert self._settings.password is not None
-        if self._settings.password.get_secret_value() != self.password:
-            raise Unavailable("login refused", "unauthorized")
-
-    def partitions(self, topics: list[str]) -> dict[str, int]:
-        return dict.fromkeys(topics, 1)
-
-    def describe(self, topic: str) -> tuple[None, None]:
-        del topic
-        return None, None
-
-    def close(self) -> None: ...
-
-
-def test_a_kafka_sink_whose_password_file_has_changed_recovers_by_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sinks.kafka.Client", Broker)
+@pytest.mark.skipif(kafka_broker.available() is not None, reason=str(kafka_broker.available()))
+def test_a_kafka_sink_whose_password_file_has_changed_recovers_by_itself(tmp_path: Path) -> None:
+    broker = kafka_broker.shared()
+    topic = f"compose-{uuid4().hex[:8]}"
+    kafka_broker.create_topic(broker.address(), topic)
+    broker.allow("alice", topic, "WRITE", "DESCRIBE")
     password = tmp_path / "password"
-    password.write_text("old\n")
+    password.write_text("the old one\n")
+    kafka = {"TYPE": "kafka", "BOOTSTRAP_SERVERS": broker.address("SASL"), "TOPIC": topic, "SASL": "PLAIN"}
+    login = {"USERNAME": "alice", "PASSWORD_FILE": str(password), "CONNECT_TIMEOUT": "5s"}
     now = 100.0
 
     def read() -> Settings:
-        kafka = {"TYPE": "kafka", "BOOTSTRAP_SERVERS": "kafka:9092", "TOPIC": "events", "SASL": "PLAIN", "USERNAME": "bob"}
-        files = {"PASSWORD_FILE": str(password), "TLS": "true"}
-        return settings_of(tmp_path, **{f"BRIDGE_SINKS__AUDIT__{key}": value for key, value in (kafka | files).items()})
+        return settings_of(tmp_path, **{f"BRIDGE_SINKS__AUDIT__{key}": value for key, value in (kafka | login).items()})
 
     first = read()
     bridge = compose.build(first, Latest(first, read, lambda: now))
     (forwarder,) = bridge.supervisor.running().forwarders
     try:
         forwarder.step()
-        assert forwarder.status.up
-        forwarder.close()
-        monkeypatch.setattr(Broker, "password", "new")
-        now += 2
-        forwarder.step()
         assert (forwarder.status.up, forwarder.status.reason) == (False, "unauthorized")
-        password.write_text("new\n")
+        password.write_text(kafka_broker.USERS["alice"] + "\n")
         now += 2
         forwarder.step()
         assert forwarder.status.up
     finally:
+        forwarder.close()
         bridge.journal.close()
 
 
