@@ -37,7 +37,7 @@ Operations
 Nothing outside this package knows that it is SQLite.
 """
 
-from bridge.journal.file import JournalError
+from bridge.journal.file import JournalError, holder
 from bridge.journal.log import Journal
 from bridge.journal.reader import JournalReader
 from bridge.journal.records import (
@@ -83,4 +83,5 @@ __all__ = [
     "StoredDeadLetter",
     "StreamBooks",
     "Verified",
+    "holder",
 ]

@@ -15,6 +15,11 @@ from bridge.journal import schema
 log = structlog.get_logger(__name__)
 
 
+_LOCK_TRIES: Final = 5
+_LOCK_PAUSE: Final = 0.02
+"""Seconds between tries to get the lock."""
+
+
 class JournalError(Exception):
     """The journal can't be opened, read or written; the text says which file and why."""
 
@@ -34,9 +39,7 @@ def lock(path: Path) -> TextIO:
         raise JournalError(
             f"{lock_path}: {error.strerror}; journal.path must be in a directory that this user can write"
         ) from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not _locked(file):
         file.seek(0)
         holder = file.read().strip() or "unknown"
         file.close()
@@ -49,6 +52,39 @@ def lock(path: Path) -> TextIO:
         file.close()
         raise JournalError(f"{lock_path}: {error.strerror}; journal.path must be on a disk that can be written") from None
     return file
+
+
+def _locked(file: TextIO) -> bool:
+    """Get the lock; more than one try, since whoever asks for the holder has it for a moment."""
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(_LOCK_PAUSE)
+        else:
+            return True
+    return False
+
+
+def holder(path: Path) -> str | None:
+    """The process that holds the journal (its id, as far as it is known); None if nobody does.
+
+    Raises:
+        JournalError: It can't be found out.
+    """
+    lock_path = path.with_name(path.name + ".lock")
+    try:
+        with lock_path.open() as file:
+            try:
+                # Shared, so that two who ask do not take each other for a holder; and for no longer than the question takes.
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip() or "unknown"
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise JournalError(f"{lock_path}: {error.strerror}; run this as the user that the bridge runs as") from None
+    return None
 
 
 class Space(NamedTuple):

@@ -1,5 +1,6 @@
 """Opening the journal's file: who may, what is done about damage, and which formats are understood."""
 
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -12,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.event import Event
-from bridge.journal import Batch, Journal, JournalError, JournalOptions, Retry, Settlement
+from bridge.journal import Batch, Journal, JournalError, JournalOptions, Retry, Settlement, holder
 from bridge.journal.file import disk_space
 from bridge.journal.schema import SCHEMA_VERSION
 
@@ -173,6 +174,32 @@ def test_the_disk_tells_its_size_or_is_taken_for_endless(tmp_path: Path) -> None
     assert space.total == shutil.disk_usage(tmp_path).total
     assert path.stat().st_size <= space.available <= space.total
     assert min(disk_space(tmp_path / "missing.db")) > 1 << 60
+
+
+def test_who_holds_a_journal_is_told_without_disturbing_anybody(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    assert holder(path) is None
+    assert list(tmp_path.iterdir()) == []
+
+    with closing(Journal(JournalOptions(path))):
+        assert [holder(path) for _ in range(2)] == [str(os.getpid())] * 2
+    assert holder(path) is None
+    assert accepts(path)
+
+
+def test_who_asks_for_the_holder_keeps_nobody_from_becoming_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "journal.db.lock").open("w") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        monkeypatch.setattr("bridge.journal.file.time.sleep", lambda _: fcntl.flock(asking, fcntl.LOCK_UN))
+
+        assert accepts(tmp_path / "journal.db")
+
+
+def test_that_nobody_can_tell_who_holds_a_journal_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "journal.db.lock").mkdir()
+
+    with pytest.raises(JournalError, match=r"journal\.db\.lock: "):
+        holder(tmp_path / "journal.db")
 
 
 def test_the_lock_is_let_go_when_opening_fails(tmp_path: Path) -> None:
