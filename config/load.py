@@ -20,12 +20,12 @@ from config.document import ReadError
 from config.original import from_original, incomplete
 from config.plugins import PluginError, Plugins, installed, load_plugin
 from config.problems import ConfigError, Problems, no_such_type
-from config.settings import Settings
+from config.settings import HttpSettings, Settings
 from config.shape import FILE, KeyPath, decode, models_in, secrets_of
 from config.sources import Layer, find, from_environment, from_file, from_secrets, read_secret
 from config.values import NAME
 
-__all__ = ["ConfigError", "find", "load"]
+__all__ = ["ConfigError", "find", "load", "load_http"]
 
 DEFAULT_SINK: Final = "stdout"
 
@@ -66,6 +66,23 @@ def load(config: Path | None = None, env: Mapping[str, str] | None = None, plugi
     settings = _validated(data, models, problems)
     problems.raise_any()
     return settings
+
+
+def load_http(config: Path | None = None, env: Mapping[str, str] | None = None) -> HttpSettings:
+    """Load the part `http` alone, for who talks to a bridge that has its configuration elsewhere; see `load`.
+
+    Raises:
+        ConfigError: With what is wrong in this part; nothing else is looked at.
+    """
+    layers, lines = _read(config, os.environ if env is None else env)
+    layers = [replace(layer, data={"http": layer.data["http"]} if "http" in layer.data else {}) for layer in layers]
+    problems = Problems(layers, lines)
+    layers[:] = [_decoded(layer, problems) for layer in layers]
+    data = _merged(layers)
+    _put_in_secrets({"sinks": {}, **data}, {}, layers, problems)
+    settings = _validated(data, {}, problems)
+    problems.raise_any()
+    return settings.http
 
 
 def _read(config: Path | None, env: Mapping[str, str]) -> tuple[list[Layer], list[str]]:

@@ -67,9 +67,13 @@ class JournalSettings(Strict):
 
 
 class HttpSettings(Strict):
-    """Metrics, health and status over HTTP."""
+    """Metrics, health and status over HTTP; and for who may, dead letters and stored events."""
 
     listen: Listen = Field(default="127.0.0.1:9477", description='Address as host:port; "off" or empty: do not listen.')
+    token: HeaderValue | None = Field(
+        default=None,
+        description="Who shows it may look at events, replay and drop dead letters. Without one, who is on this machine may.",
+    )
 
     @property
     def address(self) -> tuple[str, int] | None:

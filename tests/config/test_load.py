@@ -7,7 +7,7 @@ from pydantic import Field, SecretStr
 
 from bridge.sink import SinkSettings, Strict
 from bridge.units import Seconds
-from config.load import load
+from config.load import ConfigError, load, load_http
 from config.plugins import Plugins
 from config.settings import DockerCloudSettings, EngineSettings, Settings
 
@@ -286,3 +286,45 @@ def test_without_an_explicit_environment_that_of_the_process_counts(monkeypatch:
     settings = load(plugins=PLUGINS)
 
     assert (settings.log.level, acme(settings).types) == ("debug", ["node"])
+
+
+# --- the part for who talks to a bridge ---------------------------------------------------------------------------------
+
+
+def http(text: str = "", **env: str) -> tuple[str, str | None]:
+    """Where it listens, and the token."""
+    if text:
+        Path("bridge.yaml").write_text(text)
+    found = load_http(None, {"BRIDGE_SECRETS_DIR": "", **env})
+    return found.listen, found.token.get_secret_value() if found.token else None
+
+
+def test_the_part_http_needs_nothing_else() -> None:
+    assert http() == ("127.0.0.1:9477", None)
+    assert http(BRIDGE_HTTP__TOKEN="geheim") == ("127.0.0.1:9477", "geheim")
+
+
+def test_the_part_http_is_read_from_all_sources_and_files_of_secrets(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("from file\n")
+    text = "http: {listen: 'off', token_file: token}\nsinks: {x: {type: nonsense}}\nstreams: 7\n"
+
+    assert http(text) == ("off", "from file")
+    assert http(text, BRIDGE_HTTP__TOKEN="from variable") == ("off", "from variable")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("http: {token: ''}", "bridge.yaml: http.token: is empty"),
+        ("http: {token_file: nowhere}", "bridge.yaml: http.token_file: nowhere: can't be read"),
+        ("http: {tokn: x}", "bridge.yaml: http.tokn: "),
+        ("http: {token: ü}", "bridge.yaml: http.token: must be ASCII text"),
+        ("http: 7", "bridge.yaml: http: must be a mapping"),
+    ],
+)
+def test_what_is_wrong_with_the_part_http_is_said(text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        http(text)
+
+    (problem,) = raised.value.problems
+    assert problem.startswith(said)
