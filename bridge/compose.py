@@ -16,6 +16,8 @@ from bridge.forwarder import Forwarder
 from bridge.health import Health, Thresholds
 from bridge.journal import Journal, JournalOptions
 from bridge.metrics import Metrics, SinkMetrics, StreamMetrics
+from bridge.operations_http import Routes
+from bridge.operations_journal import JournalOperations, SinkLimits
 from bridge.presence import Presence
 from bridge.server import Server
 from bridge.sink import Sink, SinkSettings
@@ -156,8 +158,14 @@ def serve(settings: Settings, bridge: Bridge, *, or_any_port: bool = False) -> S
     if settings.http.address is None:
         return None
     host, port = settings.http.address
+    token = settings.http.token.get_secret_value() if settings.http.token else None
+    operations = JournalOperations(bridge.journal, lambda: limits_of(settings), running=True)
     listen = partial(
-        Server, health=bridge.health, registry=bridge.metrics.registry, last_tick=lambda: bridge.supervisor.last_tick
+        Server,
+        health=bridge.health,
+        registry=bridge.metrics.registry,
+        last_tick=lambda: bridge.supervisor.last_tick,
+        routes=Routes(operations, lambda: token),
     )
     try:
         return listen(host, port)
@@ -165,6 +173,11 @@ def serve(settings: Settings, bridge: Bridge, *, or_any_port: bool = False) -> S
         if or_any_port:
             return listen(host, 0)
         raise ConfigError([f"http.listen: {host}:{port}: {error.strerror}; choose another address, or off"]) from None
+
+
+def limits_of(settings: Settings) -> dict[str, SinkLimits]:
+    """What a replay has to know of the configured sinks."""
+    return {name: SinkLimits(sink.retry.max_pending, sink.start_at) for name, sink in settings.sinks.items()}
 
 
 def open_journal(settings: Settings, metrics: Metrics) -> Journal:

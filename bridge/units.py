@@ -9,13 +9,20 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?", re.ASCII)
 
 
-def _parse_duration(value: Any) -> Any:
-    if not isinstance(value, str | bool):
-        return value
-    match = _DURATION.fullmatch(str(value).strip())
+def duration(text: str) -> float:
+    """Read seconds as people write them: a number, or one with a unit.
+
+    Raises:
+        ValueError: It is none.
+    """
+    match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise ValueError("not a duration: write seconds (2.5) or a number with ms, s, m, h or d (500ms, 24h)")
     return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+def _parse_duration(value: Any) -> Any:
+    return duration(str(value)) if isinstance(value, str | bool) else value
 
 
 Seconds = Annotated[

@@ -20,7 +20,9 @@ from bridge.forwarder import Forwarder
 from bridge.health import Health, Thresholds
 from bridge.journal import Journal, JournalOptions
 from bridge.metrics import Metrics, SinkMetrics, StreamMetrics
-from bridge.server import Server
+from bridge.operations_http import Routes
+from bridge.operations_journal import JournalOperations
+from bridge.server import Server, url_of
 from bridge.sink import Entry, Failure, SinkSettings
 from bridge.source import Ended, Session
 from bridge.stream import Stream, StreamPolicy
@@ -83,8 +85,16 @@ class Bench:
         self.hasty = Health(self.journal, running, thresholds=Thresholds(50.0, 50.0), version="1.2.3")
         self.metrics.observe(self.health)
 
-    def serve(self, health: Health | None = None, host: str = "127.0.0.1") -> Server:
-        return Server(host, 0, health=health or self.health, registry=self.metrics.registry, last_tick=lambda: self.last_tick)
+    def serve(self, health: Health | None = None, host: str = "127.0.0.1", port: int = 0, token: str | None = None) -> Server:
+        operations = JournalOperations(self.journal, dict, running=True)
+        return Server(
+            host,
+            port,
+            health=health or self.health,
+            registry=self.metrics.registry,
+            last_tick=lambda: self.last_tick,
+            routes=Routes(operations, lambda: token),
+        )
 
 
 class Answer(NamedTuple):
@@ -221,9 +231,38 @@ def test_head_answers_like_get_without_the_body(server: Server, path: str) -> No
     assert int(head.headers["Content-Length"]) > 0
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
-def test_nothing_can_be_changed(server: Server, method: str) -> None:
-    assert ask(server, "/status", method).status == 501
+@pytest.mark.parametrize(("method", "status"), [("POST", 405), ("PUT", 501), ("DELETE", 501), ("OPTIONS", 501)])
+def test_nothing_can_be_changed(server: Server, method: str, status: int) -> None:
+    assert ask(server, "/status", method).status == status
+
+
+# --- the operations ----------------------------------------------------------------------------------------------------
+
+
+def test_the_operations_are_for_this_machine_and_not_for_web_pages(server: Server) -> None:
+    assert ask(server, "/journal").status == 200
+    assert ask(server, "/journal", Origin="http://127.0.0.1").status == 403
+    assert ask(server, "/journal", Host="evil.example").status == 403
+
+
+def test_with_a_token_the_operations_need_it(bench: Bench) -> None:
+    with closing(bench.serve(token=SECRET)) as server:
+        answers = [ask(server, "/journal", Authorization=f"Bearer {given}").status for given in (SECRET, "other")]
+
+        assert (ask(server, "/journal").status, answers) == (401, [200, 401])
+        assert ask(server, "/dead-letters/drop", "POST").status == 401
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz", "/status", "/"])
+def test_everything_else_stays_open(bench: Bench, path: str) -> None:
+    with closing(bench.serve(token=SECRET)) as server:
+        assert ask(server, path, Origin="http://x", Host="bridge.example").status == 200
+
+
+def test_the_operations_say_so_while_the_process_stops(bench: Bench, server: Server) -> None:
+    bench.journal.close()
+
+    assert ask(server, "/journal")[0::2] == (503, "the process is stopping\n")
 
 
 # --- clients and bugs --------------------------------------------------------------------------------------------------
@@ -310,7 +349,7 @@ def test_while_the_process_stops_it_says_so(bench: Bench, server: Server) -> Non
 
 def test_a_port_that_is_taken_is_an_error(bench: Bench, server: Server) -> None:
     with pytest.raises(OSError, match="in use"):
-        Server("127.0.0.1", server.port, health=bench.health, registry=bench.metrics.registry, last_tick=time.monotonic)
+        bench.serve(port=server.port)
 
 
 @pytest.mark.parametrize(("host", "url"), [("127.0.0.1", "http://127.0.0.1:{}"), ("0.0.0.0", "http://127.0.0.1:{}")])
@@ -318,6 +357,12 @@ def test_the_url_leads_to_the_server_from_this_machine(bench: Bench, host: str, 
     with closing(bench.serve(host=host)) as server:
         assert server.url == url.format(server.port)
         assert ask(server, "/healthz").status == 200
+
+
+def test_the_url_of_an_address_can_be_told_without_a_server() -> None:
+    assert url_of("::", 9477) == "http://127.0.0.1:9477"
+    assert url_of("::1", 9477) == "http://[::1]:9477"
+    assert url_of("10.0.0.5", 1) == "http://10.0.0.5:1"
 
 
 def test_an_address_of_the_newer_kind_is_written_in_brackets(bench: Bench) -> None:
