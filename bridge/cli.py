@@ -1,6 +1,7 @@
 """The command `event-bridge`: arguments in, an exit status out.
 
-Exit status: 0 all went well; 1 something could not be reached; 2 the arguments make no sense; 78 the configuration does not.
+Exit status: 0 all went well; 1 something could not be reached or done, or damage was found; 2 the arguments make no sense;
+78 the configuration does not; 130 Ctrl-C.
 """
 
 import argparse
@@ -11,18 +12,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from bridge import commands, compose, logs
-from bridge.commands import ConnectFailed, Filters, OptionError
+from bridge import commands, compose, inspect_arguments, logs
+from bridge.commands import INTERRUPTED, ConnectFailed, Filters, OptionError
+from bridge.inspect_letters import Refused
 from bridge.journal import JournalError
+from bridge.operations import OperationError
 from bridge.simulator import SimulatorSettings
 from config.load import ConfigError
 from config.schema import json_schema
 
 UNREACHABLE: Final = 1
+BAD_ARGUMENTS: Final = 2
 BAD_CONFIGURATION: Final = 78
 """EX_CONFIG of sysexits.h: to try again without a change is no use."""
 
-COMMANDS: Final = ("run", "check", "listen", "demo", "simulate", "schema")
+COMMANDS: Final = ("run", "check", "listen", "demo", "simulate", "schema", *inspect_arguments.COMMANDS)
 
 _DESCRIPTION: Final = """\
 Listens to Docker Cloud event streams and Docker Engines, commits every event to a durable journal, and delivers it to
@@ -38,7 +42,11 @@ The configuration is --config, or $BRIDGE_CONFIG, ./bridge.yaml, /etc/event-brid
 BRIDGE_SINKS__ALERTS__URL sets sinks.alerts.url. The variables of the original clients (DOCKERCLOUD_USER,
 DOCKERCLOUD_APIKEY, ...) are enough for a first run.
 
-exit status: 0 all well, 1 something could not be reached, 2 wrong arguments, 78 wrong configuration"""
+while it runs, and after it died:
+  event-bridge backlog                    what waits at each sink, and for how long
+  event-bridge dead-letters list          what could not be delivered, and why; `replay` sends it again
+
+exit status: 0 all well, 1 something could not be reached or done, or is damaged, 2 wrong arguments, 78 wrong configuration"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,17 +60,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"event-bridge: {problem}", file=sys.stderr)
     except (JournalError, OptionError) as error:
         print(f"event-bridge: {error}", file=sys.stderr)
-    except ConnectFailed as error:
+    except (ConnectFailed, OperationError) as error:
         print(f"event-bridge: {error}", file=sys.stderr)
         return UNREACHABLE
+    except Refused as error:
+        print(f"event-bridge: {error}", file=sys.stderr)
+        return BAD_ARGUMENTS
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
-        # Somebody like `head` has seen enough. Without this, Python would complain when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Somebody like `head` has seen enough.
+        _let_go_of_output()
         return 0
     return BAD_CONFIGURATION
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.command in inspect_arguments.COMMANDS:
+        return _look_inside(args)
     all_ended = True
     match args.command:
         case "run":
@@ -84,6 +100,24 @@ def _run(args: argparse.Namespace) -> int:
         sys.stderr.flush()
         os._exit(0)
     return 0
+
+
+def _look_inside(args: argparse.Namespace) -> int:
+    try:
+        status = inspect_arguments.run(args)
+        # What nobody reads any more is to be noticed here, not when the interpreter ends.
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _let_go_of_output()
+        raise OperationError(f"can't be written: {error.strerror}") from None
+    return status
+
+
+def _let_go_of_output() -> None:
+    """Lose what could not be written, about which Python would complain when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser() -> argparse.ArgumentParser:
@@ -131,6 +165,7 @@ def parser() -> argparse.ArgumentParser:
     _add_simulator_options(
         command("simulate", "be a Stream API server that makes events up", "event-bridge simulate --rate 100")
     )
+    inspect_arguments.add(command)
     command("schema", "print the JSON schema of the configuration", "event-bridge schema > bridge.schema.json")
     return root
 
