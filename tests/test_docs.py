@@ -2,25 +2,31 @@
 
 import re
 import shlex
+import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 from prometheus_client import generate_latest
 
-from bridge import cli
-from bridge.event import Event, Reception, fields_of, normalize
+from bridge import cli, inspect_arguments, logs
+from bridge.event import Event, Malformed, Reception, fields_of, normalize
 from bridge.health import Health, Thresholds
-from bridge.journal import Journal, JournalOptions
+from bridge.journal import DeathReason, Journal, JournalOptions
 from bridge.metrics import Metrics, SinkMetrics, StreamMetrics
+from bridge.operations_http import Routes
+from bridge.operations_journal import JournalOperations
 from bridge.sink import Entry
 from bridge.supervisor import Running
 from config.load import load
+from tests.bridge.journal_samples import append, bury, event, opened
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -28,10 +34,15 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[str]:
-    """Every `event-bridge ...` in the shell blocks of the README."""
-    lines = [line.split("#")[0].strip() for block in blocks(README, "sh") for line in block.splitlines()]
-    return [line[line.index("event-bridge") :] for line in lines if "event-bridge" in line]
+def shell(text: str) -> list[str]:
+    """The lines of the shell blocks of a document, without their remarks."""
+    return [line.split("#")[0].strip() for block in blocks(text, "sh") for line in block.splitlines()]
+
+
+def commands(text: str) -> list[str]:
+    """Every `event-bridge ...` in the shell blocks of a document, up to what it is piped to."""
+    lines = [line[line.rindex("event-bridge ") :] for line in shell(text) if "event-bridge " in line]
+    return [re.split(r" [|>] ", line)[0] for line in lines]
 
 
 def test_the_readme_configures_all_four_sinks_and_loads(tmp_path: Path) -> None:
@@ -49,13 +60,13 @@ def test_the_readme_configures_all_four_sinks_and_loads(tmp_path: Path) -> None:
     assert {stream.type for stream in settings.streams.values()} == {"docker-cloud", "engine"}
 
 
-@pytest.mark.parametrize("line", commands())
+@pytest.mark.parametrize("line", commands(README))
 def test_commands_of_the_readme_exist(line: str) -> None:
     cli.parser().parse_args(shlex.split(line)[1:])
 
 
 def test_the_readme_names_every_command() -> None:
-    documented = set(re.findall(r"^\| `event-bridge (\w+)`", README, re.MULTILINE))
+    documented = set(re.findall(r"^\| `event-bridge ([\w-]+)`", README, re.MULTILINE))
 
     assert documented == set(cli.COMMANDS)
 
@@ -104,6 +115,50 @@ def test_the_sink_of_the_guide_delivers(tmp_path: Path) -> None:
 
     assert list(failures) == []
     assert (tmp_path / "out").read_bytes() == b'{"a":1}\n{"a":2}\n'
+
+
+def test_what_an_operator_is_shown_works_line_by_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the file of a bridge that is down, in the order of the document."""
+    monkeypatch.setattr(logs, "configure", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BRIDGE_SECRETS_DIR", "")
+    Path("bridge.yaml").write_text(
+        "streams: {acme: {}}\nsinks: {alerts: {type: webhook, url: 'http://127.0.0.1:1'}}\njournal: {path: journal.db}\n"
+    )
+    with opened(Path("journal.db"), "alerts") as journal:
+        events = [event(number) for number in range(1, 6)]
+        append(journal, events, [Malformed("not_json", b"?")])
+        bury(journal, "alerts", 1, events, reason="rejected", died=time.time())
+    said = ""
+
+    lines = [line for line in commands(OPERATIONS) if "--url" not in line]
+    for line in lines:
+        assert cli.main(shlex.split(line)[1:]) == 0, line
+        said += capsys.readouterr().out
+
+    assert {line.split()[1] for line in lines} == set(inspect_arguments.COMMANDS)
+    assert "alerts: 1 dead letter sent again\nalerts: 4 dead letters sent again\n" in said
+    for header in re.findall(r"^SINK .*", OPERATIONS, re.MULTILINE):
+        assert header.split() in [line.split() for line in said.splitlines()]
+
+
+def test_the_reasons_of_dead_letters_are_all_told() -> None:
+    assert set(re.findall(r"^\| `(\w+)` \|", OPERATIONS, re.MULTILINE)) == set(get_args(DeathReason))
+
+
+def test_every_path_of_the_operations_is_told_with_its_method(tmp_path: Path) -> None:
+    with opened(tmp_path / "journal.db") as journal:
+        routes = Routes(JournalOperations(journal, dict, running=True), lambda: None)
+        told = {}
+        for line in shell(OPERATIONS):
+            if line.startswith("curl"):
+                path = urlsplit(shlex.split(line)[-1]).path
+                told[path] = "POST" if "-X POST" in line else "GET"
+
+        assert {path: routes.method(path) for path in told} == told
+        assert len(told) == len(routes.paths)
 
 
 def test_links_in_the_documents_lead_somewhere() -> None:
