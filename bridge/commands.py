@@ -83,9 +83,8 @@ def run(config: Path | None, log_format: logs.Format | None) -> bool:
     try:
         settings = load(config)
         log_as(settings.log)
-        latest = Latest(settings, lambda: load(config))
-        bridge = compose.build(settings, latest, requests)
-        return _run(settings, bridge, reload=Reload(bridge, settings, latest, log_as))
+        bridge = compose.build(settings, Latest(settings, lambda: load(config)), requests)
+        return _run(settings, bridge, reload=Reload(bridge, settings, log_as))
     finally:
         # At its very end, Python would give the signal back its deadly default.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

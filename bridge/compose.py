@@ -1,7 +1,7 @@
 """Settings in, a bridge ready to run out: the one place that knows both the configuration and the parts."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -80,7 +80,7 @@ class Parts:
     def forwarder(self, name: str, journal: Journal, metrics: Metrics) -> Forwarder:
         """A forwarder, which gets another sink when secrets have changed and the sink is opened."""
         settings = made_with = self._settings.sinks[name]
-        rotating = Rotating(self._latest, "sinks", name, settings)
+        rotating = Rotating(self._latest, lambda now: now.sinks.get(name), settings)
 
         def renewed() -> Sink | None:
             nonlocal made_with
@@ -110,6 +110,7 @@ class Bridge(NamedTuple):
     metrics: Metrics
     health: Health
     supervisor: Supervisor
+    latest: Latest
 
 
 def build(settings: Settings, latest: Latest, requests: Requests | None = None) -> Bridge:
@@ -141,7 +142,7 @@ def build(settings: Settings, latest: Latest, requests: Requests | None = None) 
     )
     health = Health(journal, supervisor.running, thresholds=thresholds(settings), version=VERSION)
     metrics.observe(health)
-    return Bridge(journal, metrics, health, supervisor)
+    return Bridge(journal, metrics, health, supervisor, latest)
 
 
 def thresholds(settings: Settings) -> Thresholds:
@@ -158,14 +159,22 @@ def serve(settings: Settings, bridge: Bridge, *, or_any_port: bool = False) -> S
     if settings.http.address is None:
         return None
     host, port = settings.http.address
-    token = settings.http.token.get_secret_value() if settings.http.token else None
-    operations = JournalOperations(bridge.journal, lambda: limits_of(settings), running=True)
+    http = Rotating(bridge.latest, lambda now: now.http, settings.http)
+
+    def token() -> str | None:
+        secret = http.now().token
+        return secret.get_secret_value() if secret else None
+
+    def limits() -> dict[str, SinkLimits]:
+        return limits_of({forwarder.name: forwarder.settings for forwarder in bridge.supervisor.running().forwarders})
+
+    operations = JournalOperations(bridge.journal, limits, running=True)
     listen = partial(
         Server,
         health=bridge.health,
         registry=bridge.metrics.registry,
         last_tick=lambda: bridge.supervisor.last_tick,
-        routes=Routes(operations, lambda: token),
+        routes=Routes(operations, token),
     )
     try:
         return listen(host, port)
@@ -175,9 +184,9 @@ def serve(settings: Settings, bridge: Bridge, *, or_any_port: bool = False) -> S
         raise ConfigError([f"http.listen: {host}:{port}: {error.strerror}; choose another address, or off"]) from None
 
 
-def limits_of(settings: Settings) -> dict[str, SinkLimits]:
-    """What a replay has to know of the configured sinks."""
-    return {name: SinkLimits(sink.retry.max_pending, sink.start_at) for name, sink in settings.sinks.items()}
+def limits_of(sinks: Mapping[str, SinkSettings]) -> dict[str, SinkLimits]:
+    """What a replay has to know of the sinks."""
+    return {name: SinkLimits(sink.retry.max_pending, sink.start_at) for name, sink in sinks.items()}
 
 
 def open_journal(settings: Settings, metrics: Metrics) -> Journal:
@@ -211,7 +220,7 @@ def source(name: str, settings: DockerCloudSettings | EngineSettings, latest: La
                 key_file=settings.key_file,
             )
         )
-    rotating = Rotating(latest, "streams", name, settings)
+    rotating = Rotating(latest, lambda now: now.streams.get(name), settings)
     return docker_cloud_source(settings, lambda: rotating.now().authorization())
 
 

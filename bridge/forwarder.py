@@ -61,6 +61,7 @@ class Forwarder:
         uniform: Chance.
 
     Attributes:
+        settings: As above.
         busy: Whether the last step moved anything.
         delivering_since: The monotonic time at which a delivery began that has not returned yet.
         waiting: Why events wait for a retry: each reason since the queue was empty, with the last words to it.
@@ -85,7 +86,7 @@ class Forwarder:
         self.delivering_since: float | None = None
         self.waiting: Mapping[Reason, str] = {}
         self._sink = sink
-        self._settings = settings
+        self.settings = settings
         self._filter = Filter(settings.match, settings.drop)
         self._journal = journal
         self._metrics = metrics
@@ -134,7 +135,7 @@ class Forwarder:
 
     def _forward(self) -> float:
         """Deliver what is due; return the seconds to wait, if nothing new may be tried."""
-        now, retry, batch = self._clock(), self._settings.retry, self._settings.batch
+        now, retry, batch = self._clock(), self.settings.retry, self.settings.batch
         due = self._journal.due_retries(self.name, now, now + 2 * retry.max_delay, batch.max_events, batch.max_bytes)
         if due:
             self.busy = True
@@ -155,7 +156,7 @@ class Forwarder:
         return 0.0
 
     def _read(self, wait: float) -> list[Entry]:
-        batch = self._settings.batch
+        batch = self.settings.batch
         entries = self._journal.read(self.name, batch.max_events, batch.max_bytes, wait)
         if entries and batch.max_wait and len(entries) < batch.max_events:
             until = self._monotonic() + batch.max_wait
@@ -165,7 +166,7 @@ class Forwarder:
 
     def _deliver_new(self, entries: Sequence[Entry]) -> None:
         wanted = [entry for entry in entries if self._filter.accepts(entry.fields)] if self._filter else entries
-        lanes = self._journal.waiting_lanes(self.name) if self._settings.ordering == "resource" else set()
+        lanes = self._journal.waiting_lanes(self.name) if self.settings.ordering == "resource" else set()
         behind = [entry for entry in wanted if self._lane(entry) in lanes] if lanes else []
         offered = _without(wanted, {entry.seq for entry in behind} | self._acknowledged)
         try:
@@ -263,7 +264,7 @@ class Forwarder:
     def _lane(self, entry: Entry) -> str:
         """What keeps an event's order: its resource if it has one, else nothing but itself."""
         fields = entry.fields
-        return (fields.resource_uri if self._settings.ordering == "resource" else "") or fields.uuid
+        return (fields.resource_uri if self.settings.ordering == "resource" else "") or fields.uuid
 
     def _waiting(self, entry: Entry, now: float) -> Retry:
         """An event as it enters the retry queue, before anything is said about why."""
@@ -299,7 +300,7 @@ class Forwarder:
         return staying, dead
 
     def _given_up(self, tried: Retry, failure: Failure, now: float) -> DeathReason | None:
-        retry = self._settings.retry
+        retry = self.settings.retry
         if failure.fate == "rejected":
             return "too_large" if failure.reason == "too_large" else "rejected"
         if retry.max_attempts is not None and tried.attempts >= retry.max_attempts:
@@ -307,7 +308,7 @@ class Forwarder:
         return "too_old" if now - tried.since > retry.max_age else None
 
     def _retry_delay(self, attempts: int, asked: float | None) -> float:
-        retry = self._settings.retry
+        retry = self.settings.retry
         return retry_delay(attempts, retry.first_delay, retry.max_delay, asked, self._uniform)
 
     def _failed(self, reason: Reason, error: str, retry_after: float | None) -> float:
@@ -323,7 +324,7 @@ class Forwarder:
         delay = next(self._delays)
         if retry_after is not None:
             # Never sooner than by our own delay: some ask for no time at all.
-            delay = max(delay, obey(retry_after, self._settings.retry.max_delay, self._uniform))
+            delay = max(delay, obey(retry_after, self.settings.retry.max_delay, self._uniform))
         before = self.status
         if before.up or before.reason != reason:
             log.warning("sink unavailable", sink=self.name, reason=reason, error=error, next_try_seconds=round(delay, 1))

@@ -77,7 +77,7 @@ def changing(where: Where) -> Iterator[Operations]:
                 f"{settings.journal.path}: damaged: {damage}; nothing was changed, but `journal export` saves what it can"
             )
     with _opened(lambda _: compose.open_journal(settings, Metrics(compose.VERSION)), settings.journal.path) as journal:
-        yield JournalOperations(journal, lambda: compose.limits_of(settings), running=False)
+        yield JournalOperations(journal, lambda: compose.limits_of(settings.sinks), running=False)
 
 
 @contextmanager

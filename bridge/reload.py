@@ -13,7 +13,6 @@ from bridge.health import Reloaded
 from bridge.journal import JournalError
 from config.changes import Changes, as_far_as_possible, changes, needing_restart
 from config.load import ConfigError
-from config.rotation import Latest
 from config.settings import LogSettings, Settings
 
 log = structlog.get_logger(__name__)
@@ -27,23 +26,19 @@ class Reload:
     Args:
         bridge: What runs.
         settings: What it runs with.
-        latest: Where the configuration is read.
         log_as: Changes how the process logs.
     """
 
-    def __init__(
-        self, bridge: compose.Bridge, settings: Settings, latest: Latest, log_as: Callable[[LogSettings], None]
-    ) -> None:
+    def __init__(self, bridge: compose.Bridge, settings: Settings, log_as: Callable[[LogSettings], None]) -> None:
         self._bridge = bridge
         self._settings = settings
-        self._latest = latest
         self._log_as = log_as
 
     def __call__(self) -> None:
         """Read and apply; never raises."""
         problems: list[str] = []
         try:
-            self._apply(self._latest.read())
+            self._apply(self._bridge.latest.read())
         except ConfigError as error:
             problems = error.problems
         except JournalError as error:
@@ -69,7 +64,7 @@ class Reload:
         old, new = self._settings, as_far_as_possible(self._settings, found)
         streams, sinks = changes(old.streams, new.streams), changes(old.sinks, new.sinks)
         _require_certificates(new, streams, sinks)
-        parts = compose.Parts(new, self._latest, [*streams.added, *streams.changed], [*sinks.added, *sinks.changed])
+        parts = compose.Parts(new, self._bridge.latest, [*streams.added, *streams.changed], [*sinks.added, *sinks.changed])
         self._add_cursors(new, sinks)
         # From here on nothing can fail.
         self._settings = new
@@ -91,7 +86,7 @@ class Reload:
             raise
 
     def _apply_sinks(self, sinks: Changes, parts: compose.Parts) -> None:
-        journal, metrics, _, supervisor = self._bridge
+        journal, metrics, supervisor = self._bridge.journal, self._bridge.metrics, self._bridge.supervisor
         for name in sinks.removed:
             supervisor.drop_sink(name)
             metrics.forget_sink(name)
@@ -99,7 +94,7 @@ class Reload:
             supervisor.put_sink(parts.forwarder(name, journal, metrics))
 
     def _apply_streams(self, streams: Changes, parts: compose.Parts) -> None:
-        journal, metrics, _, supervisor = self._bridge
+        journal, metrics, supervisor = self._bridge.journal, self._bridge.metrics, self._bridge.supervisor
         presences = {stream.name: stream.presence for stream in supervisor.running().streams}
         for name in streams.removed:
             supervisor.drop_stream(name)

@@ -7,7 +7,7 @@ key may well belong to a new address.
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import structlog
 from pydantic import BaseModel
@@ -75,24 +75,22 @@ class Latest:
 
 
 class Rotating(Generic[Model]):
-    """The settings of one stream or sink, with the secrets as they are now. One thread uses it.
+    """A part of the settings, a sink's for example, with the secrets as they are now.
 
     Args:
         latest: Where to look.
-        section: Whether it is a stream or a sink.
-        name: Its name.
-        settings: Its settings when it was made.
+        find: Finds the part in all settings; None if it is not there any more.
+        settings: The part as it was when something was made of it.
     """
 
-    def __init__(self, latest: Latest, section: Literal["streams", "sinks"], name: str, settings: Model) -> None:
+    def __init__(self, latest: Latest, find: Callable[[Settings], BaseModel | None], settings: Model) -> None:
         self._latest = latest
-        self._section = section
-        self._name = name
+        self._find = find
         self._settings = settings
 
     def now(self) -> Model:
         """The settings for something that is opened now."""
-        found: Any = getattr(self._latest.settings(), self._section).get(self._name)
+        found: Any = self._find(self._latest.settings())
         if found is not None and differ_in_secrets_only(self._settings, found):
             self._settings = found
         return self._settings

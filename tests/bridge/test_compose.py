@@ -10,6 +10,8 @@ import pytest
 from bridge import compose
 from bridge.dockercloud import DockerCloudSource
 from bridge.engine import EngineSource
+from bridge.operations import LetterQuery, OperationError
+from bridge.operations_client import Client
 from bridge.simulator import Simulator, SimulatorSettings
 from bridge.source import Ended
 from config.load import ConfigError, load
@@ -41,7 +43,8 @@ def test_every_stream_gets_the_source_of_its_kind_and_every_sink_its_plugin(tmp_
 
 def test_a_bridge_has_its_parts_and_answers_before_anything_happened(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, BRIDGE_SINKS__OUT__TYPE="stdout")
-    bridge = compose.build(settings, Latest(settings, lambda: settings))
+    latest = Latest(settings, lambda: settings)
+    bridge = compose.build(settings, latest)
     server = compose.serve(settings, bridge)
     assert server is not None
     try:
@@ -122,7 +125,8 @@ def test_a_port_in_use_is_a_mistake_unless_any_will_do(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         settings = settings_of(tmp_path, BRIDGE_HTTP__LISTEN=f"127.0.0.1:{taken.getsockname()[1]}")
-        bridge = compose.build(settings, Latest(settings, lambda: settings))
+        latest = Latest(settings, lambda: settings)
+        bridge = compose.build(settings, latest)
         try:
             with pytest.raises(ConfigError, match=r"http.listen: 127.0.0.1:\d+: Address already in use"):
                 compose.serve(settings, bridge)
@@ -133,9 +137,35 @@ def test_a_port_in_use_is_a_mistake_unless_any_will_do(tmp_path: Path) -> None:
             bridge.journal.close()
 
 
+def test_the_port_asks_for_the_token_that_is_valid_now(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("old")
+    now = 100.0
+
+    def read() -> Settings:
+        return settings_of(tmp_path, BRIDGE_SINKS__OUT__TYPE="stdout", BRIDGE_HTTP__TOKEN_FILE=str(token))
+
+    settings = read()
+    latest = Latest(settings, read, lambda: now)
+    bridge = compose.build(settings, latest)
+    server = compose.serve(settings, bridge)
+    assert server is not None
+    try:
+        assert Client(server.url, "old").dead_letters(LetterQuery(), 0, 10).dead_letters == []
+        token.write_text("new")
+        now += 2
+        with pytest.raises(OperationError, match="token"):
+            Client(server.url, "old").dead_letters(LetterQuery(), 0, 10)
+        assert Client(server.url, "new").dead_letters(LetterQuery(), 0, 10).dead_letters == []
+    finally:
+        server.close()
+        bridge.journal.close()
+
+
 def test_off_means_no_port(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, BRIDGE_HTTP__LISTEN="off")
-    bridge = compose.build(settings, Latest(settings, lambda: settings))
+    latest = Latest(settings, lambda: settings)
+    bridge = compose.build(settings, latest)
     try:
         assert compose.serve(settings, bridge) is None
     finally:

@@ -14,6 +14,7 @@ from bridge.operations import LetterQuery, OperationError
 from bridge.operations_http import Routes
 from bridge.operations_journal import JournalOperations
 from bridge.server import Server
+from bridge.supervisor import Running
 from config.load import ConfigError
 from tests.bridge.journal_samples import append, bury, event, opened
 
@@ -45,7 +46,7 @@ def bridge() -> Iterator[Server]:
         server = Server(
             "127.0.0.1",
             0,
-            health=Health(journal, [], [], thresholds=Thresholds(), version="0"),
+            health=Health(journal, Running, thresholds=Thresholds(), version="0"),
             registry=CollectorRegistry(),
             last_tick=lambda: 0.0,
             routes=Routes(JournalOperations(journal, dict, running=True), lambda: "geheim"),

@@ -18,6 +18,7 @@ from bridge.operations_client import Client
 from bridge.operations_http import Routes
 from bridge.operations_journal import JournalOperations, SinkLimits
 from bridge.server import Server
+from bridge.supervisor import Running
 from tests.bridge.journal_samples import append, bury, event, opened, uuid
 
 SECRET = "geheim"
@@ -42,7 +43,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
         server = Server(
             "127.0.0.1",
             0,
-            health=Health(journal, [], [], thresholds=Thresholds(), version="0"),
+            health=Health(journal, Running, thresholds=Thresholds(), version="0"),
             registry=CollectorRegistry(),
             last_tick=lambda: 0.0,
             routes=Routes(operations, lambda: SECRET),

@@ -65,7 +65,7 @@ class Bench:
         self.journal, self.metrics, self.health = bridge.journal, bridge.metrics, bridge.health
         self.running = bridge.supervisor.running()
         self.orders = Orders(self.running)
-        self.reload = Reload(bridge._replace(supervisor=cast("Supervisor", self.orders)), first, latest, self.logged_as.append)
+        self.reload = Reload(bridge._replace(supervisor=cast("Supervisor", self.orders)), first, self.logged_as.append)
 
     def settings(self, **sections: Any) -> Settings:
         """The first configuration, with other sections."""

@@ -55,6 +55,13 @@ def test_what_needs_a_restart_is_named_by_its_key() -> None:
     assert needing_restart(old, old) == []
 
 
+def test_a_token_in_place_of_another_needs_no_restart_but_the_first_one_does() -> None:
+    none, one, other = settings(), settings(http={"token": "a"}), settings(http={"token": "b"})
+
+    assert needing_restart(one, other) == []
+    assert needing_restart(none, one) == needing_restart(one, none) == ["http.token"]
+
+
 def test_what_needs_a_restart_keeps_its_value_and_the_rest_gets_the_new_one() -> None:
     old = settings(journal={"max_bytes": "64 MiB"})
     new = settings(http={"listen": "off"}, log={"level": "debug"}, shutdown={"grace": 3}, streams={"a": {}})

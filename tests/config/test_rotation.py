@@ -21,7 +21,7 @@ class Bench:
         self.answer: Callable[[], Settings] = with_key("old")
         self.latest = Latest(self.answer(), self._read, lambda: self.now)
         self.first = acme(self.answer())
-        self.rotating = Rotating(self.latest, "streams", "acme", self.first)
+        self.rotating = Rotating(self.latest, lambda now: now.streams.get("acme"), self.first)
 
     def _read(self) -> Settings:
         self.reads += 1

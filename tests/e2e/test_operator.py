@@ -243,3 +243,22 @@ def test_without_its_port_a_running_bridge_says_so_and_the_file_can_still_be_rea
         assert nobody.stderr.startswith(f"event-bridge: http://127.0.0.1:{port}: connection refused")
     gone = command(bridge, "backlog", "--url", simulator.url.replace("ws:", "http:"), expect=1)
     assert "what answers there is no event-bridge" in gone.stderr
+
+
+def test_a_sink_that_came_by_a_reload_can_be_replayed_to(tmp_path: Path) -> None:
+    simulated = SimulatorSettings(port=0, rate=0, count=EVENTS, record=True, wait_for_clients=1, seed=7)
+    with Simulator(simulated) as simulator, Receiver() as late:
+        late.answer = refusing(lambda _: 422)
+        streams = {"acme": {"url": simulator.url}}
+        away = {"type": "webhook", "url": f"http://127.0.0.1:{free_port()}/", "start_at": "earliest"}
+        with Bridge(tmp_path, {"streams": streams, "sinks": {"away": away}}) as bridge:
+            until(lambda: bridge.pending() == EVENTS, "the events are in the journal")
+            hook = {"type": "webhook", "url": late.url, "start_at": "earliest"}
+            bridge.configure({"streams": streams, "sinks": {"away": away, "late": hook}})
+            bridge.hang_up()
+            bad = {uuid for uuid in simulator.sent_uuids() if is_bad(uuid)}
+            until(lambda: bridge.status()["sinks"]["late"]["dead_letters"] == len(bad), "the bad ones are dead letters")
+            late.answer = lambda _: (200, {})
+            command(bridge, "dead-letters", "replay", "--sink", "late")
+            until(lambda: late.count() == EVENTS, "all of them arrive")
+            assert sorted(uuids(late.events())) == sorted(simulator.sent_uuids())
