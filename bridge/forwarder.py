@@ -9,7 +9,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 import structlog
@@ -32,16 +32,16 @@ class SinkStatus(msgspec.Struct, frozen=True):
     """What is known of a sink now.
 
     Attributes:
-        up: Whether it is open and did not fail since.
+        up: Whether it is open, did not fail since, and is given new events.
         since: When that began, in seconds since the epoch.
-        reason: Why it is not up, as a label; None before the first failure.
+        reason: Why it is not up: a failure's label, or that too many events wait for a retry; None before the first failure.
         error: The same in words.
         failures: Failed attempts in a row.
     """
 
     up: bool
     since: float
-    reason: Reason | None = None
+    reason: Reason | Literal["retry_queue_full"] | None = None
     error: str = "not opened yet"
     failures: int = 0
 
@@ -65,6 +65,7 @@ class Forwarder:
         busy: Whether the last step moved anything.
         delivering_since: The monotonic time at which a delivery began that has not returned yet.
         waiting: Why events wait for a retry: each reason since the queue was empty, with the last words to it.
+        next_due: When the next event of the retry queue is due, in seconds since the epoch; None if there was none.
     """
 
     def __init__(  # noqa: PLR0913 - everything that it uses comes from outside
@@ -85,6 +86,7 @@ class Forwarder:
         self.busy = False
         self.delivering_since: float | None = None
         self.waiting: Mapping[Reason, str] = {}
+        self.next_due: float | None = None
         self._sink = sink
         self.settings = settings
         self._filter = Filter(settings.match, settings.drop)
@@ -112,7 +114,7 @@ class Forwarder:
                 self._sink = self._renewed() or self._sink
                 self._sink.open()
                 self._open = True
-            wait = self._forward()
+            wait, braked = self._forward()
         except (Closed, JournalError):
             raise
         except Unavailable as error:
@@ -121,7 +123,9 @@ class Forwarder:
             if self.status.reason != "internal":
                 log.exception("the sink has a bug; its events wait", sink=self.name)
             return self._failed("internal", f"{type(error).__name__} in the sink, see the log", None)
-        if not self.status.up:
+        if braked:
+            self._brake()
+        elif not self.status.up:
             self._up()
         return wait
 
@@ -133,27 +137,30 @@ class Forwarder:
         except Exception:
             log.exception("the sink has a bug: its close() must not raise", sink=self.name)
 
-    def _forward(self) -> float:
-        """Deliver what is due; return the seconds to wait, if nothing new may be tried."""
+    def _forward(self) -> tuple[float, bool]:
+        """Deliver what is due; return the seconds to wait, and whether nothing new may be tried."""
         now, retry, batch = self._clock(), self.settings.retry, self.settings.batch
         due = self._journal.due_retries(self.name, now, now + 2 * retry.max_delay, batch.max_events, batch.max_bytes)
         if due:
             self.busy = True
             self._deliver_again(due)
-            return 0.0
-        next_due = self._journal.next_due(self.name)
-        wait = _IDLE if next_due is None else min(_IDLE, max(0.0, next_due - now))
-        if self._journal.retrying(self.name) >= retry.max_pending:
-            # So many events can't all be at fault: the sink is down in fact, and gets no new ones until it has recovered.
+            return 0.0, self._is_full()
+        self.next_due = self._journal.next_due(self.name)
+        wait = _IDLE if self.next_due is None else min(_IDLE, max(0.0, self.next_due - now))
+        if self._is_full():
             self._offer(())
-            return wait
+            return wait, True
         entries = self._read(wait)
         if entries:
             self.busy = True
             self._deliver_new(entries)
         else:
             self._offer(())
-        return 0.0
+        return 0.0, self._is_full()
+
+    def _is_full(self) -> bool:
+        """Whether so many events wait for a retry that they can't all be at fault: the sink is down in fact."""
+        return self._journal.retrying(self.name) >= self.settings.retry.max_pending
 
     def _read(self, wait: float) -> list[Entry]:
         batch = self.settings.batch
@@ -331,6 +338,18 @@ class Forwarder:
         since = now if before.up else before.since
         self.status = SinkStatus(up=False, since=since, reason=reason, error=error, failures=before.failures + 1)
         return delay
+
+    def _brake(self) -> None:
+        """Nothing new is tried: tell it as of a sink that is not available."""
+        before = self.status
+        if not before.up and before.reason == "retry_queue_full":
+            return
+        most = self.settings.retry.max_pending
+        error = f"{most} events wait for a retry (retry.max_pending); new ones are tried when fewer do"
+        self._metrics.up.set(0)
+        log.warning("sink unavailable", sink=self.name, reason="retry_queue_full", error=error)
+        since = self._clock() if before.up else before.since
+        self.status = SinkStatus(up=False, since=since, reason="retry_queue_full", error=error)
 
     def _up(self) -> None:
         before, now = self.status, self._clock()

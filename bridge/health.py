@@ -118,6 +118,7 @@ class Health:
             "error": status.error,
             "failures": status.failures,
             "waiting": forwarder.waiting,
+            "next_retry": None if forwarder.next_due is None else _time(forwarder.next_due),
             "unavailable_seconds": round(self._down_seconds(forwarder, time.time()), 3),
             "leaving": leaving,
             "lag_seconds": None if math.isnan(lag) else lag,

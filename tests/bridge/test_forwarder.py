@@ -261,7 +261,8 @@ def test_a_far_side_that_is_gone_is_noticed_without_an_event(make: Make, idle: s
     assert (bench.sink.opened, bench.sink.closed) == (1, 1)
     bench.sink.gone = None
     bench.step_after(0.5)
-    assert (bench.forwarder.status.up, bench.sink.opened, bench.metric("up")) == (True, 2, 1.0)
+    works = (False, "retry_queue_full") if idle == "as many failed as may" else (True, None)
+    assert (bench.forwarder.status.up, bench.forwarder.status.reason, bench.sink.opened) == (*works, 2)
 
 
 def test_while_there_are_events_nobody_looks_for_the_far_side(make: Make) -> None:
@@ -461,6 +462,46 @@ def test_many_events_that_fail_mean_that_the_sink_is_down(make: Make) -> None:
     bench.step_after(0.25)
     bench.step()
     assert bench.sink.calls == [[1, 2, 3], [1, 2, 3], [4]]
+
+
+def test_a_sink_that_gets_nothing_new_is_not_up_and_says_why(make: Make) -> None:
+    bench = make(retry={"max_pending": 2})
+    bench.send((1, "/x/"))
+    bench.step()
+    assert (bench.forwarder.status.up, bench.forwarder.next_due) == (True, None)
+    bench.sink.bad = {2: retry, 3: retry}
+    bench.send((2, "/y/"), (3, "/z/"))
+    with capture_logs() as logs:
+        bench.step()
+        began = bench.clock.day
+        for _ in range(2):
+            bench.step_after(0.1)
+        status = bench.forwarder.status
+        assert (status.up, status.since, status.reason, bench.metric("up")) == (False, began, "retry_queue_full", 0.0)
+        assert status.error == "2 events wait for a retry (retry.max_pending); new ones are tried when fewer do"
+        assert bench.forwarder.next_due == began + 1.0
+        bench.restart()
+        bench.step()
+        assert (bench.forwarder.status.reason, bench.metric("up")) == ("retry_queue_full", 0.0)
+        bench.step_after(1.0)
+        assert (bench.forwarder.status.up, bench.metric("up")) == (True, 1.0)
+        bench.step()
+        assert bench.forwarder.next_due is None
+    told = [entry["event"] for entry in logs if entry["event"].startswith("sink")]
+    assert told == ["sink unavailable", "sink unavailable", "sink available"], "changes only"
+
+
+def test_a_sink_that_breaks_while_it_gets_nothing_new_has_been_unavailable_from_the_beginning(make: Make) -> None:
+    bench = make(retry={"max_pending": 1})
+    bench.sink.bad = {1: retry}
+    bench.send((1, "/x/"))
+    bench.step()
+    began = bench.forwarder.status.since
+    bench.sink.script.append(Unavailable("connection refused"))
+    bench.step_after(1.0)
+    assert (bench.forwarder.status.reason, bench.forwarder.status.since) == ("unreachable", began)
+    bench.step_after(1.0)
+    assert (bench.forwarder.status.reason, bench.forwarder.status.since) == ("retry_queue_full", began)
 
 
 def test_what_the_far_side_rejects_becomes_a_dead_letter_and_holds_nobody_up(make: Make) -> None:

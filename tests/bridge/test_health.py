@@ -304,6 +304,27 @@ def test_the_status_tells_everything_as_json(journal: Journal) -> None:
     assert (audit["up"], audit["reason"], audit["error"], audit["failures"]) == (True, None, "", 0)
     assert (audit["accepted"], audit["delivered"], audit["pending"]) == (2, 1, 1)
     assert audit["lag_seconds"] > 3600
+    assert audit["next_retry"] is None
+
+
+def test_a_sink_whose_retry_queue_is_full_is_a_problem_that_the_status_explains(journal: Journal) -> None:
+    class Failing(Box):
+        def deliver(self, entries: Sequence[Entry]) -> Sequence[Failure]:
+            return [Failure.retry(entry, "server_error", "500") for entry in entries]
+
+    settings = SinkSettings.model_validate({"type": "box", "retry": {"max_pending": 1}})
+    clock = time.time() - THRESHOLDS.sink_grace - 1
+    metrics = SinkMetrics(METRICS, "audit")
+    forwarder = Forwarder("audit", Failing(), settings, journal, metrics=metrics, clock=lambda: clock)
+    journal.append(batch(1))
+    for _ in range(2):
+        forwarder.step()
+    health = make_health(journal, forwarders=[forwarder])
+    words = "1 events wait for a retry (retry.max_pending); new ones are tried when fewer do"
+    assert told(health) == [f"sink audit: unavailable for some s: {words}"]
+    audit = health.status()["sinks"]["audit"]
+    assert (audit["up"], audit["reason"], audit["error"]) == (False, "retry_queue_full", words)
+    assert clock < datetime.fromisoformat(audit["next_retry"]).timestamp() < clock + 1.1
 
 
 def test_the_status_shows_the_gaps(journal: Journal) -> None:
