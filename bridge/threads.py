@@ -12,11 +12,14 @@ from typing import Final, Protocol
 import structlog
 
 from bridge.forwarder import Forwarder
-from bridge.journal import Closed
+from bridge.journal import Closed, JournalError
 from bridge.policy import backoff
 from bridge.stream import Stream
 
 log = structlog.get_logger(__name__)
+
+_JOURNAL: Final = 1.0
+"""Seconds before a thread asks a journal again that could not be read."""
 
 _RESTART: Final = (0.5, 30.0)
 """First and longest delay, in seconds, before a thread that died of a bug goes on."""
@@ -160,6 +163,9 @@ def _keep_going(step: Callable[[], float], done: Callable[[], bool], wait: Calla
             seconds = step()
         except Closed:
             return
+        except JournalError:
+            # No bug: the journal has said what is wrong with it.
+            seconds = _JOURNAL
         except Exception:
             log.exception("a thread died of a bug and is started again", thread=threading.current_thread().name)
             restarts.inc()

@@ -378,6 +378,22 @@ def test_a_closed_journal_is_the_end_of_a_thread_and_no_bug(journal: Watched, di
     assert diary.entries.count("acme step") == 1
 
 
+def test_a_journal_that_can_not_be_read_now_is_no_bug_and_asked_again(
+    journal: Watched, diary: Diary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.threads._JOURNAL", 0.001)
+    forwarder = FakeForwarder(diary, *[fail(JournalError("disk I/O error"))] * 3, note(diary, "forwarder lives"))
+    bench = Bench(journal, [], [forwarder])
+
+    with capture_logs() as logs:
+        bench.start()
+        diary.wait_for("forwarder lives")
+
+    assert [line for line in logs if "exc_info" in line] == []
+    assert bench.restarts.value == 0
+    assert bench.stop()
+
+
 # --- stopping ----------------------------------------------------------------------------------------------------------
 
 
