@@ -42,6 +42,9 @@ from bridge.source import Ended, EndReason, Read
 
 _LARGEST_READ: Final = 1024 * 1024
 _SMALLEST_READ: Final = 4 * 1024
+_SIGN_OF_LIFE: Final = 1024
+"""Bytes of an unfinished message that count as life. With less, a server that sends a byte a second would live for ever."""
+
 _TLS_RECORD: Final = 16 * 1024
 _LONGEST_WAIT: Final = 60.0
 _LONGEST_TEXT: Final = 200
@@ -151,6 +154,7 @@ class DockerCloudSession:
         self._keepalive = Keepalive(options.ping_interval, options.ping_timeout, options.idle_timeout, clock())
         self._frames = frames.FrameReader(options.max_frame_bytes)
         self._room = _SMALLEST_READ
+        self._unfinished = 0
         self._ending: Ended | None = None
         self._lock = Lock()  # Held by abort and close, so that abort can't meet a file descriptor that was closed and reused.
         self._aborted = False
@@ -230,7 +234,10 @@ class DockerCloudSession:
 
     def _take(self, data: bytes) -> Read:
         messages, controls, error = self._frames.feed(data)
-        self._keepalive.heard(self._clock(), event=bool(messages))
+        self._unfinished += len(data)
+        if messages or controls or self._unfinished >= _SIGN_OF_LIFE:
+            self._keepalive.heard(self._clock(), event=bool(messages))
+            self._unfinished = 0
         pings = [control.payload for control in controls if control.opcode == frames.PING]
         if pings:
             # RFC 6455, section 5.5.3: of several pings only the last needs an answer.

@@ -492,6 +492,32 @@ def test_a_half_open_connection_is_found_by_a_ping_without_an_answer(start_raw: 
     assert reader.feed(heard).controls == [(PING, b"")]
 
 
+def test_a_message_that_comes_drop_by_drop_is_no_life(start_raw: StartRaw) -> None:
+    def script(server: RawServer, connection: socket.socket) -> None:
+        server.upgrade(connection, after=encode(TEXT, b"one") + b"\x81\x7e\xff\xff")
+        drip(server, connection)
+
+    server = start_raw(script)
+    with opened(server.url, ping_interval=0.1, ping_timeout=0.2) as session:
+        messages, ended = read_until_end(session)
+    assert messages == [b"one"]
+    assert (ended.reason, str(ended)) == ("dead", "nothing was heard for 0.3 s, not even an answer to a ping")
+
+
+def test_a_large_message_may_take_longer_than_silence(start_raw: StartRaw) -> None:
+    large = encode(TEXT, b"x" * 60_000)
+
+    def script(server: RawServer, connection: socket.socket) -> None:
+        server.upgrade(connection)
+        for start in range(0, len(large), 2000):
+            connection.sendall(large[start : start + 2000])
+            server.left.wait(0.02)
+        server.wait_for_leaving(connection)
+
+    with opened(start_raw(script).url, ping_interval=0.1, ping_timeout=0.2) as session:
+        assert read_messages(session, 1) == [b"x" * 60_000]
+
+
 def test_a_session_without_events_is_ended_as_idle_although_alive(start_server: StartServer) -> None:
     with opened(start_server(stay), ping_interval=0.02, idle_timeout=0.2) as session:
         messages, ended = read_until_end(session)
