@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import Final
 
 from benchmarks.figures import SIZES, Figure, Sizes, table
+from benchmarks.isolation import isolation
 from benchmarks.latency import latency
 from benchmarks.machine import machine
 from benchmarks.memory import memory
+from benchmarks.restart import restart
 from benchmarks.sinks import sinks
 from benchmarks.stages import stages
 from benchmarks.throughput import throughput
@@ -23,6 +25,8 @@ _SCENARIOS: Final[dict[str, Callable[[Sizes], list[Figure]]]] = {
     "sinks": sinks,
     "latency": latency,
     "memory": memory,
+    "isolation": isolation,
+    "restart": restart,
     "stages": stages,
 }
 

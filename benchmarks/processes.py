@@ -125,11 +125,12 @@ def bridge(
     streams: Mapping[str, Mapping[str, object]],
     sinks: Mapping[str, Mapping[str, object]],
     stdout: int | None = None,
+    journal: Mapping[str, object] | None = None,
 ) -> Iterator[Bridge]:
     """`event-bridge run`, with its journal in a directory, from the moment at which it answers; `stdout` is a descriptor."""
     config, log = directory / "bridge.yaml", directory / "stderr.log"
     settings = {
-        "journal": {"path": str(directory / "journal.db"), "durability": "full"},
+        "journal": {"path": str(directory / "journal.db"), "durability": "full", **(journal or {})},
         "http": {"listen": "127.0.0.1:0"},
         "log": {"format": "json"},
         "streams": {name: dict(stream) for name, stream in streams.items()},

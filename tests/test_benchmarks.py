@@ -25,6 +25,8 @@ _SCENARIOS = {
     ],
     "latency": ["Socket", "Socket"],
     "memory": ["Memory, idle", "Start", "Memory", "Start"],
+    "isolation": ["Socket", "… beside a dead sink", "Memory"],
+    "restart": ["Restart", "… events/s", "… memory"],
     "stages": ["Stage"] * 9,
 }
 

@@ -1,0 +1,85 @@
+"""What a sink that is dead costs the others: their latency, and memory.
+
+Dead means that nobody listens at its address. It has a backlog when the measurement begins, as after an hour at 30 events/s.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+from benchmarks.backlog import fill
+from benchmarks.events import NAMESPACE
+from benchmarks.figures import Figure, Sizes, percentile, spread
+from benchmarks.processes import bridge, receiver, sender
+
+_RATE: Final = 1000
+_LIVE: Final = {"live": {"type": "stdout"}}
+_DEAD: Final = {"dead": {"type": "webhook", "url": "http://127.0.0.1:9/"}}
+"""Nobody listens on the port of the discard service."""
+
+_HOUR: Final = 108_000
+_DAYS_SHARE: Final = 2.6
+"""A day at 30 events/s is 2.6 million events; the dedup window holds one million."""
+
+_MEBIBYTE: Final = 1 << 20
+_ACCEPTED: Final = "event_bridge_events_accepted_total"
+_DELIVERED: Final = "event_bridge_sink_events_delivered_total"
+
+
+def isolation(sizes: Sizes) -> list[Figure]:
+    """Measure both."""
+    return [*_latency(sizes), _memory(int(sizes.window * _DAYS_SHARE))]
+
+
+def _latency(sizes: Sizes) -> list[Figure]:
+    events, backlog = max(1, int(sizes.seconds * _RATE)), min(_HOUR, sizes.window)
+    # In turn, so that whatever else the machine does hits both.
+    pairs = [(_p99(events, backlog, dead=False), _p99(events, backlog, dead=True)) for _ in range(sizes.rounds)]
+    alone, beside = zip(*pairs, strict=True)
+    change = (median(beside) / median(alone) - 1) * 100
+    return [
+        Figure(f"Socket → a pipe with a reader, {_RATE:,} events/s: p99, ms", spread(alone, 2)),
+        Figure(f"… beside a dead sink with {backlog:,} events pending: p99, ms", spread(beside, 2), f"{change:+.0f} %, < 10 %"),
+    ]
+
+
+def _p99(events: int, backlog: int, *, dead: bool) -> float:
+    read_end, write_end = os.pipe()
+    with (
+        os.fdopen(read_end, "rb") as output,
+        os.fdopen(write_end, "wb") as pipe,
+        tempfile.TemporaryDirectory() as directory,
+        receiver("pipe", "--latency", f"--events={events}", stdin=output) as reader,
+        sender(f"--events={events}", f"--rate={_RATE}") as (source, url),
+    ):
+        # The same file for both, but without the dead sink its events are nobody's, and are deleted.
+        fill(Path(directory) / "journal.db", backlog, behind="dead", done=["live"])
+        sinks = {**_LIVE, **_DEAD} if dead else _LIVE
+        with bridge(Path(directory), {NAMESPACE: {"url": url}}, sinks, pipe.fileno()) as running:
+            running.wait_for("event_bridge_stream_connected", 1)
+            source.go()
+            source.answer()
+            return percentile(reader.answer()["milliseconds"], 0.99)
+
+
+def _memory(events: int) -> Figure:
+    """How much memory grows between a tenth of the events and all of them, with a dedup window that is full by then."""
+    with tempfile.TemporaryDirectory() as directory, sender(f"--events={events}") as (source, url):
+        journal = {"max_bytes": "4GiB", "dedup": {"max_events": max(1, events // 100)}}
+        streams = {NAMESPACE: {"url": url}}
+        with bridge(Path(directory), streams, {**_LIVE, **_DEAD}, journal=journal) as running:
+            running.wait_for("event_bridge_stream_connected", 1)
+            source.go()
+            resident: list[int] = []
+            for tenth in range(1, 11):
+                running.wait_for(_DELIVERED, events * tenth // 10)
+                resident.append(running.resident_bytes())
+            source.answer()
+            metrics = running.metrics()
+    if metrics[_ACCEPTED] != events or metrics["event_bridge_sink_pending_events"] != events:
+        raise RuntimeError(f"{events} events were sent; the books say: {metrics}")
+    first, most = resident[0] / _MEBIBYTE, max(resident) / _MEBIBYTE
+    what = f"Memory after a tenth of {events:,} events of a dead sink → at most until the last, MiB"
+    return Figure(what, f"{first:.1f} → {most:.1f}", "10 more at most")

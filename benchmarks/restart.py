@@ -1,0 +1,66 @@
+"""A start with a million events pending: when the first of them is delivered, and what it takes to deliver all."""
+
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+from benchmarks.backlog import fill
+from benchmarks.events import NAMESPACE
+from benchmarks.figures import Figure, Sizes, spread
+from benchmarks.processes import bridge, sender
+
+_MEBIBYTE: Final = 1 << 20
+_READ: Final = 1 << 20
+_DELIVERED: Final = "event_bridge_sink_events_delivered_total"
+
+
+class _Reader(threading.Thread):
+    """Takes what comes through a pipe.
+
+    Attributes:
+        first: The monotonic time of the first byte.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(daemon=True)
+        self.first = 0.0
+        self._descriptor = descriptor
+
+    def run(self) -> None:
+        """Read until everybody has closed the other end."""
+        while os.read(self._descriptor, _READ):
+            self.first = self.first or time.monotonic()
+
+
+def restart(sizes: Sizes) -> list[Figure]:
+    """Measure it; every round begins with the same backlog, made anew."""
+    firsts, rates, peaks = zip(*[_round(sizes.window) for _ in range(sizes.rounds)], strict=True)
+    return [
+        Figure(f"Restart with {sizes.window:,} events pending: first delivery, s", spread(firsts, 2), "< 2"),
+        Figure("… events/s until all are delivered", spread(rates)),
+        Figure("… memory of the bridge at the peak, MiB", spread(peaks), "< 250"),
+    ]
+
+
+def _round(events: int) -> tuple[float, float, float]:
+    """Seconds from the start of the process to the first delivery, events per second, MiB at the peak."""
+    read_end, write_end = os.pipe()
+    with (
+        os.fdopen(read_end, "rb") as output,
+        os.fdopen(write_end, "wb") as pipe,
+        tempfile.TemporaryDirectory() as directory,
+        sender("--events=0") as (_, url),
+    ):
+        fill(Path(directory) / "journal.db", events, behind="out")
+        reader = _Reader(output.fileno())
+        reader.start()
+        began = time.monotonic()
+        with bridge(Path(directory), {NAMESPACE: {"url": url}}, {"out": {"type": "stdout"}}, pipe.fileno()) as running:
+            last = running.wait_for(_DELIVERED, events, pause=0.1)
+            peak = running.peak_bytes() / _MEBIBYTE
+        pipe.close()
+        reader.join()
+        return reader.first - began, events / (last - reader.first), peak
