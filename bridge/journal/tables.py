@@ -17,6 +17,9 @@ QUARANTINE_BYTES: Final = 16 * 1024
 
 UUID_BYTES: Final = 16
 
+_ROWS: Final = 500
+"""Rows that are taken at a time. One by one, a million of them take twice as long."""
+
 
 class Row(NamedTuple):
     """One committed batch: `first` is the place of `lines[0]`. A damaged row has no lines."""
@@ -128,19 +131,23 @@ def stream_books(db: sqlite3.Connection) -> dict[str, StreamBooks]:
 
 def oldest_seen(db: sqlite3.Connection, since: float, limit: int) -> int | None:
     """The first place whose uuids are to be remembered: of batches received after `since`, at most about `limit` uuids."""
-    oldest: int | None = None
-    for first, size in db.execute("SELECT first, length(uuids) FROM seen WHERE received > ? ORDER BY first DESC", (since,)):
+    # Most often all of them fit, which SQLite finds out ten times as fast by itself.
+    oldest, size = db.execute("SELECT min(first), total(length(uuids)) FROM seen WHERE received > ?", (since,)).fetchone()
+    if size // UUID_BYTES <= limit:
+        return oldest  # type: ignore[no-any-return] # a place, or None if there is none
+    for first, uuids in db.execute("SELECT first, length(uuids) FROM seen WHERE received > ? ORDER BY first DESC", (since,)):
         oldest = first
-        limit -= size // UUID_BYTES
+        limit -= uuids // UUID_BYTES
         if limit <= 0:
             break
-    return oldest
+    return oldest  # type: ignore[no-any-return] # as above
 
 
 def seen_keys(db: sqlite3.Connection, oldest: int) -> Iterator[tuple[int, list[bytes]]]:
-    """The uuids of all batches from a place on, oldest first; one after another, since a million of them would take 200 MiB."""
-    for first, uuids in db.execute("SELECT first, uuids FROM seen WHERE first >= ? ORDER BY first", (oldest,)):
-        yield first, [uuids[i : i + UUID_BYTES] for i in range(0, len(uuids), UUID_BYTES)]
+    """The uuids of all batches from a place on, oldest first; some at a time, since a million of them would take 200 MiB."""
+    found = db.execute("SELECT first, uuids FROM seen WHERE first >= ? ORDER BY first", (oldest,))
+    while rows := found.fetchmany(_ROWS):
+        yield rows[0][0], [uuids[i : i + UUID_BYTES] for _, uuids in rows for i in range(0, len(uuids), UUID_BYTES)]
 
 
 def load_row(db: sqlite3.Connection, seq: int) -> Row | None:
