@@ -66,4 +66,5 @@ def _fill(path: Path, uuids: int) -> None:
             for place in range(start, end):
                 tables.insert_batch(db, place, now, {os.urandom(tables.UUID_BYTES): b"{}"})
             tables.delete_batches(db, end, _COMMIT)
+            tables.add_counts(db, NAMESPACE, (end - start, end - start, 0), None)
             db.execute("COMMIT")
