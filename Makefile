@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := bridge sinks config tests benchmarks
 
-.PHONY: run check bench lock format clean
+COUNT ?= 10000
+
+.PHONY: run check corrupt bench lock format clean
 .DEFAULT_GOAL := run
 
 run: .venv/run.stamp  ## See it work: simulator, bridge and stdout sink in one go.
@@ -15,6 +17,9 @@ check: .venv/dev.stamp  ## Everything that must hold: format, lint, types, tests
 	$(BIN)/mypy
 	@sh tests/system-packages.sh
 	$(BIN)/pytest $(ARGS)
+
+corrupt: .venv/dev.stamp  ## Damage COUNT journals in every way, and see what is delivered of what is left.
+	@CORRUPTIONS=$(COUNT) $(BIN)/pytest -q --timeout 0 -k whatever_happens_to_the_files tests/bridge/journal/test_damage.py
 
 bench: .venv/dev.stamp  ## Speed and memory; the figures of record are in docs/benchmarks.md.
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -65,6 +65,10 @@ class Health:
         """How old the oldest event is, by its own time, that each sink has not delivered; 0 if none, NaN if nobody knows."""
         return {forwarder.name: self._lag(forwarder.name) for forwarder in self._running().forwarders}
 
+    def damaged_journals(self) -> int:
+        """How many damaged journals were set aside and are still there."""
+        return len(self._damaged())
+
     def alive(self, last_tick: float) -> bool:
         """Whether the main thread, whose last tick was at this monotonic time, still works."""
         return time.monotonic() - last_tick < _STUCK
@@ -94,7 +98,7 @@ class Health:
             "started": _time(self._started),
             "reload": None if self.reloaded is None else _reload(self.reloaded),
             "problems": self.problems(),
-            "journal": {"bytes": books.bytes, "trouble": books.trouble},
+            "journal": {"bytes": books.bytes, "trouble": books.trouble, "damaged_files": self._damaged()},
             "streams": {stream.name: _stream(stream, books.streams[stream.name]) for stream in streams},
             # A sink without books was forgotten a moment ago.
             "sinks": {
@@ -124,6 +128,13 @@ class Health:
             "lag_seconds": None if math.isnan(lag) else lag,
             **msgspec.structs.asdict(books),
         }
+
+    def _damaged(self) -> list[str]:
+        try:
+            return [str(path) for path in self._journal.damaged_files()]
+        except OSError:
+            # A directory that can't be read is told of by the journal's trouble.
+            return []
 
     def _lag(self, sink: str) -> float:
         try:

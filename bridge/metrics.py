@@ -41,6 +41,9 @@ class Observed(Protocol):
     def lag_seconds(self) -> Mapping[str, float]:
         """How old the oldest event is that each sink has not delivered; 0 if there is none."""
 
+    def damaged_journals(self) -> int:
+        """How many damaged journals were set aside and are still there."""
+
 
 class StreamMetrics:
     """The metrics of one stream, ready to be counted without a look-up."""
@@ -163,6 +166,11 @@ class _BooksCollector(Collector):
             self._observed.lag_seconds(),
         )
         yield GaugeMetricFamily("event_bridge_journal_bytes", "How much of the journal is in use.", value=books.bytes)
+        yield GaugeMetricFamily(
+            "event_bridge_journal_damaged_files",
+            "Damaged journals that were set aside and lie beside this one, with what they had not delivered.",
+            value=self._observed.damaged_journals(),
+        )
 
 
 def _streams(books: Books) -> Iterator[Metric]:

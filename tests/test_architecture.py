@@ -68,7 +68,8 @@ COMPOSITION: Final = {
 OWNERS: Final[dict[str, set[str]]] = {
     "websocket": {"bridge.dockercloud"},
     "sqlite3": {
-        f"bridge.journal.{module}" for module in ("cursor", "file", "queues", "reader", "schema", "store", "stored", "tables")
+        f"bridge.journal.{module}"
+        for module in ("cursor", "damage", "file", "queues", "reader", "schema", "store", "stored", "tables")
     },
     "crc32c": {"bridge.journal.queues", "bridge.journal.tables"},
     "prometheus_client": {"bridge.metrics", "bridge.server"},

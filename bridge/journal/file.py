@@ -11,8 +11,12 @@ from typing import Final, NamedTuple, TextIO
 import structlog
 
 from bridge.journal import schema
+from bridge.journal.damage import find_damage, is_damage
 
 log = structlog.get_logger(__name__)
+
+_ASIDE: Final = ".damaged-"
+"""What stands between a journal's name and the time at which it was set aside."""
 
 
 _LOCK_TRIES: Final = 5
@@ -184,27 +188,69 @@ def prepare(path: Path) -> sqlite3.Connection:
         JournalError: It was written by a newer version, or can't be opened at all.
     """
     try:
-        db = connect(path)
-        found = damage(db)
-        if found:
-            db.close()
-            _set_aside(path, found)
-            db = connect(path)
+        try:
+            return _prepare(path)
+        except sqlite3.Error as error:
+            if not is_damage(error) and not _is_misfit(error, path):
+                raise
+            _set_aside(path, str(error))
+            return _prepare(path)
+    except sqlite3.Error as error:
+        raise JournalError(f"{path}: {error}; journal.path must be a file that this user can write") from None
+
+
+def _prepare(path: Path) -> sqlite3.Connection:
+    db = connect(path)
+    try:
+        _raise_damage(damage(db))
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA secure_delete=OFF")
         # A checkpoint every 16 MiB instead of every 4: fewer syncs of the database itself when many events come.
         db.execute("PRAGMA wal_autocheckpoint=4096")
         _refuse_newer(db, path)
+        _refuse_foreign(db, path)
         schema.migrate(db)
+        db.execute(f"PRAGMA user_version={schema.SCHEMA_VERSION}")  # To know whether it can be written.
         _mend_indexes(db, path)
-    except sqlite3.Error as error:
-        raise JournalError(f"{path}: {error}; journal.path must be a file that this user can write") from None
+        _raise_damage(find_damage(db))
+    except BaseException:
+        db.close()
+        raise
     return db
+
+
+def _is_misfit(error: sqlite3.Error, path: Path) -> bool:
+    """Whether a file can't be used because of what it says: other tables, or that only a newer SQLite may write it."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if code != sqlite3.SQLITE_READONLY:
+        # The statements are right: where SQLite finds them wrong, it is the file that has other tables.
+        return code == sqlite3.SQLITE_ERROR
+    with path.open("rb") as file:
+        # https://sqlite.org/fileformat2.html#file_format_version_numbers
+        return file.read(19)[18:] > b"\2"
+
+
+def _raise_damage(found: str | None) -> None:
+    if found:
+        raise sqlite3.DatabaseError(found)
+
+
+def damaged_files(path: Path) -> list[Path]:
+    """The damaged files that were set aside and are still there, oldest first."""
+    beginning = path.name + _ASIDE
+    return sorted(
+        path.with_name(name)
+        for name in os.listdir(path.parent)  # noqa: PTH208 - names are enough
+        if name.startswith(beginning) and not name.endswith(("-wal", "-shm"))
+    )
 
 
 def _set_aside(path: Path, found: str) -> None:
     """Keep the damaged file for whoever wants to look, out of the way."""
-    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
+    when = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    aside = path.with_name(path.name + _ASIDE + when)
+    while aside.exists():
+        aside = aside.with_name(aside.name + "-again")
     for suffix in ("", "-wal", "-shm"):
         part = path.with_name(path.name + suffix)
         if part.exists():
@@ -223,6 +269,13 @@ def _refuse_newer(db: sqlite3.Connection, path: Path) -> None:
             f"{path}: written by a newer event-bridge (format {version}, this one knows {schema.SCHEMA_VERSION}); "
             "run that version, or give this one a journal.path of its own"
         )
+
+
+def _refuse_foreign(db: sqlite3.Connection, path: Path) -> None:
+    """Leave alone what somebody else keeps in a database of this name."""
+    found = {name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    if found and not schema.version(db) and not found & {"batches", "seen", "sinks"}:
+        raise JournalError(f"{path}: a database of something else, not a journal; journal.path must be a file of its own")
 
 
 def _mend_indexes(db: sqlite3.Connection, path: Path) -> None:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
@@ -290,6 +291,10 @@ class Journal(Inside):
                 self._store.used,
                 self._store.trouble(),
             )
+
+    def damaged_files(self) -> list[Path]:
+        """Damaged journals that were set aside when this one was opened, now or before, and are still there."""
+        return file.damaged_files(self._options.path)
 
     def oldest(self, sink: str) -> bytes | None:
         """The JSON of the oldest event that the sink has neither got nor given up; None if there is none.

@@ -10,12 +10,15 @@ from typing import Final, Literal
 import structlog
 
 from bridge.journal import file, tables
+from bridge.journal.damage import is_damage
 
 log = structlog.get_logger(__name__)
 
 RESERVE: Final = 32 << 20
 """Bytes of the disk that events leave to SQLite's log (16 MiB, now and then more). Without it outcomes could not be recorded
 any more, and what was delivered would fill the disk for ever."""
+
+_HELP: Final = "; the file is damaged: the next start sets it aside and begins a new one"
 
 
 class Store:
@@ -139,7 +142,7 @@ class Store:
         try:
             yield
         except sqlite3.Error as error:
-            self.set_trouble(what, f"{self.path}: {error}")
+            self.set_trouble(what, f"{self.path}: {error}{_HELP if is_damage(error) else ''}")
             raise file.JournalError(f"{self.path}: {error}") from error
         except file.JournalError as error:
             self.set_trouble(what, str(error))

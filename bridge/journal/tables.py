@@ -209,6 +209,12 @@ def delete_sink(db: sqlite3.Connection, name: str) -> None:
     db.execute("DELETE FROM retries WHERE sink = ?", (name,))
 
 
+def newest_first(db: sqlite3.Connection) -> int | None:
+    """The place of the first event of the batch that is stored last."""
+    first: int | None = db.execute("SELECT max(first) FROM batches").fetchone()[0]
+    return first
+
+
 def oldest_first(db: sqlite3.Connection) -> int | None:
     """The place of the first event that is still stored."""
     first: int | None = db.execute("SELECT min(first) FROM batches").fetchone()[0]

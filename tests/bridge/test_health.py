@@ -290,7 +290,7 @@ def test_the_status_tells_everything_as_json(journal: Journal) -> None:
     assert datetime.fromisoformat(status["started"]).timestamp() == pytest.approx(time.time(), abs=DEADLINE)
     (problem,) = status["problems"]
     assert problem.startswith("stream acme: not connected for ")
-    assert status["journal"].keys() == {"bytes", "trouble"}
+    assert status["journal"].keys() == {"bytes", "trouble", "damaged_files"}
     acme = status["streams"]["acme"]
     assert (acme["connected"], acme["reason"], acme["error"], acme["attempts"]) == (
         False,
@@ -305,6 +305,22 @@ def test_the_status_tells_everything_as_json(journal: Journal) -> None:
     assert (audit["accepted"], audit["delivered"], audit["pending"]) == (2, 1, 1)
     assert audit["lag_seconds"] > 3600
     assert audit["next_retry"] is None
+
+
+def test_a_damaged_journal_that_was_set_aside_is_counted_and_named_until_somebody_moves_it(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    path.write_bytes(b"no journal at all")
+    for _ in range(2):
+        with closing(Journal(JournalOptions(path))) as journal:
+            health = make_health(journal)
+            assert health.damaged_journals() == 1
+            (kept,) = health.status()["journal"]["damaged_files"]
+            assert Path(kept).read_bytes() == b"no journal at all"
+            assert health.problems() == [], "it is over"
+    Path(kept).unlink()
+    assert health.damaged_journals() == 0
+    tmp_path.rename(tmp_path.with_name("gone"))
+    assert health.status()["journal"]["damaged_files"] == []
 
 
 def test_a_sink_whose_retry_queue_is_full_is_a_problem_that_the_status_explains(journal: Journal) -> None:

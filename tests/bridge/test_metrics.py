@@ -54,6 +54,7 @@ EXPECTED = {
     ("event_bridge_sink_delivery_seconds", "histogram", ("sink",)),
     ("event_bridge_journal_bytes", "gauge", ()),
     ("event_bridge_journal_limit_bytes", "gauge", ()),
+    ("event_bridge_journal_damaged_files", "gauge", ()),
     ("event_bridge_journal_commit_seconds", "histogram", ()),
     ("event_bridge_build_info", "gauge", ("python", "version")),
     ("event_bridge_config_last_reload_successful", "gauge", ()),
@@ -75,6 +76,9 @@ class Observed:
 
     def lag_seconds(self) -> Mapping[str, float]:
         return {"audit": 0.0}
+
+    def damaged_journals(self) -> int:
+        return 2
 
 
 @pytest.fixture
@@ -128,6 +132,7 @@ def test_everything_is_there_with_its_first_value_before_anything_happens(metric
         "event_bridge_build_info": 1,
         "event_bridge_config_last_reload_successful": 1,
         "event_bridge_journal_bytes": 4096,
+        "event_bridge_journal_damaged_files": 2,
         "event_bridge_stream_gap_seconds_total": 1.5,
     }
     by_reason = {
