@@ -145,7 +145,7 @@ def oldest_seen(db: sqlite3.Connection, since: float, limit: int) -> int | None:
 
 def seen_keys(db: sqlite3.Connection, oldest: int) -> Iterator[tuple[int, list[bytes]]]:
     """The uuids of all batches from a place on, oldest first; some at a time, since a million of them would take 200 MiB."""
-    found = db.execute("SELECT first, uuids FROM seen WHERE first >= ? ORDER BY first", (oldest,))
+    found = db.execute("SELECT first, CAST(uuids AS BLOB) FROM seen WHERE first >= ? ORDER BY first", (oldest,))
     while rows := found.fetchmany(_ROWS):
         yield rows[0][0], [uuids[i : i + UUID_BYTES] for _, uuids in rows for i in range(0, len(uuids), UUID_BYTES)]
 
