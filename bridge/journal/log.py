@@ -54,6 +54,10 @@ class _Ticket:
         self.outcome: Appended | None = None
 
 
+_CLOCK_SHARE: Final = 1 / 24
+"""By which part of the dedup window the clock may have been set between two starts: by an hour, if that is a day."""
+
+
 class Journal(Inside):
     """The durable log. Every method may be called from any thread; `read` from one thread per sink.
 
@@ -341,7 +345,7 @@ class Journal(Inside):
         limit = max(1, min(wanted, self._store.largest() // (_UUID_SHARE * _UUID_ON_DISK)))
         if limit < wanted:
             log.warning("fewer uuids are remembered than wanted: the journal is too small", wanted=wanted, remembered=limit)
-        oldest = tables.oldest_seen(self._store.db, now - self._options.window, limit)
+        oldest = tables.oldest_seen(self._store.db, now - self._options.window * (1 + _CLOCK_SHARE), limit)
         if oldest is None:
             return Window(self._options.window, limit, self._monotonic(), self._next)
         window = Window(self._options.window, limit, self._monotonic(), oldest)

@@ -592,6 +592,26 @@ def test_retries_survive_a_restart_in_their_order(make: Make) -> None:
     assert bench.sink.got == [5, 1, 2, 4]
 
 
+def test_a_clock_that_is_set_forth_by_an_hour_and_back_buries_nothing_and_hides_nothing(make: Make) -> None:
+    bench = make(retry={"max_age": "2h", "max_delay": 60})
+    bench.send((1, "/x/"))
+    bench.sink.bad = {1: retry}
+    bench.step()
+    for hours in (1, -1, -1, 1):
+        bench.clock.day += hours * 3600
+        bench.step()
+        bench.step_after(61)
+    assert (bench.books.dead, bench.books.retrying) == (0, 1)
+    assert len(bench.sink.calls) >= 6, "it is tried whatever the clock says"
+    bench.sink.bad = {}
+    bench.clock.day -= 3600
+    bench.step_after(61)
+    bench.step()
+    assert (bench.books.delivered, bench.books.pending) == (1, 0)
+    assert bench.metric("latency_seconds_sum") is not None
+    assert (bench.metric("latency_seconds_sum") or 0.0) >= 0.0
+
+
 @pytest.mark.parametrize("set_back", [60.0, 900.0, 3600.0, 86400.0])
 def test_a_clock_that_is_set_back_delays_retries_by_little(make: Make, set_back: float) -> None:
     bench = make(retry={"first_delay": 300, "max_delay": 600})
