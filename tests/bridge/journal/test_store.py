@@ -32,6 +32,7 @@ def store(path: Path) -> Iterator[Store]:
 def put(store: Store, first: int, *, synced: bool = True, size: int = 10) -> None:
     with store.transaction(synced=synced) as db:
         tables.insert_batch(db, first, 100.0, {first.to_bytes(16, "big"): bytes(size)})
+        tables.add_counts(db, "s", (1, 1, 0), None)
 
 
 def without_log(path: Path) -> int:
