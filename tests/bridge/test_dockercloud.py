@@ -754,6 +754,41 @@ def test_a_resolver_that_hangs_is_given_up_and_what_it_brings_too_late_is_releas
     assert server.left.wait(DEADLINE)
 
 
+def test_a_thousand_sessions_of_every_end_leave_nothing_behind(start_raw: StartRaw) -> None:
+    def script(server: RawServer, connection: socket.socket) -> None:
+        match len(server.requests) % 4:
+            case 0:
+                server.upgrade(connection, after=encode(TEXT, b"one") + encode(CLOSE, b""))
+            case 1:
+                server.upgrade(connection)
+            case 2:
+                server.request(connection)
+                connection.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")
+            case 3:
+                server.request(connection)
+        connection.close()
+
+    def held() -> tuple[int, int]:
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+
+    server = start_raw(script)
+    dialer = source(server.url)
+    before = held()
+    reasons: set[str] = set()
+    for _ in range(1000):
+        try:
+            with closing(dialer.open(None)) as session:
+                reasons.add(read_until_end(session)[1].reason)
+        except Ended as ended:
+            reasons.add(ended.reason)
+    assert len(reasons) >= 3, reasons
+    end_of_patience = time.monotonic() + DEADLINE
+    # The server's threads may be a moment behind.
+    while held() > before and time.monotonic() < end_of_patience:
+        time.sleep(0.01)
+    assert held() <= before
+
+
 # --- cookies -----------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
@@ -492,6 +493,30 @@ def test_an_engine_that_answers_drop_by_drop_is_given_up_in_time(engine: FakeEng
     end = ended(lambda: source_of(engine, connect_timeout=0.3).open(None))
 
     assert (end.reason, "no answer within 0.3 s" in str(end)) == ("network", True)
+
+
+def test_sessions_of_every_end_leave_nothing_behind(engine: FakeEngine) -> None:
+    def held() -> tuple[int, int]:
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+
+    info = engine.answers["/info"]
+    before = held()
+    for number in range(300):
+        engine.answers["/info"] = (500, b'{"message":"busy"}') if number % 3 == 0 else info
+        try:
+            session = source_of(engine).open(None)
+        except Ended:
+            continue
+        session.read()
+        if number % 3 == 1:
+            session.close()
+        engine.say(b"")
+        session.close()
+    deadline = time.monotonic() + 10
+    # The Engine's threads may be a moment behind.
+    while held() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert held() <= before
 
 
 def test_a_missing_socket_is_named_with_what_helps(directory: Path) -> None:
