@@ -26,7 +26,7 @@ from urllib3.util.wait import wait_for_read
 _MAX_BODY: Final = 64 * 1024
 """Bytes of a response's body that are read to be able to use the connection again; with more than that it is closed."""
 
-_CLOSED: Final = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+CLOSED: Final = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 """How a connection says that the far side has closed it."""
 
 _SOCKET_OPTIONS: Final = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
@@ -204,7 +204,7 @@ class TimedClient:
             fresh = self._ensure_connected()
             try:
                 return self._exchange(method, headers, body)
-            except _CLOSED:
+            except CLOSED:
                 if fresh or self._closed:
                     raise
             # The far side closed an idle connection at the very moment when we used it.
@@ -267,7 +267,7 @@ class TimedClient:
     def _exchange(self, method: str, headers: Mapping[str, str], body: bytes) -> Answer:
         connection = self._connection
         # The far side may answer and close before it has read all, with 413 for example; its answer is what counts.
-        with contextlib.suppress(*_CLOSED):
+        with contextlib.suppress(*CLOSED):
             connection.request(
                 method, self._url.request_uri, body=body, headers=headers, preload_content=False, decode_content=False
             )

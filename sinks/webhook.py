@@ -3,9 +3,10 @@
 Acknowledged means answered with 2xx; what everything else means is decided in `sinks.webhook_verdict`. Requests run in lanes,
 one connection and one thread each; the events of one resource stay in one lane, in order.
 
-A request that times out is the hardest case: is it the event or the receiver? If the receiver answered others in the same call,
-it is the event. If it answered none, it is the receiver; but then those events go last in the next call, so that a few that
-always time out can't keep the others from being tried. What was the event's fault once remains so when it is tried alone.
+A request without an answer is the hardest case, be it that time is up or that the connection is cut: is it the event or the
+receiver? If the receiver answered others in the same call, it is the event. If it answered none, it is the receiver; but then
+those events go last in the next call, so that a few that never get an answer can't keep the others from being tried. If the
+receiver answers the next call, it was them. What was the event's fault once remains so when it is tried alone.
 """
 
 import threading
@@ -24,7 +25,7 @@ from sinks.webhook_settings import WebhookSettings, request_headers
 from sinks.webhook_verdict import Verdict, diagnose, judge
 
 _MAX_SLOW: Final = 10_000
-"""How many events that time out by themselves are remembered; beyond that it is learned anew."""
+"""How many events that get no answer by their own fault are remembered; beyond that it is learned anew."""
 
 
 class _Call:
@@ -32,9 +33,9 @@ class _Call:
 
     Args:
         groups: Requests that have to be sent one after another, as groups that may be sent side by side.
-        late: Events that timed out in the calls before this one, whoever's fault it was.
-        slow: Events that are known to time out by themselves.
-        patience: After how many timeouts without an answer in between nothing more is sent.
+        late: Events that got no answer in the calls before this one, whoever's fault it was.
+        slow: Events that are known to get none by their own fault.
+        patience: After how many requests without an answer in between nothing more is sent.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class _Call:
         self.failures: list[Failure] = []
         self.answered = False
         self.stopped = False
+        self.silent: Verdict | None = None
         self.trouble: Verdict | Exception | None = None
 
     def next_group(self) -> Sequence[list[Entry]] | None:
@@ -70,6 +72,7 @@ class _Call:
                 self._stop(verdict)
             elif not verdict.answered:
                 self.timed_out |= seqs
+                self.silent = verdict
                 expected = self._slow | self._late if self.answered else self._slow
                 self._silence += not seqs <= expected
                 self.stopped |= self._silence >= self._patience
@@ -220,11 +223,12 @@ class WebhookSink:
             raise trouble
         untried = len(call.delivered) + len(call.failures) < count
         if trouble is None and (untried or not (call.answered or call.timed_out <= self._slow)):
-            trouble = Verdict("retry", "timeout", f"{self._where} did not answer within {self._settings.timeout:g} s")
+            trouble = call.silent
         if trouble is not None:
             self._late |= call.timed_out
             raise Unavailable(trouble.error, trouble.reason, retry_after=trouble.retry_after, delivered=call.delivered)
-        slow = (self._slow | call.timed_out) - call.delivered
+        suspects = self._slow | call.timed_out | (self._late if call.answered else frozenset())
+        slow = suspects - call.delivered
         self._late, self._slow = frozenset(), slow if len(slow) <= _MAX_SLOW else frozenset()
         return call.failures
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from bridge.policy import parse_retry_after
 from bridge.sink import Reason
-from sinks.timed_http import Answer, NoConnection
+from sinks.timed_http import CLOSED, Answer, NoConnection
 
 _Fault = Literal["rejected", "retry", "unavailable"]
 
@@ -99,6 +99,8 @@ def diagnose(error: Exception, where: str, timeout: float) -> Verdict:
     """
     if isinstance(error, TimeoutError):
         return Verdict("retry", "timeout", f"{where} did not answer within {timeout:g} s", answered=False)
+    if isinstance(error, CLOSED):
+        return Verdict("retry", "unreachable", f"{where} closed the connection instead of an answer", answered=False)
     cause = error.__cause__ if isinstance(error, NoConnection) else error
     reason: Reason = "unreachable"
     match cause:

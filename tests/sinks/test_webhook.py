@@ -289,6 +289,55 @@ def test_events_that_hang_at_the_head_do_not_keep_the_others_from_being_tried(
     assert fates(sink.deliver(entries[:hanging])) == dict.fromkeys(range(1, hanging + 1), "retry")
 
 
+def cuts_at(entries: Sequence[Entry]) -> Callable[[Request], bytes | None]:
+    """Answer everything but the requests with one of these events; those end with the connection."""
+    poison = uuids(entries)
+    return lambda request: reply(200) if poison.isdisjoint(request.uuids) else None
+
+
+@pytest.mark.parametrize("poison", [1, 2, 5])
+def test_events_that_cut_every_connection_wait_and_all_others_arrive(receiver: Receiver, open_sink: Make, poison: int) -> None:
+    entries = waiting = make_entries(30, resources=30)
+    receiver.answer = cuts_at(entries[:poison])
+    sink = open_sink(connections=1)
+    failures: Sequence[Failure] = []
+
+    for _ in range(4):
+        try:
+            failures = sink.deliver(waiting)
+            break
+        except Unavailable as unavailable:
+            waiting = [entry for entry in waiting if entry.seq not in unavailable.delivered]
+
+    assert fates(failures) == dict.fromkeys(range(1, poison + 1), "retry")
+    assert uuids(entries) <= set(received(receiver))
+
+
+def test_an_event_that_got_no_answer_is_to_blame_when_the_receiver_answers_the_next_ones(
+    receiver: Receiver, open_sink: Make
+) -> None:
+    poison, *others = make_entries(3, resources=3)
+    receiver.answer = cuts_at([poison])
+    sink = open_sink()
+
+    with pytest.raises(Unavailable):
+        sink.deliver([poison])
+    with pytest.raises(Unavailable):
+        sink.deliver([poison])
+    assert sink.deliver(others) == []
+    assert fates(sink.deliver([poison])) == {poison.seq: "retry"}
+
+
+def test_a_receiver_that_cuts_every_connection_is_unavailable(receiver: Receiver, open_sink: Make) -> None:
+    entries = make_entries(50)
+    receiver.answer = cuts_at(entries)
+
+    with pytest.raises(Unavailable, match="closed the connection instead of an answer") as unavailable:
+        open_sink().deliver(entries)
+
+    assert unavailable.value.reason == "unreachable"
+
+
 def test_opening_proves_the_way_without_a_request(receiver: Receiver, open_sink: Make) -> None:
     sink = open_sink()
     wait_until(lambda: receiver.connections == 1)

@@ -94,8 +94,7 @@ def certificate_error() -> ssl.SSLCertVerificationError:
         (no_connection(ssl.SSLEOFError(8, "EOF occurred")), "unreachable", "the connection was closed"),
         (no_connection(BadStatusLine("geheim")), "server_error", "what it answers is not HTTP"),
         (no_connection(OSError("Tunnel connection failed: 407")), "unreachable", "Tunnel connection failed: 407"),
-        (ConnectionResetError(104, "Connection reset by peer"), "unreachable", "Connection reset by peer"),
-        (RemoteDisconnected("Remote end closed connection"), "unreachable", "Remote end closed connection"),
+        (no_connection(ConnectionResetError(104, "Connection reset by peer")), "unreachable", "Connection reset by peer"),
         (BadStatusLine("geheim"), "server_error", "what it answers is not HTTP"),
     ],
 )
@@ -105,6 +104,20 @@ def test_a_broken_way_is_the_receivers_fault(error: Exception, reason: str, word
     assert (verdict.fate, verdict.reason, verdict.answered) == ("unavailable", reason, False)
     assert verdict.error.startswith(f"{HOST}: {words}")
     assert "geheim" not in verdict.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(104, "Connection reset by peer"),
+        RemoteDisconnected("Remote end closed connection"),
+        BrokenPipeError(32, "Broken pipe"),
+        ssl.SSLEOFError(8, "EOF occurred"),
+    ],
+)
+def test_a_request_whose_connection_is_cut_may_be_tried_again(error: Exception) -> None:
+    words = f"{HOST} closed the connection instead of an answer"
+    assert diagnose(error, HOST, 2.5) == Verdict("retry", "unreachable", words, answered=False)
 
 
 def test_a_request_without_an_answer_in_time_may_be_tried_again() -> None:
