@@ -100,6 +100,8 @@ class Forwarder:
         self._delays = backoff(*_BACKOFF, uniform)
         # Of what lies after the cursor: acknowledged before the sink broke, not to be offered again.
         self._acknowledged: set[int] = set()
+        # The sink broke with what was due: something in there may be what breaks it, so the new events go first next time.
+        self._broke_with_due = False
 
     def step(self) -> float:
         """Move what can be moved now, waiting a second for it at most; return the seconds to wait before the next step.
@@ -141,10 +143,12 @@ class Forwarder:
         """Deliver what is due; return the seconds to wait, and whether nothing new may be tried."""
         now, retry, batch = self._clock(), self.settings.retry, self.settings.batch
         due = self._journal.due_retries(self.name, now, now + 2 * retry.max_delay, batch.max_events, batch.max_bytes)
-        if due:
-            self.busy = True
+        if due and (self._is_full() or not self._broke_with_due):
+            self.busy = self._broke_with_due = True
             self._deliver_again(due)
+            self._broke_with_due = False
             return 0.0, self._is_full()
+        self._broke_with_due = False
         self.next_due = self._journal.next_due(self.name)
         wait = _IDLE if self.next_due is None else min(_IDLE, max(0.0, self.next_due - now))
         if self._is_full():

@@ -730,6 +730,7 @@ def test_retries_stay_when_the_sink_breaks_except_for_what_was_acknowledged(make
     assert bench.books == SinkBooks(3, 2, 0, 0, 0, pending=1, retrying=1, dead_letters=0)
     bench.sink.bad = {}
     bench.step()
+    bench.step()
     assert bench.last_call == [1]
     assert bench.journal.retrying("a") == 0
 
@@ -756,6 +757,38 @@ def test_why_events_wait_is_told_once_per_reason_and_that_none_do_any_more(make:
     told = [(line["log_level"], line.get("reason")) for line in logs if "wait" in line["event"]]
     assert sorted(told[:2], key=str) == [("warning", "server_error"), ("warning", "unauthorized")]
     assert told[2:] == [("info", None)]
+
+
+def test_a_retry_that_breaks_the_sink_does_not_keep_new_events_from_being_tried(make: Make) -> None:
+    bench = make()
+    bench.sink.bad = {1: retry}
+    bench.send((1, "/a/"))
+    bench.step()
+    bench.send((2, "/b/"), (3, "/a/"))
+    broken = Unavailable("the connection was cut")
+    for _ in range(2):
+        bench.sink.script.append(broken)
+        bench.step_after(1.0)
+        bench.step()
+    assert bench.sink.calls == [[1], [1], [2], [1, 3]]
+    assert bench.sink.got == [2], "what waits behind it still waits"
+    bench.sink.bad = {}
+    bench.step()
+    assert bench.last_call == [1, 3]
+    assert bench.books.pending == 0
+
+
+def test_a_full_retry_queue_is_tried_again_first_even_if_it_breaks_the_sink(make: Make) -> None:
+    bench = make(retry={"max_pending": 1})
+    bench.sink.bad = {1: retry}
+    bench.send((1, "/a/"))
+    bench.step()
+    bench.send((2, "/b/"))
+    bench.sink.script += [Unavailable("no")] * 3
+    for _ in range(3):
+        bench.step_after(1.0)
+        assert bench.forwarder.status.reason == "unreachable", "and not something else every other time"
+    assert bench.sink.calls == [[1]] * 4
 
 
 def test_a_bug_in_a_sink_loses_nothing_and_is_logged_once(make: Make) -> None:
