@@ -365,6 +365,13 @@ def test_what_a_sink_is_missing_counts_as_dropped(made: list[Made], tmp_path: Pa
     assert run(path, made[0].lines, event(10_000)) == "some events dropped"
 
 
+def test_uuids_that_are_none_any_more_end_nothing(made: list[Made], tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    path.write_bytes(made[0].files[""])
+    spoil(path, "UPDATE seen SET uuids = 5 WHERE first % 2 = 0")
+    assert run(path, made[0].lines, event(10_000)) == "nothing missing, or the last commits"
+
+
 def test_files_that_are_set_aside_in_the_same_second_are_all_kept(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     for number in range(3):
