@@ -39,12 +39,13 @@ def obey(asked: float, ceiling: float, uniform: Uniform) -> float:
 def retry_delay(attempts: int, first: float, ceiling: float, asked: float | None, uniform: Uniform) -> float:
     """Seconds until an event that failed `attempts` times (at least 1) is due again.
 
-    Exponential from `first` to `ceiling` with jitter over the upper half, unless the far side asked for a time. It may have
-    asked for none at all, or for one that has passed by its clock: the first delay is kept in any case.
+    Exponential from `first` to `ceiling` with full jitter, unless the far side asked for a time. It may have asked for none at
+    all, or for one that has passed by its clock: it is not hammered then, half of the first delay is kept in any case.
     """
-    highest = min(ceiling, first if asked is not None else first * 2.0 ** min(attempts - 1, 60))
-    delay = uniform(highest / 2, highest)
-    return delay if asked is None else max(delay, obey(asked, ceiling, uniform))
+    if asked is None:
+        return uniform(0, min(ceiling, first * 2.0 ** min(attempts - 1, 60)))
+    shortest = min(ceiling, first)
+    return max(uniform(shortest / 2, shortest), obey(asked, ceiling, uniform))
 
 
 def parse_retry_after(value: str | None, now: datetime) -> float | None:

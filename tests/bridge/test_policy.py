@@ -48,9 +48,9 @@ def test_a_far_side_that_asks_for_a_day_gets_our_ceiling() -> None:
     assert obey(86400.0, 60.0, lowest) == 60.0
 
 
-def test_the_delay_of_a_retry_doubles_with_jitter_over_its_upper_half() -> None:
+def test_the_delay_of_a_retry_doubles_with_full_jitter() -> None:
     assert [retry_delay(attempts, 1.0, 10.0, None, highest) for attempts in range(1, 7)] == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
-    assert [retry_delay(attempts, 1.0, 10.0, None, lowest) for attempts in range(1, 7)] == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
+    assert [retry_delay(attempts, 1.0, 10.0, None, lowest) for attempts in range(1, 7)] == [0.0] * 6
 
 
 def test_the_delay_of_the_millionth_retry_is_the_ceiling() -> None:
