@@ -17,7 +17,9 @@ import contextlib
 import os
 import socket
 import ssl
-from typing import Final, Literal, NamedTuple, Protocol, cast
+import threading
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple, Protocol, cast
 
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
@@ -82,6 +84,42 @@ class Socket(Protocol):
         """As `socket.fileno`."""
 
 
+class _TimedClient(Client):
+    """paho's client with an end to connecting: for the answer of a websocket it has a timeout for each byte, and none for all.
+
+    Attributes:
+        late: Whether connecting was ended because it took too long.
+    """
+
+    late = False
+    _same: socket.socket | None = None
+
+    def connect_within(self, seconds: float, *args: Any, **kwargs: Any) -> MQTTErrorCode:
+        """As `connect`, for no longer than that, not counting the look-up of the host's name."""
+        timer = threading.Timer(seconds, self._end)
+        timer.daemon = True
+        timer.start()
+        try:
+            return self.connect(*args, **kwargs)
+        finally:
+            timer.cancel()
+            timer.join()
+            if self._same is not None:
+                self._same.close()
+
+    def _create_socket_connection(self) -> socket.socket:
+        connection: socket.socket = super()._create_socket_connection()
+        # TLS takes the socket over and leaves this one empty; a second descriptor is the same to the system.
+        self._same = socket.socket(fileno=os.dup(connection.fileno()))
+        return connection
+
+    def _end(self) -> None:
+        self.late = True
+        if self._same is not None:
+            with contextlib.suppress(OSError):
+                self._same.shutdown(socket.SHUT_RDWR)
+
+
 class Opened:
     """A socket on which CONNECT was sent. The client is kept, since it would close the socket with its own end.
 
@@ -94,13 +132,15 @@ class Opened:
 
     def __init__(self, profile: Profile) -> None:
         address, self._client = profile.address, _make_client(profile)
+        # Connecting, TLS and the websocket, each of which has a timeout of its own.
+        connect = partial(self._client.connect_within, 3 * profile.timeout)
         try:
             if profile.protocol == "5":
-                code = self._client.connect(address.host, address.port, profile.keepalive, clean_start=True)
+                code = connect(address.host, address.port, profile.keepalive, clean_start=True)
             else:
-                code = self._client.connect(address.host, address.port, profile.keepalive)
+                code = connect(address.host, address.port, profile.keepalive)
         except (OSError, ValueError) as error:
-            reason, words = diagnose(error, profile.timeout)
+            reason, words = diagnose(TimeoutError() if self._client.late else error, profile.timeout)
             raise Unavailable(f"{address}: {words}", reason) from error
         found = self._client.socket()
         # CONNECT has a few hundred bytes, and a fresh socket takes them at once.
@@ -168,8 +208,8 @@ def early_hint(profile: Profile) -> str:
     return "; perhaps the broker wants a certificate of ours (`cert_file`), or another one"
 
 
-def _make_client(profile: Profile) -> Client:
-    client = Client(
+def _make_client(profile: Profile) -> _TimedClient:
+    client = _TimedClient(
         CallbackAPIVersion.VERSION2,
         client_id=profile.client_id,
         protocol=MQTTProtocolVersion.MQTTv5 if profile.protocol == "5" else MQTTProtocolVersion.MQTTv311,

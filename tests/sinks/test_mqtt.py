@@ -1,5 +1,7 @@
 """The MQTT sink against a broker that does as it is told; what a real one does is in test_mqtt_client.py."""
 
+import contextlib
+import socket
 import struct
 import threading
 import time
@@ -475,6 +477,39 @@ def test_a_broker_that_does_not_answer_is_a_timeout(broker: Broker, make_sink: M
     with pytest.raises(Unavailable, match=r"no answer to CONNECT within 0\.3 s") as unavailable:
         make_sink(broker, timeout=0.3).open()
 
+    assert unavailable.value.reason == "timeout"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "beginning", "words"),
+    [
+        ("mqtt", b"\x20\x7f", r"no answer to CONNECT within 0\.2 s"),
+        ("ws", b"HTTP/1.1 101 Sw", r"no connection within 0\.2 s"),
+        ("mqtts", b"\x16\x03\x03\x40\x00", r"no connection within 0\.2 s"),
+        ("wss", b"\x16\x03\x03\x40\x00", r"no connection within 0\.2 s"),
+    ],
+)
+def test_a_broker_that_answers_drop_by_drop_is_a_timeout(
+    scheme: str, beginning: bytes, words: str, make_sink: MakeSink, broker: Broker
+) -> None:
+    def drip(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError), listener.accept()[0] as connection:
+            connection.recv(4096)
+            connection.sendall(beginning)
+            while not left.wait(0.02):
+                connection.sendall(b"H")
+
+    left = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        dripping = threading.Thread(target=drip, args=(listener,))
+        dripping.start()
+        sink = make_sink(broker, url=f"{scheme}://127.0.0.1:{listener.getsockname()[1]}", timeout=0.2)
+        before = time.monotonic()
+        with pytest.raises(Unavailable, match=words) as unavailable:
+            sink.open()
+        assert time.monotonic() - before < 10, "it would never end"
+        left.set()
+        dripping.join()
     assert unavailable.value.reason == "timeout"
 
 
