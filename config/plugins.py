@@ -1,6 +1,7 @@
 """The kinds of sinks there are: ours and strangers', all registered in the same entry point group."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Final
 
@@ -16,8 +17,9 @@ class PluginError(Exception):
     """What an entry point names can't be loaded, or is no sink."""
 
 
+@cache
 def installed() -> Plugins:
-    """The plug-ins of all installed packages."""
+    """The plug-ins of all installed packages, looked up once: later there may be no descriptor for it."""
     return {point.name: point.load for point in entry_points(group=GROUP)}
 
 
