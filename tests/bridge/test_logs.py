@@ -130,10 +130,10 @@ def test_an_attribute_may_have_any_name() -> None:
 def test_a_record_of_a_library_looks_the_same() -> None:
     stream = configured()
 
-    logging.getLogger("kafka.conn").warning("node %d is %s", 7, "gone")
+    logging.getLogger("urllib3.connectionpool").warning("node %d is %s", 7, "gone")
 
     (line,) = lines(stream)
-    assert (line["severity_text"], line["body"], line["scope"]) == ("WARNING", "node 7 is gone", "kafka.conn")
+    assert (line["severity_text"], line["body"], line["scope"]) == ("WARNING", "node 7 is gone", "urllib3.connectionpool")
     assert line["attributes"] == {}
 
 
@@ -152,8 +152,8 @@ def test_a_library_s_exception_is_there_as_well() -> None:
 def test_a_library_is_heard_from_warnings_on(level: Level) -> None:
     stream = configured(level=level)
 
-    logging.getLogger("kafka").info("chatter")
-    logging.getLogger("kafka").warning("trouble")
+    logging.getLogger("urllib3").info("chatter")
+    logging.getLogger("urllib3").warning("trouble")
 
     assert [line["body"] for line in lines(stream)] == ["trouble"]
 
@@ -161,8 +161,8 @@ def test_a_library_is_heard_from_warnings_on(level: Level) -> None:
 def test_a_library_is_not_heard_below_the_level_that_was_set() -> None:
     stream = configured(level="error")
 
-    logging.getLogger("kafka").warning("trouble")
-    logging.getLogger("kafka").error("more trouble")
+    logging.getLogger("urllib3").warning("trouble")
+    logging.getLogger("urllib3").error("more trouble")
 
     assert [line["body"] for line in lines(stream)] == ["more trouble"]
 
@@ -223,12 +223,12 @@ def test_who_wants_to_read_it_from_a_file_gets_no_colours() -> None:
     stream = configured("human")
 
     ours().info("stream connected", stream="acme")
-    logging.getLogger("kafka").warning("trouble")
+    logging.getLogger("urllib3").warning("trouble")
 
     assert "\x1b" not in stream.getvalue()
     ours_line, theirs = stream.getvalue().splitlines()
     assert "[info     ] stream connected [bridge.some.module] stream=acme" in ours_line
-    assert "[warning  ] trouble [kafka]" in theirs
+    assert "[warning  ] trouble [urllib3]" in theirs
 
 
 def test_who_wants_json_on_a_terminal_gets_it() -> None:
