@@ -57,7 +57,14 @@ _POM: Final = f"""
   </dependencies>
 </project>
 """
-_PROTOCOLS: Final = {"CONTROLLER": "PLAINTEXT", "OPEN": "PLAINTEXT", "SASL": "SASL_PLAINTEXT", "TLS": "SSL", "MTLS": "SSL"}
+_PROTOCOLS: Final = {
+    "CONTROLLER": "PLAINTEXT",
+    "OPEN": "PLAINTEXT",
+    "DETOUR": "PLAINTEXT",
+    "SASL": "SASL_PLAINTEXT",
+    "TLS": "SSL",
+    "MTLS": "SSL",
+}
 _SCRAM: Final = ("SCRAM-SHA-256", "SCRAM-SHA-512")
 _LOGIN: Final = "org.apache.kafka.common.security"
 
@@ -144,6 +151,9 @@ class Broker:
         identity: Its certificate and key, for listeners with TLS.
         clients: The certificates that one of those listeners demands of its clients.
         first: The first broker of a cluster that this one joins as its second.
+
+    Attributes:
+        detour: The port that the listener DETOUR names to its clients as its own: whoever listens there passes everything on.
     """
 
     def __init__(
@@ -160,7 +170,8 @@ class Broker:
         names = [name for name in _PROTOCOLS if identity is not None or "TLS" not in name]
         if first is not None:
             names.remove("CONTROLLER")
-        self._ports = dict(zip(names, _free_ports(len(names)), strict=True))
+        *ports, self.detour = _free_ports(len(names) + 1)
+        self._ports = dict(zip(names, ports, strict=True))
         self._settings = self._base() | self._logins() | dict(settings or {})
         if identity is not None:
             pem = directory / "identity.pem"
@@ -171,7 +182,7 @@ class Broker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def address(self, listener: str = "OPEN") -> str:
-        """The address of a listener: OPEN, SASL, TLS or MTLS; also CONTROLLER, for another broker."""
+        """The address of a listener: OPEN, DETOUR, SASL, TLS or MTLS; also CONTROLLER, for another broker."""
         return f"localhost:{self._ports[listener]}"
 
     def __enter__(self) -> Self:
@@ -269,12 +280,13 @@ class Broker:
 
     def _base(self) -> dict[str, str]:
         listeners = ",".join(f"{name}://127.0.0.1:{port}" for name, port in self._ports.items())
+        told = ",".join(f"{name}://localhost:{port}" for name, port in (self._ports | {"DETOUR": self.detour}).items())
         return {
             "process.roles": "broker,controller" if self._first is None else "broker",
             "node.id": "1" if self._first is None else "2",
             "controller.quorum.bootstrap.servers": (self._first or self).address("CONTROLLER"),
             "listeners": listeners,
-            "advertised.listeners": listeners.replace("127.0.0.1", "localhost"),
+            "advertised.listeners": told,
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "OPEN",
             "listener.security.protocol.map": ",".join(f"{name}:{_PROTOCOLS[name]}" for name in {"CONTROLLER", *self._ports}),

@@ -64,11 +64,14 @@ class Bridge:
 
     Attributes:
         config: The file.
-        variables: Variables of its environment that configure it, too.
+        command: What is run instead of `event-bridge`, if a test needs that.
+        variables: Environment variables that it gets in addition.
     """
 
     def __init__(self, directory: Path, settings: Mapping[str, Any]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
+        self.command = [EVENT_BRIDGE]
+        self.variables: dict[str, str] = {}
         self.port = free_port()
         self.directory = directory
         self.config = directory / "bridge.yaml"
@@ -103,7 +106,7 @@ class Bridge:
     def launch(self) -> None:
         """Start it, and wait for nothing."""
         with self.log.open("ab") as log, self.output.open("ab") as output:
-            command = [EVENT_BRIDGE, "run", "--config", str(self.config)]
+            command = [*self.command, "run", "--config", str(self.config)]
             environment = clean_environment(**self.variables)
             self._process = subprocess.Popen(command, stdout=output, stderr=log, env=environment)
 
@@ -139,12 +142,23 @@ class Bridge:
         self._process.wait()
         self._process = None
 
+    def send(self, what: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self._process is not None
+        self._process.send_signal(what)
+
+    def wait(self, seconds: float = 30) -> int:
+        """Wait until it has ended by itself; return the exit status, which is negative for a signal."""
+        assert self._process is not None
+        status = self._process.wait(seconds)
+        self._process = None
+        return status
+
     def stop(self) -> int:
         """SIGTERM; return the exit status."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
+        self.send(signal.SIGTERM)
         try:
-            return self._process.wait(30)
+            return self.wait()
         finally:
             self._process = None
 
