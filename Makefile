@@ -5,7 +5,7 @@ SOURCES := bridge sinks config tests benchmarks
 
 COUNT ?= 10000
 
-.PHONY: run check corrupt bench lock format clean
+.PHONY: run check corrupt bench chaos soak lock format clean
 .DEFAULT_GOAL := run
 
 run: .venv/run.stamp  ## See it work: simulator, bridge and stdout sink in one go.
@@ -23,6 +23,17 @@ corrupt: .venv/dev.stamp  ## Damage COUNT journals in every way, and see what is
 
 bench: .venv/dev.stamp  ## Speed and memory; the figures of record are in docs/benchmarks.md.
 	$(BIN)/python -m benchmarks $(ARGS)
+
+KILLS ?= 1000
+MINUTES ?= 60
+
+chaos: .venv/dev.stamp  ## Kill it a thousand times at 2,000 events/s: nothing may be lost. The run of record is in docs/reliability.md.
+	@sh tests/system-packages.sh
+	$(BIN)/python -m tests.faults $(ARGS) chaos $(KILLS)
+
+soak: .venv/dev.stamp  ## All faults by chance, for as long as you like.
+	@sh tests/system-packages.sh
+	$(BIN)/python -m tests.faults $(ARGS) soak $(MINUTES)
 
 format: .venv/dev.stamp
 	$(BIN)/ruff format $(SOURCES)

@@ -14,8 +14,10 @@ promtool prometheus
 kcat kcat
 openssl openssl
 java default-jre-headless
+strace strace
 mvn maven
 LIST
+ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || missing="$missing libfaketime"
 [ -e /bin/busybox ] || missing="$missing busybox-static"
 
 [ -n "$missing" ] || exit 0

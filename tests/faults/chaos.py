@@ -1,0 +1,69 @@
+"""Kill the bridge a thousand times: while it starts, in full flow, and while it stops."""
+
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from tests.e2e.harness import until
+from tests.faults.rig import Rig
+
+MOMENTS: Final = {"starting": 15, "running": 75, "stopping": 10}
+"""What the bridge is doing when it is killed, and how often in a hundred times."""
+
+_MEAN_LIFE: Final = 1.0
+_LONGEST_LIFE: Final = 6.0
+_START: Final = 1.0
+_STOP: Final = 0.5
+_REFUSED: Final = 0.02
+"""The share of webhook requests that fail by themselves, so that there is something in the retry queue."""
+
+
+def chaos(rig: Rig, kills: int, dice: random.Random, progress: Callable[[int], None] = lambda _: None) -> Counter[str]:
+    """Kill it, look, start it again; in the end everything has to be in order.
+
+    Args:
+        rig: What it is done to.
+        kills: How often.
+        dice: Chance.
+        progress: Told how many kills there were.
+
+    Returns:
+        How often it was killed at which moment.
+    """
+    refusals = random.Random(dice.random())
+    rig.hook.answer = lambda _: (500 if refusals.random() < _REFUSED else 200, {})
+    moments: Counter[str] = Counter()
+    while rig.oracle.kills < kills:
+        (moment,) = dice.choices(list(MOMENTS), list(MOMENTS.values()))
+        rig.bridge.launch()
+        if moment == "starting":
+            time.sleep(dice.uniform(0, _START))
+        else:
+            until(rig.bridge.answers, "the bridge answers")
+            rig.scrape("while it runs")
+            time.sleep(min(dice.expovariate(1 / _MEAN_LIFE), _LONGEST_LIFE))
+        if moment == "stopping" and _stops_by_itself(rig, dice.uniform(0, _STOP)):
+            rig.looked_at("after it stopped")
+            continue
+        rig.kill(f"after kill {rig.oracle.kills + 1}, {moment}")
+        moments[moment] += 1
+        progress(rig.oracle.kills)
+    rig.bridge.start()
+    rig.finish()
+    return moments
+
+
+def _stops_by_itself(rig: Rig, seconds: float) -> bool:
+    """Ask it to stop; return whether it is done with that before the time is up."""
+    rig.bridge.send(signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        status = rig.bridge.wait(seconds)
+        if status != 0:
+            rig.oracle.violate("progress", "while it stops", f"the exit status is {status}")
+        return True
+    return False

@@ -1,0 +1,188 @@
+"""The faults besides death: each is done to the rig, goes on for a while, is taken back, and has to leave no trace.
+
+Where a fault can make a sink say nothing about what it got, the oracle is told what was in flight while it went on: from the
+sink's cursor before it to the one after it, and a delivery beyond. It may come again any number of times. Where a fault gives
+no reason to repeat anything (latency, a full disk, a clock that jumps, the stream's own trouble), nothing may.
+"""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from tests.e2e.harness import until, value
+from tests.faults.proxy import Fault
+from tests.faults.rig import DELIVERY, Rig
+
+_RECOVERY: Final = 60.0
+_NEWS: Final = 30.0
+
+RESERVE: Final = 32 << 20
+"""What the journal leaves of the disk, so that outcomes can be recorded (`bridge.journal.store`)."""
+
+
+@contextmanager
+def disturbed(rig: Rig, *sinks: str) -> Iterator[None]:
+    """Something is wrong with these sinks; in the end everything has to go on by itself."""
+    before = rig.looked_at("before a fault")
+    yield
+    recovered(rig)
+    after = rig.looked_at("after a fault")
+    for sink in sinks:
+        places = range(before.sinks[sink]["cursor"], after.sinks[sink]["cursor"] + DELIVERY)
+        rig.oracle.in_flight(sink, places, math.inf)
+        for look in (before, after):
+            rig.oracle.in_flight(sink, look.retrying.get(sink, ()), math.inf)
+    rig.oracle.judge()
+    rig.scrape("after a fault")
+
+
+def recovered(rig: Rig) -> None:
+    """Wait until everything is connected, and new events arrive everywhere."""
+    try:
+        until(rig.settled_down, "everything is connected again", _RECOVERY)
+        now = {sink: tally.arrived for sink, tally in rig.oracle.tallies.items()}
+        for sink, before in now.items():
+            until(lambda s=sink, b=before: rig.oracle.tallies[s].arrived > b, f"{sink} goes on", _NEWS)  # type: ignore[misc]
+    except AssertionError as error:
+        rig.oracle.violate("progress", "after a fault", str(error))
+
+
+def spoil(rig: Rig, way: str, fault: Fault, seconds: float) -> None:
+    """Spoil the way to the stream or to a sink."""
+    repeats = way in rig.oracle.sinks and fault != "latency"
+    with disturbed(rig, *([way] if repeats else [])):
+        rig.proxies[way].fault = fault
+        time.sleep(seconds)
+        rig.proxies[way].fault = None
+
+
+def freeze_bridge(rig: Rig, seconds: float) -> None:
+    """SIGSTOP and SIGCONT; whoever waited for it meanwhile may have given up."""
+    with disturbed(rig, *rig.oracle.sinks):
+        rig.bridge.send(signal.SIGSTOP)
+        time.sleep(seconds)
+        rig.bridge.send(signal.SIGCONT)
+
+
+def freeze_sink(rig: Rig, sink: str, seconds: float) -> None:
+    """SIGSTOP and SIGCONT for a broker; a receiver of ours hangs in the same way."""
+    with disturbed(rig, sink):
+        if sink == "kafka" and rig.kafka:
+            rig.kafka.freeze()
+        elif sink == "mqtt" and rig.mqtt:
+            rig.mqtt.hang()
+        else:
+            rig.hook.hang.set()
+        time.sleep(seconds)
+        if sink == "kafka" and rig.kafka:
+            rig.kafka.thaw()
+        elif sink == "mqtt" and rig.mqtt:
+            rig.mqtt.go_on()
+        else:
+            rig.hook.hang.clear()
+
+
+def no_small_disk() -> str | None:
+    """Why no disk can be made small here; None if one can."""
+    return None if os.geteuid() == 0 and os.access("/proc/filesystems", os.R_OK) else "needs root, to mount a tmpfs"
+
+
+@contextmanager
+def small_disk(path: Path, size: int) -> Iterator[Path]:
+    """A file system of so many bytes."""
+    path.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "event-bridge-test", str(path)], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def fill_disk(rig: Rig, left: int, seconds: float) -> None:
+    """Leave so many bytes of the journal's disk; it says so, takes nothing, loses nothing, and goes on when there is space."""
+    with disturbed(rig):
+        filler = rig.journal.with_name("filler")
+        try:
+            _fill(filler, left)
+            accepted = _accepted_at_rest(rig)
+            ready, why = rig.bridge.get("/readyz")
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                # Whatever is freed meanwhile, by a checkpoint for example, is taken at once.
+                _fill(filler, left)
+                rig.scrape("on a full disk")
+                time.sleep(min(0.2, seconds))
+            if ready != 503 or "disk" not in why:
+                rig.oracle.violate("progress", "on a full disk", f"/readyz says {ready} {why}")
+            if value(rig.bridge.metrics(), "events_accepted_total") != accepted:
+                rig.oracle.violate("progress", "on a full disk", "events were accepted")
+        finally:
+            filler.unlink()
+        until(lambda: rig.bridge.get("/readyz")[0] == 200, "it is ready again", _RECOVERY)
+
+
+def _fill(filler: Path, left: int) -> None:
+    disk = os.statvfs(filler.parent)
+    size = disk.f_bavail * disk.f_frsize - left
+    with filler.open("ab") as file:
+        while size >= disk.f_frsize:
+            try:
+                os.posix_fallocate(file.fileno(), file.tell(), size)
+                file.seek(0, os.SEEK_END)
+            except OSError:  # The bridge was faster.
+                size //= 2
+            else:
+                return
+
+
+def _accepted_at_rest(rig: Rig) -> float:
+    """Wait until nothing is accepted any more, and tell how much was."""
+    until(lambda: rig.bridge.get("/readyz")[0] == 503, "it is not ready", _RECOVERY)
+    return value(rig.bridge.metrics(), "events_accepted_total")
+
+
+def jump_clock(rig: Rig, clock: Path, hours: Sequence[float], seconds: float) -> None:
+    """Set the bridge's clock, if it was started with one of its own; nothing may be repeated or wait for an hour."""
+    with disturbed(rig):
+        for offset in hours:
+            clock.write_text(f"{offset * 3600:+g}\n")
+            recovered(rig)
+            time.sleep(seconds)
+            _check_clock(rig, offset)
+        clock.write_text("+0\n")
+
+
+def _check_clock(rig: Rig, hours: float) -> None:
+    with rig.bridge.output.open("rb") as file:
+        file.seek(-10_000, os.SEEK_END)
+        event = json.loads(file.read().splitlines()[-2])
+    ahead = (datetime.fromisoformat(event["received_at"]) - datetime.now(UTC)).total_seconds() / 3600
+    assert abs(ahead - hours) < 1 / 60, f"the bridge's clock is {ahead:g} h ahead, and should be {hours:g} h"
+
+
+_FAKETIME: Final = tuple(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+
+
+def no_clock() -> str | None:
+    """Why the bridge can't have a clock of its own here; None if it can."""
+    return None if _FAKETIME else "not installed: libfaketime"
+
+
+def own_clock(clock: Path) -> dict[str, str]:
+    """The variables that give the bridge a clock that a file sets. Only the time of day: other clocks are never set."""
+    clock.write_text("+0\n")
+    return {
+        "LD_PRELOAD": str(_FAKETIME[0]),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "DONT_FAKE_MONOTONIC": "1",
+    }

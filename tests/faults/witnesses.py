@@ -1,0 +1,149 @@
+"""Who sees what is sent and what arrives, and tells the oracle: a server at one end, and a witness behind each sink."""
+
+import json
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+from bridge.simulator import Simulator, SimulatorSettings
+from bridge.simulator_traffic import Batch
+from tests.e2e.harness import Receiver
+from tests.faults.oracle import Oracle
+
+_PAUSE = 0.01
+_LARGE = 64 << 20
+"""Bytes of standard output that are kept at most, once they were read."""
+
+
+class Told(Simulator):
+    """The simulator; the oracle hears of every event before any client does."""
+
+    def __init__(self, settings: SimulatorSettings, oracle: Oracle) -> None:
+        super().__init__(settings)
+        self._oracle = oracle
+
+    def _fan_out(self, batch: Batch, now: float) -> None:
+        before = self.sent
+        # This only puts it into the connections' buffers.
+        super()._fan_out(batch, now)
+        if self.sent > before:
+            for item in batch.items:
+                if item.payload:
+                    self._oracle.sent(item.payload)
+
+
+class Hook(Receiver):
+    """A webhook receiver; the oracle hears of every event of a request that is being answered with 2xx."""
+
+    def __init__(self, oracle: Oracle, name: str) -> None:
+        super().__init__()
+        self._oracle = oracle
+        self._name = name
+
+    def remember(self, connection: int, events: list[dict[str, Any]]) -> None:  # noqa: ARG002 - the base class's signature
+        """Tell of a request that is being answered."""
+        for event in events:
+            self._oracle.arrived(self._name, event)
+
+
+class Reader:
+    """Tells of the events in lines that somebody writes: the output of a program of a broker's own, or a file that grows.
+
+    Args:
+        oracle: Who hears of them.
+        name: The sink that they have arrived at.
+        lines: Where they are read.
+    """
+
+    def __init__(self, oracle: Oracle, name: str, lines: BinaryIO) -> None:
+        self._oracle = oracle
+        self._name = name
+        self._lines = lines
+        self._ends = threading.Event()
+        self._rest = b""
+        self.lock = threading.Lock()
+        self._thread = threading.Thread(target=self._read, daemon=True, name=f"reader {name}")
+        self._thread.start()
+
+    def close(self) -> None:
+        """Read what is there, and end."""
+        self._ends.set()
+        self._thread.join(30)
+        self._lines.close()
+
+    def take(self) -> bool:
+        """Tell of the whole lines that are there now; return whether there was anything."""
+        data = self._lines.read1(1 << 20)  # type: ignore[attr-defined] # It is buffered, or unbuffered and a file.
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._tell(line)
+        return bool(data)
+
+    def empty(self, path: Path) -> None:
+        """Make a large file of which all was read empty; nobody may be writing it."""
+        with self.lock:
+            while self.take():
+                pass
+            if path.stat().st_size > _LARGE and not self._rest:
+                with path.open("r+b") as file:
+                    file.truncate(0)
+                self._lines.seek(0)
+
+    def _read(self) -> None:
+        while True:
+            with self.lock:
+                found = self.take()
+            if not found:
+                if self._ends.is_set():
+                    return
+                time.sleep(_PAUSE)
+
+    def _tell(self, line: bytes) -> None:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            self._oracle.torn(self._name, line)
+        else:
+            self._oracle.arrived(self._name, event)
+
+
+class Program:
+    """A program that writes what has arrived at a broker, an event in a line; a context manager."""
+
+    def __init__(self, oracle: Oracle, name: str, command: Sequence[str]) -> None:
+        self._oracle = oracle
+        self._name = name
+        self._command = command
+
+    def __enter__(self) -> Self:
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(self._command, stdout=pipe, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+        assert self._process.stdout is not None
+        self._reader = Reader(self._oracle, self._name, self._process.stdout)  # type: ignore[arg-type] # IO[bytes] is one.
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait(10)
+        self._reader.close()
+
+
+def kcat(oracle: Oracle, name: str, address: str, topic: str) -> Program:
+    """Read a Kafka topic from its beginning by kcat, which is nobody's of us."""
+    return Program(oracle, name, ["kcat", "-C", "-q", "-u", "-b", address, "-t", topic, "-o", "beginning", "-f", "%s\\n"])
+
+
+def mosquitto_sub(oracle: Oracle, name: str, port: int, topic: str) -> Program:
+    """Subscribe by mosquitto's own client; with QoS 0 the broker passes on at once what it has acknowledged."""
+    options = ["-V", "5", "-h", "127.0.0.1", "-p", str(port), "-q", "0", "-F", "%p", "-t", topic]
+    return Program(oracle, name, [str(shutil.which("mosquitto_sub")), *options])
+
+
+def now() -> str:
+    """The time, as one writes it into a report."""
+    return f"{datetime.now().astimezone():%Y-%m-%d %H:%M}"
