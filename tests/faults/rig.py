@@ -204,7 +204,7 @@ class Rig:
             sinks["kafka"] = {"bootstrap_servers": f"localhost:{way}", "topic": topic, **patience}
             self._stack.enter_context(kcat(self.oracle, "kafka", broker.address(), topic))
         if "mqtt" in self.oracle.sinks:
-            self.mqtt = self._stack.enter_context(Mosquitto(self._directory))
+            self.mqtt = self._stack.enter_context(Mosquitto(self._directory, f"max_inflight_messages {DELIVERY}"))
             self._stack.enter_context(mosquitto_sub(self.oracle, "mqtt", self.mqtt.plain, "docker/+/+/+"))
             sinks["mqtt"] = {"url": f"mqtt://127.0.0.1:{self._way('mqtt', self.mqtt.port)}"}
         return sinks

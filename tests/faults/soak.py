@@ -3,7 +3,7 @@
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
@@ -22,6 +22,7 @@ _MINUTE: Final = 60.0
 _COMMITS: Final = {"append": 50, "settle": 50, "prune": 3, "checkpoint": 3, "close": 1}
 _WRITES: Final = 300
 _REFUSED: Final = 0.02
+_DEADLY: Final = 5
 
 
 def not_tried() -> dict[str, str]:
@@ -65,7 +66,7 @@ def soak(rig: Rig, directory: Path, seconds: float, dice: random.Random, progres
     troubles.recovered(rig)
     due = "full disk for a minute"
     while time.monotonic() < until and "progress" not in rig.oracle.broken:
-        name = due if due in faults and not tried[due] else dice.choice(sorted(faults.keys() - {due}))
+        name = due if due in faults and not tried[due] else _draw(sorted(faults.keys() - {due}), dice)
         try:
             faults[name](rig, dice)
         except (AssertionError, OSError) as error:
@@ -95,6 +96,12 @@ def _faults(rig: Rig, directory: Path) -> Mapping[str, Trouble]:
     if "writes" not in left_out:
         faults["write"] = _write
     return faults
+
+
+def _draw(names: Sequence[str], dice: random.Random) -> str:
+    """Every fault as often as another, but that there are many ways to spoil and few to die."""
+    (name,) = dice.choices(names, [_DEADLY if name in {"kill", "commit", "write"} else 1 for name in names])
+    return name
 
 
 def _some(dice: random.Random) -> float:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -23,6 +23,7 @@ from tests.faults.rig import DELIVERY, Rig
 
 _RECOVERY: Final = 60.0
 _NEWS: Final = 30.0
+_PAGE: Final = 4096
 
 RESERVE: Final = 32 << 20
 """What the journal leaves of the disk, so that outcomes can be recorded (`bridge.journal.store`)."""
@@ -130,17 +131,18 @@ def fill_disk(rig: Rig, left: int, seconds: float) -> None:
 
 
 def _fill(filler: Path, left: int) -> None:
-    disk = os.statvfs(filler.parent)
-    size = disk.f_bavail * disk.f_frsize - left
     with filler.open("ab") as file:
-        while size >= disk.f_frsize:
-            try:
-                os.posix_fallocate(file.fileno(), file.tell(), size)
-                file.seek(0, os.SEEK_END)
-            except OSError:  # The bridge was faster.
-                size //= 2
-            else:
-                return
+        share = 1
+        while (size := _free(filler) - left) >= share * _PAGE:
+            with suppress(OSError):
+                os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), size // share)
+                continue
+            share *= 2  # The bridge was faster.
+
+
+def _free(path: Path) -> int:
+    disk = os.statvfs(path)
+    return disk.f_bavail * disk.f_frsize
 
 
 def _accepted_at_rest(rig: Rig) -> float:

@@ -1,0 +1,28 @@
+"""The table says what was wrong, and the evidence is kept."""
+
+import json
+from pathlib import Path
+
+from tests.faults.oracle import Oracle
+from tests.faults.report import RULES, keep_evidence, table
+
+
+def test_every_rule_has_its_line_and_every_violation_shows(tmp_path: Path) -> None:
+    oracle = Oracle(["stdout"])
+    for times, rule in enumerate(RULES, 1):
+        for _ in range(times):
+            oracle.violate(rule, "stdout", "what was seen")
+
+    lines = table(oracle, {"Kills": 1234}).splitlines()
+    kept = [json.loads(line) for line in keep_evidence(oracle, tmp_path).read_text().splitlines()]
+
+    assert lines[:3] == ["| What | Figure |", "| --- | --- |", "| Kills | 1,234 |"]
+    assert lines[-len(RULES) :] == [f"| {words} | {times} |" for times, words in enumerate(RULES.values(), 1)]
+    assert len(kept) == sum(range(1, len(RULES) + 1))
+    assert kept[0] == {"rule": "lost", "place": "stdout", "evidence": "what was seen"}
+
+
+def test_every_rule_that_the_oracle_states_is_in_the_table() -> None:
+    stated = (Path(__file__).with_name("oracle.py")).read_text().partition("An event is in flight")[0]
+
+    assert [line.split()[0] for line in stated.splitlines()[4:] if line] == list(RULES)
