@@ -5,36 +5,52 @@ import shutil
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from bridge.simulator import Simulator, SimulatorSettings
-from bridge.simulator_traffic import Batch
+from bridge.simulator_traffic import Batch, Outgoing
 from tests.e2e.harness import Receiver
 from tests.faults.oracle import Oracle
 
 _PAUSE = 0.01
+_TOLD_AGAIN = 50
 _LARGE = 64 << 20
 """Bytes of standard output that are kept at most, once they were read."""
 
 
 class Told(Simulator):
-    """The simulator; the oracle hears of every event before any client does."""
+    """The simulator; the oracle hears of every event before any client does.
+
+    To whoever connects it tells the latest events again, so that they come twice to a process that was started again.
+    """
 
     def __init__(self, settings: SimulatorSettings, oracle: Oracle) -> None:
         super().__init__(settings)
         self._oracle = oracle
+        self._latest: deque[Outgoing] = deque(maxlen=_TOLD_AGAIN)
+        self._greeted = 0
 
     def _fan_out(self, batch: Batch, now: float) -> None:
-        before = self.sent
+        if self.connections and self._greeted != self.handshakes:
+            self._greeted = self.handshakes
+            again = [Outgoing(0, item.uuid, item.payload, item.frame) for item in self._latest]
+            self._tell(Batch(batch.namespace, again), now)
+        if self._tell(batch, now):
+            self._latest.extend(item for item in batch.items if item.payload)
+
+    def _tell(self, batch: Batch, now: float) -> bool:
+        """Tell it to the clients, if there are any, and to the oracle; return whether there are."""
         # This only puts it into the connections' buffers.
         super()._fan_out(batch, now)
-        if self.sent > before:
-            for item in batch.items:
-                if item.payload:
-                    self._oracle.sent(item.payload)
+        if not self.connections:
+            return False
+        for item in batch.items:
+            if item.payload:
+                self._oracle.sent(item.payload)
+        return True
 
 
 class Hook(Receiver):
@@ -142,8 +158,3 @@ def mosquitto_sub(oracle: Oracle, name: str, port: int, topic: str) -> Program:
     """Subscribe by mosquitto's own client; with QoS 0 the broker passes on at once what it has acknowledged."""
     options = ["-V", "5", "-h", "127.0.0.1", "-p", str(port), "-q", "0", "-F", "%p", "-t", topic]
     return Program(oracle, name, [str(shutil.which("mosquitto_sub")), *options])
-
-
-def now() -> str:
-    """The time, as one writes it into a report."""
-    return f"{datetime.now().astimezone():%Y-%m-%d %H:%M}"
