@@ -165,7 +165,7 @@ class Rig:
             sink["up"] for sink in status["sinks"].values()
         )
 
-    def finish(self, seconds: float = 120) -> None:
+    def finish(self, seconds: float = 60) -> None:
         """All faults are over: end in order, and find out whether everything is where it should be."""
         oracle = self.oracle
         try:

@@ -19,6 +19,7 @@ _DISK: Final = 512 << 20
 _LONGEST: Final = 6.0
 _PAUSE: Final = 3.0
 _MINUTE: Final = 60.0
+_DRAIN: Final = 180.0
 _COMMITS: Final = {"append": 50, "settle": 50, "prune": 3, "checkpoint": 3, "close": 1}
 _WRITES: Final = 300
 _REFUSED: Final = 0.02
@@ -74,7 +75,7 @@ def soak(rig: Rig, directory: Path, seconds: float, dice: random.Random, progres
         tried[name] += 1
         progress(name)
         time.sleep(dice.uniform(0, _PAUSE))
-    rig.finish()
+    rig.finish(_DRAIN)
     return tried
 
 

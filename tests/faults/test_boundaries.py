@@ -8,10 +8,10 @@ from tests.faults.boundaries import boundaries, die_at, die_writing, no_strace
 from tests.faults.rig import Rig
 
 SINKS = ("webhook", "stdout")
-NUMBERS = {"schema": (1,), "append": (1, 3), "settle": (1, 4), "prune": (1,), "checkpoint": (1,), "close": (1,)}
+NUMBERS = {"schema": (1,), "append": (1, 3), "settle": (2,), "prune": (1,), "checkpoint": (1,), "close": (1,)}
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_nothing_is_lost_whichever_commit_it_dies_at(tmp_path: Path) -> None:
     with Rig(tmp_path, rate=2000, seed=2, sinks=SINKS) as rig:
         for boundary in boundaries(NUMBERS):
@@ -24,12 +24,12 @@ def test_nothing_is_lost_whichever_commit_it_dies_at(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(no_strace() is not None, reason=str(no_strace()))
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_nothing_is_lost_if_it_dies_in_the_middle_of_a_commit(tmp_path: Path) -> None:
     with Rig(tmp_path, rate=2000, seed=3, sinks=SINKS) as rig:
         rig.bridge.start()
         rig.kill("at first")
-        for number in (1, 2, 3, 4, 5, 8, 13):
+        for number in (1, 2, 5, 9):
             die_writing(rig, "-wal", number)
         rig.bridge.start()
         rig.finish()

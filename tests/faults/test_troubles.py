@@ -12,7 +12,7 @@ from tests.faults.rig import Rig
 MEBIBYTE = 1 << 20
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_every_way_is_spoiled_once_and_everybody_frozen(tmp_path: Path) -> None:
     with Rig(tmp_path, rate=500, seed=4) as rig:
         rig.bridge.start()
@@ -35,7 +35,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.skipif(troubles.no_small_disk() is not None, reason=str(troubles.no_small_disk()))
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_a_disk_that_is_full_for_a_while_is_waited_for(tmp_path: Path, disk: Path) -> None:
     with Rig(tmp_path, rate=500, seed=5, sinks=("webhook", "stdout"), journal={"path": str(disk / "journal.db")}) as rig:
         rig.bridge.start()
@@ -48,7 +48,7 @@ def test_a_disk_that_is_full_for_a_while_is_waited_for(tmp_path: Path, disk: Pat
 
 
 @pytest.mark.skipif(troubles.no_clock() is not None, reason=str(troubles.no_clock()))
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_a_clock_that_jumps_an_hour_forth_and_back_confuses_nothing(tmp_path: Path) -> None:
     with Rig(tmp_path, rate=500, seed=6, sinks=("webhook", "stdout")) as rig:
         rig.hook.answer = lambda events: (500 if events[0]["uuid"] < "1" else 200, {})
