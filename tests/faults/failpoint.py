@@ -47,7 +47,9 @@ class Doomed(sqlite3.Connection):
         return super().execute(sql, parameters)
 
     def executescript(self, sql: str, /) -> sqlite3.Cursor:
-        """Make the tables: a whole transaction in one script."""
+        """Make the tables, if it is that: a whole transaction in one script."""
+        if not sql.endswith("COMMIT;"):
+            return super().executescript(sql)
         super().executescript(sql.removesuffix("COMMIT;"))
         return self._around("schema", lambda: super(Doomed, self).execute("COMMIT"))
 

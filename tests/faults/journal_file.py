@@ -68,10 +68,9 @@ def problems(look: Look) -> list[str]:
     for name, sink in look.sinks.items():
         pending = look.next_seq - sink["cursor"] + sink["retrying"]
         ends = sum(sink[end] for end in ("delivered", "filtered", "dead", "dropped"))
-        again = sink.get("replayed", 0)
-        if look.next_seq - sink["start"] + again != ends + pending:
+        if look.next_seq - sink["start"] + sink["replayed"] != ends + pending:
             wrong.append(f"sink {name}: {pending} are pending, next is {look.next_seq}, and it says {sink}")
-        if sink["dead"] != sink["dead_letters"] + again + sink.get("discarded", 0):
+        if sink["dead"] != sink["dead_letters"] + sink["replayed"] + sink["discarded"]:
             wrong.append(f"sink {name}: its dead letters do not add up: {sink}")
     return wrong
 

@@ -11,6 +11,9 @@ from tests.faults import journal_file
 from tests.faults.journal_file import Look, counts, look, problems
 
 
+_BOOKED = ("cursor", "delivered", "filtered", "dead", "dropped", "replayed", "discarded", "dead_letters", "retrying")
+
+
 def uuid(number: int) -> str:
     return f"00000000-0000-0000-0000-{number:012x}"
 
@@ -54,7 +57,7 @@ def test_what_was_seen_before_is_not_read_again(path: Path) -> None:
     [
         {"streams": {"acme": {"received": 7, "accepted": 4, "duplicate": 1, "malformed": 1}}},
         {"next_seq": 6},
-        *[{"sinks": {"out": {what: 1}}} for what in ("cursor", "delivered", "filtered", "dropped", "dead_letters", "retrying")],
+        *[{"sinks": {"out": {what: 1}}} for what in _BOOKED],
     ],
 )
 def test_books_that_do_not_balance_are_noticed(path: Path, change: dict[str, Any]) -> None:
