@@ -10,7 +10,6 @@ from bridge.journal import Batch, DeadLetter, Journal, JournalOptions, Retry, Se
 from tests.faults import journal_file
 from tests.faults.journal_file import Look, counts, look, problems
 
-
 _BOOKED = ("cursor", "delivered", "filtered", "dead", "dropped", "replayed", "discarded", "dead_letters", "retrying")
 
 
@@ -32,7 +31,7 @@ def path(tmp_path: Path) -> Path:
     journal.append(Batch("acme", 2.0, events(3, 4), []))
     (first, second, _, _) = journal.read("out", 10, 1000, 0)
     retry = Retry(second.seq, 1.0, second.json, "lane", 1, 5.0, 1.0, "timeout", "…")
-    letter = DeadLetter(first.seq, 1.0, first.json, 1, 1.0, 2.0, "rejected", "…")
+    letter = DeadLetter(first.seq, 1.0, first.json, "lane", 1, 1.0, 2.0, "rejected", "…")
     journal.settle("out", Settlement(first=1, upto=4, delivered=1, retries=[retry], dead=[letter]))
     return path  # The journal is still open, so that all of it is in the log and not in the database.
 

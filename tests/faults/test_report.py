@@ -1,10 +1,12 @@
 """The table says what was wrong, and the evidence is kept."""
 
 import json
+import re
 from pathlib import Path
 
 from tests.faults.oracle import Oracle
 from tests.faults.report import RULES, keep_evidence, table
+from tests.faults.rig import SINKS
 
 
 def test_every_rule_has_its_line_and_every_violation_shows(tmp_path: Path) -> None:
@@ -26,3 +28,12 @@ def test_every_rule_that_the_oracle_states_is_in_the_table() -> None:
     stated = (Path(__file__).with_name("oracle.py")).read_text().partition("An event is in flight")[0]
 
     assert [line.split()[0] for line in stated.splitlines()[4:] if line] == list(RULES)
+
+
+def test_the_run_of_record_is_one_in_which_nothing_was_wrong() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text()
+    rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", document.partition("## The run of record")[2], re.MULTILINE))
+
+    assert {words: rows[words] for words in RULES.values()} == dict.fromkeys(RULES.values(), "0")
+    assert {name for name in rows if name.startswith("Arrived at")} == {f"Arrived at {sink}" for sink in SINKS}
+    assert rows["Events per second"] == "2000"
