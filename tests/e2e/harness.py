@@ -135,12 +135,11 @@ class Bridge:
         """Its process id."""
         return self.process.pid
 
-    def kill(self) -> None:
-        """`kill -9`."""
+    def kill(self) -> int:
+        """`kill -9`; return the exit status, which tells whether it had ended by itself before."""
         assert self._process is not None
         self._process.kill()
-        self._process.wait()
-        self._process = None
+        return self.wait()
 
     def send(self, what: signal.Signals) -> None:
         """Send it a signal."""

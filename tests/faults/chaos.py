@@ -19,8 +19,7 @@ _MEAN_LIFE: Final = 1.0
 _LONGEST_LIFE: Final = 6.0
 _START: Final = 1.0
 _STOP: Final = 0.5
-_REFUSED: Final = 0.02
-"""The share of webhook requests that fail by themselves, so that there is something in the retry queue."""
+_DRAIN: Final = 180.0
 
 
 def chaos(rig: Rig, kills: int, dice: random.Random, progress: Callable[[int], None] = lambda _: None) -> Counter[str]:
@@ -35,27 +34,38 @@ def chaos(rig: Rig, kills: int, dice: random.Random, progress: Callable[[int], N
     Returns:
         How often it was killed at which moment.
     """
-    refusals = random.Random(dice.random())
-    rig.hook.answer = lambda _: (500 if refusals.random() < _REFUSED else 200, {})
+    rig.hook.be_difficult(random.Random(dice.random()))
     moments: Counter[str] = Counter()
-    while rig.oracle.kills < kills:
+    while rig.oracle.kills < kills and "progress" not in rig.oracle.broken:
         (moment,) = dice.choices(list(MOMENTS), list(MOMENTS.values()))
         rig.bridge.launch()
-        if moment == "starting":
-            time.sleep(dice.uniform(0, _START))
-        else:
-            until(rig.bridge.answers, "the bridge answers")
-            rig.scrape("while it runs")
-            time.sleep(min(dice.expovariate(1 / _MEAN_LIFE), _LONGEST_LIFE))
-        if moment == "stopping" and _stops_by_itself(rig, dice.uniform(0, _STOP)):
-            rig.looked_at("after it stopped")
-            continue
-        rig.kill(f"after kill {rig.oracle.kills + 1}, {moment}")
-        moments[moment] += 1
-        progress(rig.oracle.kills)
-    rig.bridge.start()
-    rig.finish()
+        try:
+            stopped = _live(rig, moment, dice)
+        except (AssertionError, OSError) as error:
+            rig.oracle.violate("progress", f"while it is {moment}", f"{type(error).__name__}: {error}")
+            break
+        if not stopped:
+            rig.kill(f"after kill {rig.oracle.kills + 1}, {moment}")
+            moments[moment] += 1
+            progress(rig.oracle.kills)
+    else:
+        rig.bridge.start()
+    rig.finish(_DRAIN)
     return moments
+
+
+def _live(rig: Rig, moment: str, dice: random.Random) -> bool:
+    """Live until it is to be killed; return whether it has stopped by itself before, as it was asked to."""
+    if moment == "starting":
+        time.sleep(dice.uniform(0, _START))
+        return False
+    until(rig.bridge.answers, "the bridge answers")
+    rig.scrape("while it runs")
+    time.sleep(min(dice.expovariate(1 / _MEAN_LIFE), _LONGEST_LIFE))
+    if moment == "stopping" and _stops_by_itself(rig, dice.uniform(0, _STOP)):
+        rig.looked_at("after it stopped")
+        return True
+    return False
 
 
 def _stops_by_itself(rig: Rig, seconds: float) -> bool:

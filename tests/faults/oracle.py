@@ -25,7 +25,7 @@ import json
 import math
 import threading
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -65,17 +65,22 @@ class _Sent:
     resource: _Resource
     arrivals: list[int]
     allowed: list[float]
+    dead: list[bool]
     seq: int | None = None
     again: bool = False
 
 
 @dataclass
 class Tally:
-    """What is counted at one sink: events that arrived, repetitions that a fault explains, and those that none explains."""
+    """What is counted at one sink: events that arrived, repetitions that a fault explains, and those that none explains.
+
+    Besides, the uuids of its dead letters.
+    """
 
     arrived: int = 0
     explained: int = 0
     unexplained: int = 0
+    dead: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -136,8 +141,10 @@ class Oracle:
             if resource is None:
                 resource = self._resources[fields["resource_uri"]] = _Resource([-1] * len(self.sinks))
             resource.events += 1
-            none = [0] * len(self.sinks)
-            self._events[fields["uuid"]] = _Sent(self.sent_count, payload, resource, none.copy(), list(map(float, none)))
+            sinks = len(self.sinks)
+            self._events[fields["uuid"]] = _Sent(
+                self.sent_count, payload, resource, arrivals=[0] * sinks, allowed=[0.0] * sinks, dead=[False] * sinks
+            )
             self.sent_count += 1
 
     def arrived(self, sink: str, event: Mapping[str, Any]) -> None:
@@ -193,6 +200,18 @@ class Oracle:
                     self._by_seq[seq] = uuid
                 self.committed_count = seq
 
+    def buried(self, sink: str, uuids: Iterable[str]) -> None:
+        """These lie in a sink's dead letters, and are not to be waited for."""
+        at, tally = self._place[sink], self.tallies[sink]
+        with self._lock:
+            for uuid in set(uuids) - tally.dead:
+                tally.dead.add(uuid)
+                sent = self._events.get(uuid)
+                if sent is None or sent.seq is None:
+                    self.violate("unknown", sink, f"a dead letter of what is not in the journal: {uuid}; {self.fate(uuid)}")
+                else:
+                    sent.dead[at] = True
+
     def in_flight(self, sink: str, places: Iterable[int], times: float = 1) -> None:
         """A fault happened while the events of these places may have been on their way: each may come again so many times."""
         at = self._place[sink]
@@ -239,14 +258,11 @@ class Oracle:
     def missing(self) -> int:
         """How many arrivals are still to come, over all sinks."""
         with self._lock:
-            return sum(max(0, self.committed_count - tally.arrived) for tally in self.tallies.values())
+            there = [tally.arrived + len(tally.dead) for tally in self.tallies.values()]
+            return sum(max(0, self.committed_count - count) for count in there)
 
-    def finish(self, dead: Mapping[str, Collection[str]]) -> None:
-        """Everything is over, and nothing is pending: look for what is lost.
-
-        Args:
-            dead: The uuids that lie in each sink's dead letters.
-        """
+    def finish(self) -> None:
+        """Everything is over, and nothing is pending: look for what is lost."""
         with self._lock:
             self.judge()
             for uuid, sent in self._events.items():
@@ -254,7 +270,7 @@ class Oracle:
                     self._check_uncommitted(uuid, sent)
                     continue
                 for at, sink in enumerate(self.sinks):
-                    if not sent.arrivals[at] and uuid not in dead.get(sink, ()):
+                    if not sent.arrivals[at] and not sent.dead[at]:
                         self.violate("lost", sink, f"{uuid} (place {sent.seq}): {self.fate(uuid)}")
 
     def fate(self, uuid: str) -> str:
@@ -274,7 +290,7 @@ class Oracle:
         oldest = self.sent_count - self.window
         while self._events:
             uuid, sent = next(iter(self._events.items()))
-            if sent.number >= oldest or (sent.seq is not None and not all(sent.arrivals)):
+            if sent.number >= oldest or (sent.seq is not None and not _is_everywhere(sent)):
                 return
             if sent.seq is None:
                 self._check_uncommitted(uuid, sent)
@@ -289,3 +305,7 @@ class Oracle:
         for sink, count in zip(self.sinks, sent.arrivals, strict=True):
             if count:
                 self.violate("uncommitted", sink, f"{uuid} arrived, and is not in the journal; {self.fate(uuid)}")
+
+
+def _is_everywhere(sent: _Sent) -> bool:
+    return all(arrivals or dead for arrivals, dead in zip(sent.arrivals, sent.dead, strict=True))

@@ -1,12 +1,13 @@
 """The rig that every fault is tried on: a server, the bridge with all four sinks, and the oracle that watches all of it."""
 
 import shutil
+import signal
 import sqlite3
-import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final, Self
+from uuid import uuid4
 
 from bridge.simulator import SimulatorSettings
 from tests import kafka_broker, mosquitto
@@ -129,6 +130,11 @@ class Rig:
         oracle.committed(look.first, look.uuids)
         oracle.balanced(journal_file.problems(look), where)
         oracle.counts(journal_file.counts(look), where)
+        for sink, uuids in look.dead.items():
+            oracle.buried(sink, uuids)
+            for uuid in uuids:
+                if sink != "webhook" or not self.hook.rejects(uuid):
+                    oracle.violate("lost", sink, f"a dead letter that nobody rejected: {oracle.fate(uuid)}")
         return look
 
     def scrape(self, where: str) -> None:
@@ -144,8 +150,12 @@ class Rig:
         self.oracle.counts(ever, where)
 
     def kill(self, where: str) -> None:
-        """`kill -9`, if it still runs, and look at what it left."""
-        self.bridge.kill()
+        """`kill -9`, and look at what it left."""
+        status = self.bridge.kill()
+        if status not in {-signal.SIGKILL, 0}:
+            self.oracle.violate(
+                "progress", where, f"it had ended by itself, with {status}: {self.bridge.log.read_text()[-2000:]}"
+            )
         self.died(where)
 
     def died(self, where: str) -> None:
@@ -174,14 +184,14 @@ class Rig:
             until(lambda: not self.bridge.status()["streams"]["acme"]["connected"], "all that was sent is heard", seconds)
             until(lambda: self.bridge.pending() == 0, "everything is delivered", seconds)
             self.scrape("at the end")
-            until(lambda: self.bridge.stop() == 0, "it stops in order", seconds)
-        except AssertionError as error:
-            oracle.violate("progress", "at the end", str(error))
+            status = self.bridge.stop()
+            assert status == 0, f"the exit status is {status}"
+        except (AssertionError, OSError) as error:
+            oracle.violate("progress", "at the end", f"{type(error).__name__}: {error}")
         look = self.looked_at("at the end")
-        dead = sum(len(uuids) for uuids in look.dead.values())
         with suppress(AssertionError):  # The oracle says what is missing.
-            until(lambda: oracle.missing() <= dead, "what was delivered is seen", 30)
-        oracle.finish(look.dead)
+            until(lambda: oracle.missing() == 0, "what was delivered is seen", 30)
+        oracle.finish()
         for sink, row in look.sinks.items():
             if row["filtered"] or row["dropped"]:
                 oracle.violate("lost", sink, f"nothing is to be filtered or dropped: {row}")
@@ -197,7 +207,7 @@ class Rig:
         if "kafka" in self.oracle.sinks:
             self.kafka = broker = kafka_broker.shared()
             self._stack.callback(broker.restore)
-            topic = f"faults-{uuid.uuid4().hex[:8]}"
+            topic = f"faults-{uuid4().hex[:8]}"
             kafka_broker.create_topic(broker.address(), topic)
             way = self._way("kafka", int(broker.address("DETOUR").partition(":")[2]), broker.detour)
             patience = {"delivery_timeout": "2s", "connect_timeout": "2s"}

@@ -22,7 +22,6 @@ _MINUTE: Final = 60.0
 _DRAIN: Final = 180.0
 _COMMITS: Final = {"append": 50, "settle": 50, "prune": 3, "checkpoint": 3, "close": 1}
 _WRITES: Final = 300
-_REFUSED: Final = 0.02
 _DEADLY: Final = 5
 
 
@@ -61,8 +60,7 @@ def soak(rig: Rig, directory: Path, seconds: float, dice: random.Random, progres
     """
     until, tried = time.monotonic() + seconds, Counter[str]()
     faults = _faults(rig, directory)
-    refusals = random.Random(dice.random())
-    rig.hook.answer = lambda _: (500 if refusals.random() < _REFUSED else 200, {})
+    rig.hook.be_difficult(random.Random(dice.random()))
     rig.bridge.start()
     troubles.recovered(rig)
     due = "full disk for a minute"

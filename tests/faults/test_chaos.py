@@ -17,4 +17,12 @@ def test_what_was_committed_arrives_everywhere_though_the_bridge_is_killed_again
     assert rig.oracle.violations == []
     assert moments.keys() >= {"starting", "running"}
     assert rig.oracle.committed_count > 2000
-    assert all(tally.arrived == rig.oracle.committed_count for tally in rig.oracle.tallies.values())
+    assert all(tally.arrived + len(tally.dead) == rig.oracle.committed_count for tally in rig.oracle.tallies.values())
+
+
+def test_a_process_that_ends_by_itself_is_noticed(tmp_path: Path) -> None:
+    with Rig(tmp_path, rate=2000, seed=1, sinks=("stdout",)) as rig:
+        rig.bridge.command = ["false"]
+        chaos(rig, kills=3, dice=random.Random(25))
+
+    assert set(rig.oracle.broken) == {"progress"}

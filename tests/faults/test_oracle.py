@@ -36,7 +36,9 @@ def after(sent: int, committed: int, arrived: int, window: int = 100) -> Oracle:
 
 
 def broken(oracle: Oracle, **dead: set[str]) -> dict[str, int]:
-    oracle.finish(dead)
+    for sink, uuids in dead.items():
+        oracle.buried(sink, uuids)
+    oracle.finish()
     return dict(oracle.broken)
 
 
@@ -61,6 +63,25 @@ def test_a_committed_event_that_does_not_arrive_at_one_sink_is_lost() -> None:
 def test_a_dead_letter_is_not_lost_at_its_own_sink_only() -> None:
     assert broken(after(sent=3, committed=3, arrived=2), webhook={uuid(3)}) == {"lost": 1}
     assert broken(after(sent=3, committed=3, arrived=2), webhook={uuid(3)}, stdout={uuid(3)}) == {}
+
+
+@pytest.mark.parametrize("number", [3, 4])
+def test_a_dead_letter_is_of_what_was_committed(number: int) -> None:
+    oracle = after(sent=3, committed=2, arrived=2)
+
+    assert broken(oracle, stdout={uuid(number)}) == {"unknown": 1}
+
+
+def test_a_dead_letter_is_not_waited_for_and_forgotten_like_others() -> None:
+    oracle = after(sent=9, committed=9, arrived=8, window=0)
+    assert oracle.missing() == 2
+    for sink in SINKS:
+        oracle.buried(sink, {uuid(9)})
+        oracle.buried(sink, {uuid(9)})
+    oracle.judge()
+
+    assert (oracle.missing(), oracle.remembered) == (0, 0)
+    assert broken(oracle) == {}
 
 
 def test_what_was_never_sent_may_not_arrive() -> None:

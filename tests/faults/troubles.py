@@ -5,11 +5,13 @@ sink's cursor before it to the one after it, and a delivery beyond. It may come 
 no reason to repeat anything (latency, a full disk, a clock that jumps, the stream's own trouble), nothing may.
 """
 
+import functools
 import json
 import math
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -91,16 +93,23 @@ def freeze_sink(rig: Rig, sink: str, seconds: float) -> None:
             rig.hook.hang.clear()
 
 
+@functools.cache
 def no_small_disk() -> str | None:
     """Why no disk can be made small here; None if one can."""
-    return None if os.geteuid() == 0 and os.access("/proc/filesystems", os.R_OK) else "needs root, to mount a tmpfs"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with small_disk(Path(folder) / "disk", 1 << 20):
+                return None
+        except (OSError, subprocess.CalledProcessError):
+            return "a tmpfs can't be mounted; that takes root"
 
 
 @contextmanager
 def small_disk(path: Path, size: int) -> Iterator[Path]:
     """A file system of so many bytes."""
     path.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "event-bridge-test", str(path)], check=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "event-bridge-test", str(path)]
+    subprocess.run(mount, check=True, capture_output=True)
     try:
         yield path
     finally:

@@ -1,6 +1,7 @@
 """Who sees what is sent and what arrives, and tells the oracle: a server at one end, and a witness behind each sink."""
 
 import json
+import random
 import shutil
 import subprocess
 import threading
@@ -17,6 +18,10 @@ from tests.faults.oracle import Oracle
 
 _PAUSE = 0.01
 _TOLD_AGAIN = 50
+_REFUSED = 0.02
+"""The share of webhook requests that fail by themselves."""
+_POISON = "000"
+"""How the uuid of an event ends that the receiver never takes: one of 4096."""
 _LARGE = 64 << 20
 """Bytes of standard output that are kept at most, once they were read."""
 
@@ -60,6 +65,21 @@ class Hook(Receiver):
         super().__init__()
         self._oracle = oracle
         self._name = name
+        self._poison: str | None = None
+
+    def be_difficult(self, dice: random.Random) -> None:
+        """Refuse some requests for now, and some events for ever: there is something in the retry queue, and dead letters."""
+        self._poison = _POISON
+        self.answer = lambda events: self._judge(events, dice.random())
+
+    def rejects(self, uuid: str) -> bool:
+        """Whether it will never take an event."""
+        return self._poison is not None and uuid.endswith(self._poison)
+
+    def _judge(self, events: list[dict[str, Any]], chance: float) -> tuple[int, dict[str, str]]:
+        if any(self.rejects(event["uuid"]) for event in events):
+            return 400, {}
+        return (500 if chance < _REFUSED else 200), {}
 
     def remember(self, connection: int, events: list[dict[str, Any]]) -> None:  # noqa: ARG002 - the base class's signature
         """Tell of a request that is being answered."""
