@@ -17,7 +17,7 @@ MOMENTS: Final = {"starting": 15, "running": 75, "stopping": 10}
 
 _MEAN_LIFE: Final = 1.0
 _LONGEST_LIFE: Final = 6.0
-_START: Final = 1.0
+_START: Final = 1.5
 _STOP: Final = 0.5
 _DRAIN: Final = 180.0
 
