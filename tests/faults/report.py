@@ -33,9 +33,10 @@ def table(oracle: Oracle, facts: Mapping[str, object]) -> str:
     """
     rows = [*facts.items(), ("Events sent", oracle.sent_count), ("Events committed", oracle.committed_count)]
     for sink, tally in oracle.tallies.items():
-        rows.append(
-            (f"Arrived at {sink}", f"{tally.arrived:,}, and {tally.explained:,} duplicates that were in flight at a fault")
-        )
+        words = f"{tally.arrived:,}, and {tally.explained:,} duplicates that were in flight at a fault"
+        rows.append((f"Arrived at {sink}", words))
+        if tally.dead:
+            rows.append((f"Dead letters of {sink}, rejected by the receiver", len(tally.dead)))
     rows.append(("Looks at the books", oracle.checks))
     rows += [(words, oracle.broken[rule]) for rule, words in RULES.items()]
     lines = ["| What | Figure |", "| --- | --- |"]

@@ -24,6 +24,15 @@ def test_every_rule_has_its_line_and_every_violation_shows(tmp_path: Path) -> No
     assert kept[0] == {"rule": "lost", "place": "stdout", "evidence": "what was seen"}
 
 
+def test_dead_letters_are_shown_where_there_are_any() -> None:
+    oracle = Oracle(["stdout", "webhook"])
+    oracle.tallies["webhook"].dead.add("x")
+
+    assert [line for line in table(oracle, {}).splitlines() if "Dead" in line] == [
+        "| Dead letters of webhook, rejected by the receiver | 1 |"
+    ]
+
+
 def test_every_rule_that_the_oracle_states_is_in_the_table() -> None:
     stated = (Path(__file__).with_name("oracle.py")).read_text().partition("An event is in flight")[0]
 
