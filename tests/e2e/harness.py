@@ -76,7 +76,6 @@ class Bridge:
         self.directory = directory
         self.config = directory / "bridge.yaml"
         self.configure(settings)
-        self.variables: dict[str, str] = {}
         self.log = directory / "log.jsonl"
         self.output = directory / "stdout.jsonl"
         self._process: subprocess.Popen[bytes] | None = None
@@ -137,25 +136,18 @@ class Bridge:
 
     def kill(self) -> int:
         """`kill -9`; return the exit status, which tells whether it had ended by itself before."""
-        assert self._process is not None
-        self._process.kill()
+        self.process.kill()
         return self.wait()
-
-    def send(self, what: signal.Signals) -> None:
-        """Send it a signal."""
-        assert self._process is not None
-        self._process.send_signal(what)
 
     def wait(self, seconds: float = 30) -> int:
         """Wait until it has ended by itself; return the exit status, which is negative for a signal."""
-        assert self._process is not None
-        status = self._process.wait(seconds)
+        status = self.process.wait(seconds)
         self._process = None
         return status
 
     def stop(self) -> int:
         """SIGTERM; return the exit status."""
-        self.send(signal.SIGTERM)
+        self.signal(signal.SIGTERM)
         try:
             return self.wait()
         finally:

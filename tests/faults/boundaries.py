@@ -37,7 +37,7 @@ def die_at(rig: Rig, boundary: Boundary) -> None:
         rig.bridge.launch()
         if boundary.kind == "close":
             until(rig.bridge.answers, "the bridge answers")
-            rig.bridge.send(signal.SIGTERM)
+            rig.bridge.signal(signal.SIGTERM)
         _expect_death(rig, str(boundary))
     finally:
         rig.bridge.command, rig.bridge.variables = [EVENT_BRIDGE], before

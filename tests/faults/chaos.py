@@ -70,7 +70,7 @@ def _live(rig: Rig, moment: str, dice: random.Random) -> bool:
 
 def _stops_by_itself(rig: Rig, seconds: float) -> bool:
     """Ask it to stop; return whether it is done with that before the time is up."""
-    rig.bridge.send(signal.SIGTERM)
+    rig.bridge.signal(signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         status = rig.bridge.wait(seconds)
         if status != 0:

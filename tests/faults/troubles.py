@@ -70,9 +70,9 @@ def spoil(rig: Rig, way: str, fault: Fault, seconds: float) -> None:
 def freeze_bridge(rig: Rig, seconds: float) -> None:
     """SIGSTOP and SIGCONT; whoever waited for it meanwhile may have given up."""
     with disturbed(rig, *rig.oracle.sinks):
-        rig.bridge.send(signal.SIGSTOP)
+        rig.bridge.signal(signal.SIGSTOP)
         time.sleep(seconds)
-        rig.bridge.send(signal.SIGCONT)
+        rig.bridge.signal(signal.SIGCONT)
 
 
 def freeze_sink(rig: Rig, sink: str, seconds: float) -> None:
