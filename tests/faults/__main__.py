@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from tests.faults.chaos import chaos
-from tests.faults.report import about_this_machine, keep_evidence, table
+from tests.faults.report import about_this_machine, keep_evidence, summary, table
 from tests.faults.rig import Rig, missing
 from tests.faults.soak import not_tried, prepared, soak
 
@@ -58,8 +58,7 @@ def main() -> int:
     if not rig.oracle.broken:
         shutil.rmtree(directory)
         return 0
-    for violation in rig.oracle.violations[:20]:
-        print(f"{violation.rule} at {violation.place}: {violation.evidence[:1000]}", file=sys.stderr)
+    print(summary(rig.oracle), file=sys.stderr)
     print(f"everything is kept: {keep_evidence(rig.oracle, directory)}", file=sys.stderr)
     return 1
 

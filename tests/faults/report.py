@@ -48,6 +48,12 @@ def about_this_machine() -> dict[str, object]:
     return {figure.what: figure.value for figure in machine(SIZES["quick"])}
 
 
+def summary(oracle: Oracle) -> str:
+    """What is wrong, in a few lines; empty if nothing is."""
+    lines = [f"{violation.rule} at {violation.place}: {violation.evidence[:1000]}" for violation in oracle.violations[:20]]
+    return "\n".join([f"{dict(oracle.broken)}", *lines]) if lines else ""
+
+
 def keep_evidence(oracle: Oracle, directory: Path) -> Path:
     """Write down what is wrong, a line of JSON for each."""
     path = directory / "violations.jsonl"

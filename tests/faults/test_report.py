@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from tests.faults.oracle import Oracle
-from tests.faults.report import RULES, keep_evidence, table
+from tests.faults.report import RULES, keep_evidence, summary, table
 from tests.faults.rig import SINKS
 
 
@@ -20,6 +20,8 @@ def test_every_rule_has_its_line_and_every_violation_shows(tmp_path: Path) -> No
 
     assert lines[:3] == ["| What | Figure |", "| --- | --- |", "| Kills | 1,234 |"]
     assert lines[-len(RULES) :] == [f"| {words} | {times} |" for times, words in enumerate(RULES.values(), 1)]
+    assert summary(oracle).splitlines()[1] == "lost at stdout: what was seen"
+    assert summary(Oracle(["stdout"])) == ""
     assert len(kept) == sum(range(1, len(RULES) + 1))
     assert kept[0] == {"rule": "lost", "place": "stdout", "evidence": "what was seen"}
 

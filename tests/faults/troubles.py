@@ -36,7 +36,13 @@ def disturbed(rig: Rig, *sinks: str) -> Iterator[None]:
     """Something is wrong with these sinks; in the end everything has to go on by itself."""
     before = rig.looked_at("before a fault")
     yield
+    end = rig.looked_at("at the end of a fault").next_seq
     recovered(rig)
+    try:
+        # What was under way at the end has to come to its own end, too: a broker may need a moment to find itself.
+        until(lambda: _is_past(rig, sinks, end), "what was pending at the end of the fault is delivered", _RECOVERY)
+    except AssertionError as error:
+        rig.oracle.violate("progress", "after a fault", str(error))
     after = rig.looked_at("after a fault")
     for sink in sinks:
         places = range(before.sinks[sink]["cursor"], after.sinks[sink]["cursor"] + DELIVERY)
@@ -45,6 +51,11 @@ def disturbed(rig: Rig, *sinks: str) -> Iterator[None]:
             rig.oracle.in_flight(sink, look.retrying.get(sink, ()), math.inf)
     rig.oracle.judge()
     rig.scrape("after a fault")
+
+
+def _is_past(rig: Rig, sinks: Sequence[str], end: int) -> bool:
+    now = rig.looked_at("after a fault")
+    return all(now.sinks[sink]["cursor"] >= end for sink in sinks)
 
 
 def recovered(rig: Rig) -> None:
