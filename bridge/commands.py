@@ -17,7 +17,7 @@ import structlog
 from pydantic import ValidationError
 
 from bridge import compose, logs
-from bridge.journal import Batch
+from bridge.journal import Batch, JournalError
 from bridge.metrics import Metrics, StreamMetrics
 from bridge.reload import Reload
 from bridge.simulator import Simulator, SimulatorSettings
@@ -33,6 +33,9 @@ log = structlog.get_logger(__name__)
 
 INTERRUPTED: Final = 130
 """Exit status after a second Ctrl-C, by the custom of shells: 128 and the number of the signal."""
+
+_AGAIN: Final = 1.0
+"""Seconds between attempts to start again after damage."""
 
 _LAST_SECONDS: Final = 1.0
 """How long a stream may take to end when it was told to."""
@@ -83,8 +86,8 @@ def run(config: Path | None, log_format: logs.Format | None) -> bool:
     try:
         settings = load(config)
         log_as(settings.log)
-        bridge = compose.build(settings, Latest(settings, lambda: load(config)), requests)
-        return _run(settings, bridge, reload=Reload(bridge, settings, log_as))
+        latest = Latest(settings, lambda: load(config))
+        return _keep_running(settings, compose.build(settings, latest, requests), log_as)
     finally:
         # At its very end, Python would give the signal back its deadly default.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -196,6 +199,31 @@ def stop_on_signals(stop: Callable[[], None]) -> None:
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
+
+
+def _keep_running(settings: Settings, bridge: compose.Bridge, log_as: Callable[[LogSettings], None]) -> bool:
+    """Run a bridge until it is told to stop; if its journal is found damaged meanwhile, put another bridge in its place."""
+    while True:
+        ended = _run(settings, bridge, reload=Reload(bridge, settings, log_as))
+        if bridge.supervisor.asked_to_stop:
+            return ended
+        # Opening the journal sets the file aside. Not before, since somebody may be reading what is still good in it.
+        log.error("the journal is damaged; the bridge starts again with another one")
+        again = _build_again(bridge)
+        if again is None:
+            return ended
+        settings, bridge = again
+
+
+def _build_again(bridge: compose.Bridge) -> tuple[Settings, compose.Bridge] | None:
+    """Build a bridge in the place of one that has ended, trying until it works; None if a stop is asked for meanwhile."""
+    while not bridge.supervisor.asked_to_stop_within(_AGAIN):
+        settings = bridge.latest.settings()
+        try:
+            return settings, compose.build(settings, bridge.latest, bridge.supervisor.requests)
+        except (ConfigError, JournalError) as error:
+            log.error("the bridge can't start again yet", error=str(error))  # noqa: TRY400 - its text says it all
+    return None
 
 
 def _run(

@@ -63,6 +63,9 @@ class Supervisor:
         restarts: Counts threads that died of a bug.
         grace: Seconds that forwarders have, after the streams have stopped, to deliver what is left.
         requests: What may hold requests from before there was a supervisor.
+
+    Attributes:
+        asked_to_stop: Whether `run` has returned because it was to, and not because the journal is damaged.
     """
 
     def __init__(  # noqa: PLR0913 - everything that it uses comes from outside
@@ -77,10 +80,11 @@ class Supervisor:
     ) -> None:
         self.last_tick = time.monotonic()
         self.grace = grace
+        self.asked_to_stop = False
         self._tick_failed = False
         self._journal = journal
         self._restarts = restarts
-        self._requests = requests or queue.SimpleQueue()
+        self.requests = requests or queue.SimpleQueue()
         # Others look at all these meanwhile: they are replaced, and never changed.
         self._streams = {stream.name: self._stream_thread(stream) for stream in streams}
         self._sinks = {forwarder.name: self._sink_thread(forwarder) for forwarder in forwarders}
@@ -104,10 +108,10 @@ class Supervisor:
 
     def stop(self) -> None:
         """Ask `run` to end. May be called from a signal handler and from any thread."""
-        self._requests.put("stop")
+        self.requests.put("stop")
 
     def run(self, seconds: float | None = None, reload: Callable[[], None] = lambda: None) -> bool:
-        """Run until `stop` is called, or for some seconds; then stop in order.
+        """Run until `stop` is called, for some seconds, or until the journal is found damaged; then stop in order.
 
         Args:
             seconds: For how long; for ever if None.
@@ -121,11 +125,16 @@ class Supervisor:
             thread.start()
         while True:
             asked = self._asked_within(_TICK if until is None else min(_TICK, max(0.0, until - time.monotonic())))
-            if "stop" in asked or (until is not None and time.monotonic() >= until):
+            self.asked_to_stop = "stop" in asked or (until is not None and time.monotonic() >= until)
+            if self.asked_to_stop or self._journal.damaged:
                 return self._shut_down()
             if "reload" in asked:
                 reload()
             self._tick()
+
+    def asked_to_stop_within(self, seconds: float) -> bool:
+        """Wait, after `run` has returned, whether `stop` is called."""
+        return "stop" in self._asked_within(seconds)
 
     def put_stream(self, stream: Stream) -> None:
         """Start a stream; one of the same name ends when this one is connected, or after a while."""
@@ -166,10 +175,10 @@ class Supervisor:
     def _asked_within(self, seconds: float) -> set[Request]:
         """Wait for requests; return all that are there, so that many of a kind count as one."""
         try:
-            asked = {self._requests.get(timeout=seconds)}
+            asked = {self.requests.get(timeout=seconds)}
         except queue.Empty:
             return set()
-        return asked | {self._requests.get() for _ in range(self._requests.qsize())}
+        return asked | {self.requests.get() for _ in range(self.requests.qsize())}
 
     def _tick(self) -> None:
         self.last_tick = time.monotonic()
@@ -273,7 +282,7 @@ class Supervisor:
         return SinkThread(forwarder, self._restarts, self._look)
 
     def _look(self) -> None:
-        self._requests.put("look")
+        self.requests.put("look")
 
 
 def _without(mapping: Mapping[str, Value], name: str) -> dict[str, Value]:

@@ -296,6 +296,11 @@ class Journal(Inside):
                 self._store.trouble(),
             )
 
+    @property
+    def damaged(self) -> bool:
+        """Whether the file was found damaged since it was opened: to be closed, and opened anew, which sets it aside."""
+        return self._store.damaged
+
     def damaged_files(self) -> list[Path]:
         """Damaged journals that were set aside when this one was opened, now or before, and are still there."""
         return file.damaged_files(self._options.path)

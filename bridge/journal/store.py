@@ -18,7 +18,7 @@ RESERVE: Final = 32 << 20
 """Bytes of the disk that events leave to SQLite's log (16 MiB, now and then more). Without it outcomes could not be recorded
 any more, and what was delivered would fill the disk for ever."""
 
-_HELP: Final = "; the file is damaged: the next start sets it aside and begins a new one"
+_HELP: Final = "; the file is damaged: opened again, it is set aside"
 
 
 class Store:
@@ -37,6 +37,7 @@ class Store:
         db: The connection; what is written with it is written in a `transaction`.
         max_bytes: As above.
         used: How many bytes of the file are in use, after the last commit.
+        damaged: Whether something was found in the file that only opening it anew puts right.
 
     Raises:
         JournalError: It can't be opened; the text says why and what to do.
@@ -53,6 +54,7 @@ class Store:
             self._lock_file.close()
             raise
         self.used = tables.used_bytes(self.db)
+        self.damaged = False
         self._unsynced = False
         self._troubles: dict[str, str] = {}
         self._noting = threading.Lock()
@@ -142,6 +144,8 @@ class Store:
         try:
             yield
         except sqlite3.Error as error:
+            if is_damage(error):
+                self.damaged = True
             self.set_trouble(what, f"{self.path}: {error}{_HELP if is_damage(error) else ''}")
             raise file.JournalError(f"{self.path}: {error}") from error
         except file.JournalError as error:

@@ -103,7 +103,12 @@ class Watched(Journal):
         self._diary = diary
         self.bugs: deque[Exception] = deque()
         self.unforgettable = 0
+        self.spoiled = False
         super().__init__(JournalOptions(path, durability="normal"))
+
+    @property
+    def damaged(self) -> bool:
+        return self.spoiled
 
     def prune(self) -> None:
         self._diary.note("prune")
@@ -283,6 +288,19 @@ def test_stop_may_come_before_run(journal: Watched, diary: Diary) -> None:
     bench.supervisor.stop()
 
     assert bench.supervisor.run()
+
+
+def test_a_damaged_journal_ends_it_in_order_without_anybody_asking(journal: Watched, diary: Diary) -> None:
+    supervisor = Bench(journal, [FakeStream(diary)], [FakeForwarder(diary)]).supervisor
+    journal.spoiled = True
+
+    assert supervisor.run()
+
+    assert [entry for entry in diary.entries if entry in {"acme ended", "audit close", "journal close"}][-1] == "journal close"
+    assert not supervisor.asked_to_stop
+    assert not supervisor.asked_to_stop_within(0)
+    supervisor.stop()
+    assert supervisor.asked_to_stop_within(0)
 
 
 def test_a_signal_stops_it(journal: Watched, diary: Diary) -> None:

@@ -246,3 +246,30 @@ def test_events_that_are_too_large_or_too_deep_are_kept_apart_and_the_next_one_i
     assert value(metrics, "stream_reconnects_total", reason="protocol") == 1
     assert_books_balance(metrics)
     assert "a message is larger than 5000 bytes" in bridge.log.read_text()
+
+
+def test_damage_that_is_found_while_running_is_put_right_without_anybody(tmp_path: Path) -> None:
+    simulated = SimulatorSettings(port=0, rate=500, record=True, wait_for_clients=1)
+    with Simulator(simulated) as simulator, Receiver() as late:
+        late.stop()
+        sinks = {"late": {"type": "webhook", "url": late.url, "format": "batch"}, "out": {"type": "stdout"}}
+        with Bridge(tmp_path, {"streams": {"acme": {"url": simulator.url}}, "sinks": sinks}) as bridge:
+            until(lambda: bridge.status()["sinks"]["late"]["pending"] > 2000, "a backlog is there")
+            process = bridge.pid
+            for suffix in ("", "-wal"):
+                with (tmp_path / f"journal.db{suffix}").open("r+b") as file:
+                    size = file.seek(0, os.SEEK_END)
+                    file.seek(min(size, 8192))
+                    file.write(b"\xa5" * (size - file.tell()))
+            late.start()
+            until(lambda: bool(bridge.said("the bridge starts again")), "the damage is found")
+            until(bridge.answers, "it is there again")
+            before = late.count()
+            until(lambda: late.count() > before + 1000, "events flow again")
+            status, metrics = bridge.status(), bridge.metrics()
+            assert bridge.pid == process
+            assert len(status["journal"]["damaged_files"]) == value(metrics, "journal_damaged_files") == 1
+            assert bridge.get("/readyz") == (200, "ok\n")
+            assert_books_balance(metrics)
+            assert bridge.stop() == 0
+        assert set(uuids(late.events())) <= set(simulator.sent_uuids())

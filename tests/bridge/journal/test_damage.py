@@ -428,7 +428,7 @@ def test_a_log_that_was_cut_anywhere_costs_its_last_commits_only(made: list[Made
         assert run(path, lines, event(10_000)) == "nothing missing, or the last commits", f"cut at {cut}"
 
 
-def test_damage_that_is_found_while_running_is_said_with_what_helps_and_set_aside_by_the_next_start(
+def test_damage_that_is_found_while_running_is_said_and_set_aside_when_the_file_is_opened_again(
     made: list[Made], tmp_path: Path
 ) -> None:
     path = tmp_path / "journal.db"
@@ -442,9 +442,8 @@ def test_damage_that_is_found_while_running_is_said_with_what_helps_and_set_asid
             with pytest.raises(JournalError):
                 journal.read("behind", 10, 1 << 20, 0.0)
         trouble = journal.books().trouble
-        assert trouble == (
-            f"{path}: database disk image is malformed; the file is damaged: the next start sets it aside and begins a new one"
-        )
+        assert journal.damaged
+        assert trouble == (f"{path}: database disk image is malformed; the file is damaged: opened again, it is set aside")
     with closing(Journal(JournalOptions(path))) as journal:
         assert len(journal.damaged_files()) == 1
         assert journal.books().trouble is None
