@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from bridge import commands, compose, inspect_arguments, logs
-from bridge.commands import INTERRUPTED, ConnectFailed, Filters, OptionError
+from bridge import checking, commands, compose, inspect_arguments, logs
+from bridge.checking import ConnectFailed
+from bridge.commands import INTERRUPTED, Filters, OptionError
 from bridge.inspect_letters import Refused
 from bridge.journal import JournalError
 from bridge.operations import OperationError
@@ -91,7 +92,7 @@ def _run(args: argparse.Namespace) -> int:
         case "simulate":
             commands.simulate(_simulator_settings(args))
         case "check":
-            commands.check(args.config, connect=args.connect)
+            checking.check(args.config, connect=args.connect)
         case "schema":
             print(json.dumps(json_schema(), indent=2))
     if not all_ended:

@@ -7,7 +7,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final
@@ -17,17 +16,16 @@ import structlog
 from pydantic import ValidationError
 
 from bridge import compose, logs
+from bridge.checking import ConnectFailed
 from bridge.journal import Batch, JournalError
 from bridge.metrics import Metrics, StreamMetrics
 from bridge.reload import Reload
 from bridge.simulator import Simulator, SimulatorSettings
-from bridge.sink import SinkSettings, Unavailable, remarks_of
-from bridge.source import Ended
 from bridge.stream import Stream, StreamPolicy
 from bridge.supervisor import Requests
 from config.load import ConfigError, load
 from config.rotation import Latest
-from config.settings import DockerCloudSettings, EngineSettings, LogSettings, Settings
+from config.settings import DockerCloudSettings, LogSettings, Settings
 
 log = structlog.get_logger(__name__)
 
@@ -52,10 +50,6 @@ event-bridge demo, {until}: {story}, through a durable journal, to standard outp
 
 class OptionError(Exception):
     """An option of the command line makes no sense."""
-
-
-class ConnectFailed(Exception):  # noqa: N818 - the answer to a question, not an error in asking
-    """Something could not be reached."""
 
 
 class Filters(msgspec.Struct, frozen=True):
@@ -158,28 +152,6 @@ def simulate(settings: SimulatorSettings) -> None:
         wanted.get()
     finally:
         simulator.stop()
-
-
-def check(config: Path | None, *, connect: bool) -> None:
-    """Validate the configuration; if wanted, try every stream and sink.
-
-    Raises:
-        ConfigError: The configuration can't be used.
-        ConnectFailed: Something could not be reached.
-    """
-    settings = load(config)
-    print(f"configuration ok: streams {', '.join(settings.streams)}; sinks {', '.join(settings.sinks)}")
-    if not connect:
-        return
-    attempts: list[tuple[str, Callable[[], Sequence[str]]]] = []
-    latest = Latest(settings, lambda: settings)
-    for name, stream in settings.streams.items():
-        attempts.append((f"stream {name}", partial(_try_stream, name, stream, latest)))
-    for name, sink in settings.sinks.items():
-        attempts.append((f"sink {name}", partial(_try_sink, name, sink, settings.journal.max_event_bytes)))
-    failed = [what for what, attempt in attempts if not _succeeds(what, attempt)]
-    if failed:
-        raise ConnectFailed(f"not reached: {', '.join(failed)}")
 
 
 def stop_on_signals(stop: Callable[[], None]) -> None:
@@ -314,33 +286,3 @@ class _Printer:
 
     def position(self, stream: str) -> None:
         """There is nowhere to resume from."""
-
-
-def _try_stream(name: str, settings: DockerCloudSettings | EngineSettings, latest: Latest) -> Sequence[str]:
-    compose.source(name, settings, latest).open(None).close()
-    return ()
-
-
-def _try_sink(name: str, settings: SinkSettings, max_event_bytes: int) -> Sequence[str]:
-    sink = compose.make_sink(name, settings)
-    try:
-        sink.open()
-        return remarks_of(sink, max_event_bytes)
-    finally:
-        sink.close()
-
-
-def _succeeds(what: str, attempt: Callable[[], Sequence[str]]) -> bool:
-    """Try it, and print how it went and what there is to say."""
-    try:
-        remarks = attempt()
-    except (Ended, Unavailable) as error:
-        print(f"{what}: {error.reason}: {error}")
-        return False
-    except Exception as error:  # noqa: BLE001 - of a stranger's sink any exception means that it is not available
-        print(f"{what}: internal: {type(error).__name__} in the sink")
-        return False
-    print(f"{what}: ok")
-    for remark in remarks:
-        print(f"{what}: {remark}")
-    return True

@@ -60,7 +60,7 @@ CORE: Final[dict[str, set[str]]] = {
 """A module of `bridge`, and which others of `bridge` it may import."""
 
 COMPOSITION: Final = {
-    *("cli", "commands", "compose", "reload"),
+    *("checking", "cli", "commands", "compose", "reload"),
     *("inspect_arguments", "inspect_backlog", "inspect_journal", "inspect_letters", "inspect_place"),
 }
 """Modules of `bridge` that may import everything: they put the parts together."""
