@@ -44,7 +44,7 @@ def _try_stream(name: str, settings: DockerCloudSettings | EngineSettings, lates
 
 
 def _try_sink(name: str, settings: SinkSettings, max_event_bytes: int) -> Sequence[str]:
-    sink = compose.make_sink(name, settings)
+    sink = compose.make_sink(name, settings.for_a_check())
     try:
         sink.open()
         return remarks_of(sink, max_event_bytes)

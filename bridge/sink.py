@@ -26,7 +26,7 @@ A sink may have one more method, `remarks`: what an operator should know of the 
 """
 
 from collections.abc import Collection, Sequence
-from typing import Annotated, Any, ClassVar, Final, Literal, Protocol, get_args, runtime_checkable
+from typing import Annotated, Any, ClassVar, Final, Literal, Protocol, Self, get_args, runtime_checkable
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
@@ -186,6 +186,13 @@ class SinkSettings(Strict):
         default="latest",
         description="Where a sink that is new begins: with what comes next, or with all that is there.",
     )
+
+    def for_a_check(self) -> Self:
+        """What a sink is made with that is only opened and closed, beside one of the same name that delivers.
+
+        Settings by which the far side knows the sink, and lets one only of a name be there, are to be others.
+        """
+        return self
 
     @field_validator("match", "drop", mode="before")
     @classmethod

@@ -1,6 +1,7 @@
 """What can be set for an `mqtt` sink, and what its connections are made with accordingly."""
 
 import re
+import secrets
 import socket
 from typing import Final, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
@@ -160,6 +161,10 @@ class MqttSettings(SinkSettings):
         if self.password is not None and len(self.password.get_secret_value().encode()) > LONGEST:
             raise ValueError("`password` is longer than MQTT allows")
         return self
+
+    def for_a_check(self) -> Self:
+        """Without the name and the will of the sink that delivers: the broker would end its session for ours."""
+        return self.model_copy(update={"client_id": f"event-bridge-check-{secrets.token_hex(4)}", "availability_topic": None})
 
     @property
     def window(self) -> int:

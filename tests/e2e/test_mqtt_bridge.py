@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,18 @@ import pytest
 
 from bridge.simulator import Simulator, SimulatorSettings
 from tests import mosquitto
-from tests.e2e.harness import Bridge, Receiver, assert_books_balance, assert_order_per_resource, repeated, until, uuids, value
+from tests.e2e.harness import (
+    EVENT_BRIDGE,
+    Bridge,
+    Receiver,
+    assert_books_balance,
+    assert_order_per_resource,
+    clean_environment,
+    repeated,
+    until,
+    uuids,
+    value,
+)
 from tests.mosquitto import Certificates, Mosquitto, Subscriber, write_passwords
 
 pytestmark = [
@@ -117,6 +129,23 @@ def test_a_broker_that_went_while_nothing_happened_is_told_that_we_are_online(tm
                 bridge.kill()
                 until(lambda: payloads(subscriber)[-1:] == ["offline"], "the will tells that we are dead")
             assert available() == "offline"
+
+
+def test_a_check_beside_a_running_bridge_does_not_get_in_its_way(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path) as broker, Simulator(SimulatorSettings(port=0, rate=50)) as simulator:
+        settings = {"streams": {"acme": {"url": simulator.url}}, "sinks": {"home": {"type": "mqtt", "url": broker.url}}}
+        with Bridge(tmp_path / "bridge", settings) as bridge:
+            until(lambda: bridge.status()["sinks"]["home"]["delivered"] > 0, "events arrive")
+            before = bridge.status()["sinks"]["home"]
+            command = [EVENT_BRIDGE, "check", "--connect", "--config", str(bridge.config)]
+            said = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=True, timeout=30)
+            until(lambda: bridge.status()["sinks"]["home"]["delivered"] > before["delivered"] + 20, "events go on arriving")
+            after = bridge.status()["sinks"]["home"]
+            availability = broker.retained("docker/bridge/home")["docker/bridge/home"]["payload"]
+
+    assert "sink home: ok" in said.stdout
+    assert (after["up"], after["since"], after["failures"]) == (True, before["since"], 0)
+    assert availability == "online"
 
 
 def payloads(subscriber: Subscriber) -> list[str]:
