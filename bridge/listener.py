@@ -116,6 +116,8 @@ class _Connection(BaseHTTPRequestHandler):
     rules: ClassVar[Rules]
     server: Listener
     timeout = _CLIENT_TIMEOUT
+    # Head and body are written one after the other; the second would wait 40 ms for the client to confirm the first.
+    disable_nagle_algorithm = True
     protocol_version = "HTTP/1.1"
     server_version = "event-bridge"
     sys_version = ""
