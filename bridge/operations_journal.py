@@ -174,7 +174,8 @@ class JournalOperations(JournalInspection):
         """See `Operations`."""
         with _told():
             before = self._journal.books().bytes
-            self._journal.prune()
+            while self._journal.prune():
+                pass
             return max(0, before - self._journal.books().bytes)
 
 

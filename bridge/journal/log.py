@@ -39,6 +39,12 @@ _TRY_AGAIN: Final = 0.25
 _GROUP: Final = 256
 """Batches in one transaction at most."""
 
+_PRUNE_SECONDS: Final = 0.25
+"""How long one `prune` takes at most. There may be a day's backlog to delete, and its caller has other duties."""
+
+_PRUNE_PAUSE: Final = 0.001
+"""Seconds between two of its transactions. A lock is not fair: let go and taken again at once, it keeps the others waiting."""
+
 _UUID_ON_DISK: Final = 40
 """Bytes that a remembered uuid takes in the file at most, when every batch has one event."""
 
@@ -319,15 +325,24 @@ class Journal(Inside):
             seq = cursor.row.cursor
             return reader.event_at(seq) if seq < self._next else None
 
-    def prune(self) -> None:
-        """Delete what no cursor and no dedup window needs, and make settled outcomes durable. Meant for every second or so."""
-        while True:
+    def prune(self) -> bool:
+        """Delete what no cursor and no dedup window needs, and make settled outcomes durable. Meant for every second or so.
+
+        Takes a fraction of a second at most, and lets others commit meanwhile.
+
+        Returns:
+            Whether there may be more to delete.
+        """
+        until, more = self._monotonic() + _PRUNE_SECONDS, True
+        while more and self._monotonic() < until:
             with self._write:
-                if self._closing.is_set() or not self._space.prune_some(self._window.floor):
-                    break
+                more = not self._closing.is_set() and self._space.prune_some(self._window.floor)
+            if more:
+                self._closing.wait(_PRUNE_PAUSE)
         with self._write:
             if not self._closing.is_set():
                 self._store.sync()
+        return more
 
     def close(self) -> None:
         """Wake everybody who waits, bring the file into order and let go of it. May be called twice."""

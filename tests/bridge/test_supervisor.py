@@ -110,11 +110,11 @@ class Watched(Journal):
     def damaged(self) -> bool:
         return self.spoiled
 
-    def prune(self) -> None:
+    def prune(self) -> bool:
         self._diary.note("prune")
         if self.bugs:
             raise self.bugs.popleft()
-        super().prune()
+        return super().prune()
 
     def forget_sinks_except(self, names: set[str]) -> None:
         self._diary.note("forget")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from bridge.journal import (
     Closed,
     DeadLetter,
     DeadLetterQuery,
+    Extent,
     Journal,
     JournalOptions,
     Retry,
@@ -544,6 +546,19 @@ def test_only_what_every_sink_has_passed_is_deleted(open_journal: Open, path: Pa
     assert deliver(journal, "b") == [4, 5, 6]
     journal.prune()
     assert stored() == []
+
+
+def test_deleting_a_day_goes_on_next_time_and_does_not_keep_its_caller(open_journal: Open) -> None:
+    ticks = count()
+    journal = open_journal(sinks=[], monotonic=lambda: next(ticks) / 20)
+    for number in range(3000):
+        append(journal, number)
+    rounds = 1
+    while journal.prune():
+        rounds += 1
+
+    assert rounds > 1
+    assert journal.extent() == Extent(3001, 3001)
 
 
 def test_nothing_is_deleted_that_a_sink_needs_which_was_not_added_yet(open_journal: Open) -> None:
