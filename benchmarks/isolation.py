@@ -54,8 +54,8 @@ def _p99(events: int, backlog: int, *, dead: bool) -> float:
         receiver("pipe", "--latency", f"--events={events}", stdin=output) as reader,
         sender(f"--events={events}", f"--rate={_RATE}") as (source, url),
     ):
-        # The same file for both, but without the dead sink its events are nobody's, and are deleted.
-        fill(Path(directory) / "journal.db", backlog, behind="dead", done=["live"])
+        if dead:
+            fill(Path(directory) / "journal.db", backlog, behind="dead", done=["live"])
         sinks = {**_LIVE, **_DEAD} if dead else _LIVE
         with bridge(Path(directory), {NAMESPACE: {"url": url}}, sinks, pipe.fileno()) as running:
             running.wait_for("event_bridge_stream_connected", 1)
