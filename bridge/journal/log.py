@@ -1,11 +1,12 @@
 """The journal's owner: who may write when, what is in memory, and who waits for what."""
 
+import sqlite3
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
@@ -96,16 +97,22 @@ class Journal(Inside):
         self._sinks: dict[str, Cursor] = {}
         self._letters = Letters(self._store, self._sinks, self._changed)
         self._space = Space(self._store, self._sinks, self._changed, self._letters, options.when_full)
-        self._window = self._restore_window(clock())
+        self._window = Window(options.window, self._remembered_at_most(), monotonic())
+        self._restored = threading.Event()
+        self._restoring = threading.Thread(target=self._restore_window, args=(clock(),), daemon=True, name="dedup-window")
+        self._restoring.start()
 
     # Streams
 
     def append(self, batch: Batch) -> Appended:
         """Commit a batch; return when it is durable. Waits as long as the disk fails or the journal is full.
 
+        The first one waits, too, until all uuids are remembered that the file holds.
+
         Raises:
             Closed: The journal was closed before the batch was committed.
         """
+        self._restored.wait()
         ticket = _Ticket(batch)
         self._waiting.append(ticket)
         while True:
@@ -349,6 +356,7 @@ class Journal(Inside):
         self._closing.set()
         self.wake()
         self._reader.interrupt()
+        self._restoring.join()
         with self._write, self._peek:
             if self._store.closed:
                 return
@@ -360,16 +368,35 @@ class Journal(Inside):
 
     # Inside: everything below is called with the write lock held, unless it says otherwise.
 
-    def _restore_window(self, now: float) -> Window:
+    def _remembered_at_most(self) -> int:
         wanted = self._options.window_events
         limit = max(1, min(wanted, self._store.largest() // (_UUID_SHARE * _UUID_ON_DISK)))
         if limit < wanted:
             log.warning("fewer uuids are remembered than wanted: the journal is too small", wanted=wanted, remembered=limit)
-        oldest = tables.oldest_seen(self._store.db, now - self._options.window * (1 + _CLOCK_SHARE), limit)
+        return limit
+
+    def _restore_window(self, now: float) -> None:
+        """Remember what the file remembers. Run by a thread: a million uuids take a while, in which sinks already deliver."""
+        try:
+            while not self._closing.is_set():
+                with (
+                    self._store.watching_the_disk("uuids"),
+                    closing(file.connect(self._options.path, read_only=True)) as db,
+                ):
+                    self._window = self._read_window(db, now, self._window.max_events)
+                    return
+                self._closing.wait(_TRY_AGAIN)
+        finally:
+            self._restored.set()
+
+    def _read_window(self, db: sqlite3.Connection, now: float, limit: int) -> Window:
+        oldest = tables.oldest_seen(db, now - self._options.window * (1 + _CLOCK_SHARE), limit)
         if oldest is None:
             return Window(self._options.window, limit, self._monotonic(), self._next)
         window = Window(self._options.window, limit, self._monotonic(), oldest)
-        for first, keys in tables.seen_keys(self._store.db, oldest):
+        for first, keys in tables.seen_keys(db, oldest):
+            if self._closing.is_set():
+                break
             window.remember(keys, first, self._monotonic())
         return window
 

@@ -17,8 +17,8 @@ QUARANTINE_BYTES: Final = 16 * 1024
 
 UUID_BYTES: Final = 16
 
-_ROWS: Final = 500
-"""Rows that are taken at a time. One by one, a million of them take twice as long."""
+_PLACES: Final = 4096
+"""Places whose uuids are taken at a time."""
 
 
 class Row(NamedTuple):
@@ -144,10 +144,21 @@ def oldest_seen(db: sqlite3.Connection, since: float, limit: int) -> int | None:
 
 
 def seen_keys(db: sqlite3.Connection, oldest: int) -> Iterator[tuple[int, list[bytes]]]:
-    """The uuids of all batches from a place on, oldest first; some at a time, since a million of them would take 200 MiB."""
-    found = db.execute("SELECT first, CAST(uuids AS BLOB) FROM seen WHERE first >= ? ORDER BY first", (oldest,))
-    while rows := found.fetchmany(_ROWS):
-        yield rows[0][0], [uuids[i : i + UUID_BYTES] for _, uuids in rows for i in range(0, len(uuids), UUID_BYTES)]
+    """The uuids of all batches from a place on, oldest first; some at a time, since a million of them would take 200 MiB.
+
+    SQLite joins what many batches of one event have; to take a million of them row by row takes twice as long as all the rest
+    of a start. A row whose uuids are not whole is left out, since all that follow would be cut in the wrong places.
+    """
+    newest: int | None = db.execute("SELECT max(first) FROM seen").fetchone()[0]
+    for start in range(oldest, (newest or 0) + 1, _PLACES):
+        first, joined = db.execute(
+            "SELECT min(first), group_concat(hex(CAST(uuids AS BLOB)), '') FROM seen"
+            " WHERE first >= ? AND first < ? AND length(CAST(uuids AS BLOB)) % ? = 0",
+            (start, start + _PLACES, UUID_BYTES),
+        ).fetchone()
+        if first is not None:
+            uuids = bytes.fromhex(joined)
+            yield first, [uuids[i : i + UUID_BYTES] for i in range(0, len(uuids), UUID_BYTES)]
 
 
 def load_row(db: sqlite3.Connection, seq: int) -> Row | None:

@@ -31,6 +31,7 @@ from bridge.journal import (
     Settlement,
     SinkBooks,
     log,
+    tables,
 )
 from bridge.sink import Entry
 
@@ -312,6 +313,68 @@ def test_uuids_that_nobody_remembers_are_deleted_and_the_others_stay(open_journa
     append(journal, 11)
     journal.prune()
     assert stored() == 1, "those that were too old at the start"
+
+
+def held_up(monkeypatch: pytest.MonkeyPatch, go_on: threading.Event) -> None:
+    """Let the reading of remembered uuids wait."""
+    seen_keys = tables.seen_keys
+
+    def slowly(db: sqlite3.Connection, oldest: int) -> Iterator[tuple[int, list[bytes]]]:
+        for page in seen_keys(db, oldest):
+            go_on.wait(DEADLINE)
+            yield page
+
+    monkeypatch.setattr(tables, "seen_keys", slowly)
+
+
+def test_sinks_go_on_while_the_uuids_of_a_start_are_read_and_streams_wait_for_them(
+    open_journal: Open, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(open_journal(), 1, 2)
+    go_on = threading.Event()
+    held_up(monkeypatch, go_on)
+    journal = open_journal()
+    appended = threads.submit(append, journal, 2, 3)
+
+    assert deliver(journal) == [1, 2]
+    journal.prune()
+    assert not appended.done()
+    go_on.set()
+
+    assert appended.result(DEADLINE) == (1, 1)
+    assert deliver(journal) == [3]
+
+
+def test_a_journal_can_be_closed_while_its_uuids_are_read(
+    open_journal: Open, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(open_journal(), 1)
+    go_on = threading.Event()
+    held_up(monkeypatch, go_on)
+    journal = open_journal()
+    appended = threads.submit(append, journal, 2)
+    closed = threads.submit(journal.close)
+    go_on.set()
+
+    closed.result(DEADLINE)
+    with pytest.raises(Closed):
+        appended.result(DEADLINE)
+
+
+def test_uuids_that_can_not_be_read_are_trouble_until_they_can(open_journal: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    append(open_journal(), 1)
+    failures = [sqlite3.OperationalError("disk I/O error")]
+    oldest_seen = tables.oldest_seen
+
+    def failing(db: sqlite3.Connection, since: float, limit: int) -> int | None:
+        if failures:
+            raise failures.pop()
+        return oldest_seen(db, since, limit)
+
+    monkeypatch.setattr(tables, "oldest_seen", failing)
+    with capture_logs() as logs:
+        assert append(open_journal(), 1, 2) == (1, 1)
+    assert [line.get("trouble", "")[-14:] for line in logs] == ["disk I/O error", ""]
 
 
 # Group commit
