@@ -23,6 +23,7 @@ Format
 
 Operations
     `append` is a group commit: whoever gets the write lock commits everything that waits, from all streams, with one fsync.
+    The first one waits until a thread has read the uuids that are to be remembered; whoever reads or settles does not.
     `settle` writes without an fsync of its own: the process may be killed and loses nothing; after a power failure the lost
     part of it means that some events are delivered again. The next `append` or the next `prune` makes it durable.
     `read` returns what lies after a sink's cursor, and does not move it. `prune` deletes what nobody needs.
