@@ -112,27 +112,36 @@ def encode(records: Sequence[Record]) -> tuple[bytes, int, int]:
     Returns:
         The body, the timestamp of the first record, and the latest timestamp.
     """
-    first = latest = records[0].timestamp
+    first = latest = current = records[0].timestamp
+    head = _ATTRIBUTES + _varint(0)
     parts: list[bytes] = []
     for offset, record in enumerate(records):
         timestamp = record.timestamp
-        latest = max(latest, timestamp)
-        key, value = record.key, record.entry.json
+        if timestamp != current:
+            # Most have the time of the one before, with which they were received.
+            current, latest = timestamp, max(latest, timestamp)
+            head = _ATTRIBUTES + _varint(timestamp - first)
+        value, uuid = record.entry.json, record.uuid
         body = b"".join(
             (
-                _ATTRIBUTES,
-                _varint(timestamp - first),
+                head,
                 _varint(offset),
-                _NO_KEY if key is None else _varint(len(key)) + key,
+                _keyed(record.key),
                 _varint(len(value)),
                 value,
-                _COUNT,
-                _header("uuid", record.uuid),
+                _UUID,
+                _varint(len(uuid)),
+                uuid,
                 record.shared.encoded,
             )
         )
         parts += (_varint(len(body)), body)
     return b"".join(parts), first, latest
+
+
+@lru_cache(1 << 14)
+def _keyed(key: bytes | None) -> bytes:
+    return _NO_KEY if key is None else _varint(len(key)) + key
 
 
 def _header(name: str, value: bytes) -> bytes:
@@ -157,4 +166,5 @@ def _varint(number: int) -> bytes:
 
 
 _NO_KEY: Final = _varint(-1)
-_COUNT: Final = _varint(_HEADER_COUNT)
+_UUID: Final = _varint(_HEADER_COUNT) + _header_name("uuid")
+"""What stands before the uuid: how many headers there are, and the name of the first one."""
