@@ -1,6 +1,5 @@
 """The journal's owner: who may write when, what is in memory, and who waits for what."""
 
-import sqlite3
 import threading
 import time
 from collections import deque
@@ -379,26 +378,24 @@ class Journal(Inside):
         """Remember what the file remembers. Run by a thread: a million uuids take a while, in which sinks already deliver."""
         try:
             while not self._closing.is_set():
-                with (
-                    self._store.watching_the_disk("uuids"),
-                    closing(file.connect(self._options.path, read_only=True)) as db,
-                ):
-                    self._window = self._read_window(db, now, self._window.max_events)
+                with self._store.watching_the_disk("uuids"):
+                    self._window = self._read_window(now, self._window.max_events)
                     return
                 self._closing.wait(_TRY_AGAIN)
         finally:
             self._restored.set()
 
-    def _read_window(self, db: sqlite3.Connection, now: float, limit: int) -> Window:
-        oldest = tables.oldest_seen(db, now - self._options.window * (1 + _CLOCK_SHARE), limit)
-        if oldest is None:
-            return Window(self._options.window, limit, self._monotonic(), self._next)
-        window = Window(self._options.window, limit, self._monotonic(), oldest)
-        for first, keys in tables.seen_keys(db, oldest):
-            if self._closing.is_set():
-                break
-            window.remember(keys, first, self._monotonic())
-        return window
+    def _read_window(self, now: float, limit: int) -> Window:
+        with closing(file.connect(self._options.path, read_only=True)) as db:
+            oldest = tables.oldest_seen(db, now - self._options.window * (1 + _CLOCK_SHARE), limit)
+            if oldest is None:
+                return Window(self._options.window, limit, self._monotonic(), self._next)
+            window = Window(self._options.window, limit, self._monotonic(), oldest)
+            for first, keys in tables.seen_keys(db, oldest):
+                if self._closing.is_set():
+                    break
+                window.remember(keys, first, self._monotonic())
+            return window
 
     @contextmanager
     def _reading(self, sink: str) -> Iterator[Cursor]:
