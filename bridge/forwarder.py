@@ -8,7 +8,7 @@ nothing to do is offered nothing about once a second, so that it notices when th
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -23,9 +23,6 @@ log = structlog.get_logger(__name__)
 
 _IDLE: Final = 1.0
 """Seconds that a step waits for new events at most."""
-
-_BACKOFF: Final = (0.5, 60.0)
-"""First and longest delay, in seconds, before a sink that is not available is tried again."""
 
 
 class SinkStatus(msgspec.Struct, frozen=True):
@@ -97,7 +94,7 @@ class Forwarder:
         self._monotonic = monotonic
         self._uniform = uniform
         self._open = False
-        self._delays = backoff(*_BACKOFF, uniform)
+        self._delays = self._new_delays()
         # Of what lies after the cursor: acknowledged before the sink broke, not to be offered again.
         self._acknowledged: set[int] = set()
         # The sink broke with what was due: something in there may be what breaks it, so the new events go first next time.
@@ -245,7 +242,7 @@ class Forwarder:
         for reason, count in Counter(failure.reason for failure in failures).items():
             self._metrics.failures[reason].inc(count)
         if len(failures) < len(entries):
-            self._delays = backoff(*_BACKOFF, self._uniform)
+            self._delays = self._new_delays()
         return failures
 
     def _settle(self, outcome: Settlement, oldest_received: float | None) -> None:
@@ -329,9 +326,9 @@ class Forwarder:
         self._metrics.failures[reason].inc()
         self._metrics.up.set(0)
         now = self._clock()
-        if self.status.up and now - self.status.since > _BACKOFF[1]:
+        if self.status.up and now - self.status.since > self.settings.backoff.max:
             # It was well for so long, if without an event that proved it, that an earlier outage has no say in this one.
-            self._delays = backoff(*_BACKOFF, self._uniform)
+            self._delays = self._new_delays()
         delay = next(self._delays)
         if retry_after is not None:
             # Never sooner than by our own delay: some ask for no time at all.
@@ -342,6 +339,9 @@ class Forwarder:
         since = now if before.up else before.since
         self.status = SinkStatus(up=False, since=since, reason=reason, error=error, failures=before.failures + 1)
         return delay
+
+    def _new_delays(self) -> Iterator[float]:
+        return backoff(self.settings.backoff.first, self.settings.backoff.max, self._uniform)
 
     def _brake(self) -> None:
         """Nothing new is tried: tell it as of a sink that is not available."""

@@ -29,7 +29,7 @@ from collections.abc import Collection, Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal, Protocol, Self, get_args, runtime_checkable
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from bridge.event import Fields, fields_of
 from bridge.policy import FILTER_FIELDS
@@ -138,6 +138,19 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
+class Backoff(Strict):
+    """Delays between attempts: exponential with full jitter."""
+
+    first: Seconds = Field(default=0.5, gt=0, description="Longest first delay; doubles from there.")
+    max: Seconds = Field(default=60.0, gt=0, description="Longest delay.")
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if self.first > self.max:
+            raise ValueError("first must not be longer than max")
+        return self
+
+
 class BatchSettings(Strict):
     """How many events one delivery takes at most."""
 
@@ -177,6 +190,7 @@ class SinkSettings(Strict):
     type: str
     match: Rules = Field(default=[], description="Only events that fit one of these; all if empty.")
     drop: Rules = Field(default=[], description="Not the events that fit one of these.")
+    backoff: Backoff = Field(default=Backoff(), description="When a sink that is not available is tried again.")
     batch: BatchSettings = BatchSettings()
     retry: RetrySettings = RetrySettings()
     ordering: Literal["resource", "none"] = Field(

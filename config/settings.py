@@ -12,7 +12,7 @@ from pydantic import Field, SerializeAsAny, ValidationInfo
 from pydantic import field_validator as check
 from pydantic import model_validator as check_all
 
-from bridge.sink import SinkSettings, Strict
+from bridge.sink import Backoff, SinkSettings, Strict
 from bridge.units import Bytes, Seconds
 from config.values import (
     OFF,
@@ -111,19 +111,6 @@ class HealthSettings(Strict):
 
     stream_grace: Seconds = Field(default=60.0, ge=0, description="A stream may be disconnected for so long.")
     sink_grace: Seconds = Field(default=300.0, ge=0, description="A sink may be unavailable for so long.")
-
-
-class Backoff(Strict):
-    """Delays between attempts: exponential with full jitter."""
-
-    first: Seconds = Field(default=0.5, gt=0, description="Longest first delay; doubles from there.")
-    max: Seconds = Field(default=60.0, gt=0, description="Longest delay.")
-
-    @check_all(mode="after")
-    def _rising(self) -> "Backoff":
-        if self.first > self.max:
-            raise ValueError("first must not be longer than max")
-        return self
 
 
 class AuthBackoff(Backoff):

@@ -664,6 +664,14 @@ def test_delays_grow_while_a_sink_is_unavailable_and_begin_anew_after_a_delivery
     assert bench.step() == 0.5
 
 
+def test_delays_are_those_of_the_sinks_settings(make: Make) -> None:
+    bench = make(backoff={"first": "2s", "max": "5s"})
+    bench.send((1, "/x/"))
+    bench.sink.script += [Unavailable("no")] * 4
+
+    assert [bench.step() for _ in range(4)] == [2, 4, 5, 5]
+
+
 def test_a_sink_that_opens_but_never_delivers_has_not_recovered(make: Make) -> None:
     bench = make()
     bench.sink.refusals += [Unavailable("no"), Unavailable("no")]

@@ -74,7 +74,12 @@ def test_receivers_that_are_down_or_refuse_or_hang_delay_nobody_and_get_everythi
     down, refusing, hanging = Receiver(), Receiver(), Receiver()
     refusing.answer = busy
     hanging.hang.set()
-    hook: dict[str, Any] = {"type": "webhook", "timeout": "3s", "retry": {"first_delay": "500ms", "max_delay": "10s"}}
+    hook: dict[str, Any] = {
+        "type": "webhook",
+        "timeout": "3s",
+        "backoff": {"max": "10s"},
+        "retry": {"first_delay": "500ms", "max_delay": "10s"},
+    }
     with Simulator(simulated) as simulator, refusing, hanging:
         settings = {
             "streams": {"acme": {"url": simulator.url}},

@@ -50,7 +50,7 @@ def topic(broker: Broker) -> str:
 def settings(simulator: Simulator, **kafka: Any) -> dict[str, Any]:
     return {
         "streams": {"acme": {"url": simulator.url}},
-        "sinks": {"broker": {"type": "kafka", **kafka}, "out": {"type": "stdout"}},
+        "sinks": {"broker": {"type": "kafka", "backoff": {"max": "5s"}, **kafka}, "out": {"type": "stdout"}},
     }
 
 

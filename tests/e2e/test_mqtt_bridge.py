@@ -49,7 +49,14 @@ def test_a_broker_that_goes_away_in_the_middle_misses_nothing_and_delays_nobody(
         settings: dict[str, Any] = {
             "streams": {"acme": {"url": simulator.url}},
             "sinks": {
-                "home": {"type": "mqtt", "url": broker.url, "username": "bridge", "password": "s3cret", "timeout": "1s"},
+                "home": {
+                    "type": "mqtt",
+                    "url": broker.url,
+                    "username": "bridge",
+                    "password": "s3cret",
+                    "timeout": "1s",
+                    "backoff": {"max": "5s"},
+                },
                 "hook": {"type": "webhook", "url": receiver.url, "format": "batch"},
             },
         }
@@ -73,7 +80,7 @@ def test_a_broker_that_goes_away_in_the_middle_misses_nothing_and_delays_nobody(
                 assert "within 1 s" in status["error"]
                 broker.go_on()
             until(lambda: value(bridge.metrics(), "events_accepted_total") == COUNT, "everything is received")
-            until(lambda: bridge.pending() == 0, "everything is delivered", 90)
+            until(lambda: bridge.pending() == 0, "everything is delivered", 40)
             metrics = bridge.metrics()
             assert bridge.stop() == 0
         subscriber.sync()

@@ -32,9 +32,12 @@ EVENTS = 20_000
 RATE = 200
 OUTAGE = 90.0
 WINDOW = 5.0
-"""Seconds over which rates are compared."""
+"""Seconds between two looks."""
+LAG = 15
+"""Seconds within which the sinks that are well have to have what was sent, however busy this machine is."""
 PATIENCE = 5
 """Seconds that the sinks wait for an acknowledgement."""
+BACKOFF = {"max": "10s"}
 
 
 @pytest.fixture
@@ -62,8 +65,16 @@ def test_two_brokers_that_are_frozen_and_then_killed_are_away_for_long_and_miss_
                 "topic": topic,
                 "delivery_timeout": PATIENCE,
                 "connect_timeout": PATIENCE,
+                "backoff": BACKOFF,
             },
-            "mqtt": {"type": "mqtt", "url": mqtt.url, "username": "bridge", "password": "s3cret", "timeout": PATIENCE},
+            "mqtt": {
+                "type": "mqtt",
+                "url": mqtt.url,
+                "username": "bridge",
+                "password": "s3cret",
+                "timeout": PATIENCE,
+                "backoff": BACKOFF,
+            },
             "hook": {"type": "webhook", "url": receiver.url, "format": "batch"},
             "out": {"type": "stdout"},
         }
@@ -83,8 +94,7 @@ def test_two_brokers_that_are_frozen_and_then_killed_are_away_for_long_and_miss_
             kafka.restore()
             come_back(mqtt, tmp_path, subscriber)
             until(lambda: simulator.generated == EVENTS, "everything is sent")
-            # The sinks look again after a minute at most.
-            until(lambda: bridge.pending() == 0, "everything is delivered", 75)
+            until(lambda: bridge.pending() == 0, "everything is delivered", 40)
             metrics, lines = bridge.metrics(), bridge.lines()
             assert bridge.stop() == 0
         subscriber.sync()
@@ -105,14 +115,12 @@ def test_two_brokers_that_are_frozen_and_then_killed_are_away_for_long_and_miss_
 
 
 def watch_the_others(bridge: Bridge, simulator: Simulator, receiver: Receiver, until_then: float) -> None:
-    """Until then the sinks that are well get as much as is sent, in every window of time."""
+    """Until then the sinks that are well get what is sent, at every look."""
     while time.monotonic() < until_then:
-        sent, hooked, written = simulator.generated, receiver.count(), delivered(bridge, "out")
+        sent = simulator.generated
+        until(lambda sent=sent: receiver.count() >= sent, "the webhook gets what is sent", LAG)  # type: ignore[misc]
+        until(lambda sent=sent: delivered(bridge, "out") >= sent, "standard output gets what is sent", LAG)  # type: ignore[misc]
         time.sleep(min(WINDOW, max(0.1, until_then - time.monotonic())))
-        # As much as was sent in this window has to arrive in it; a second's worth may be under way.
-        new = simulator.generated - sent
-        assert receiver.count() - hooked > new - RATE
-        assert delivered(bridge, "out") - written > new - RATE
 
 
 def delivered(bridge: Bridge, sink: str) -> float:
