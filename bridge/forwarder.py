@@ -97,8 +97,8 @@ class Forwarder:
         self._delays = self._new_delays()
         # Of what lies after the cursor: acknowledged before the sink broke, not to be offered again.
         self._acknowledged: set[int] = set()
-        # The sink broke with what was due: something in there may be what breaks it, so the new events go first next time.
-        self._broke_with_due = False
+        # After what was due come new events, if there are any: what is due may break the sink, or take long each time.
+        self._new_first = False
 
     def step(self) -> float:
         """Move what can be moved now, waiting a second for it at most; return the seconds to wait before the next step.
@@ -140,18 +140,18 @@ class Forwarder:
         """Deliver what is due; return the seconds to wait, and whether nothing new may be tried."""
         now, retry, batch = self._clock(), self.settings.retry, self.settings.batch
         due = self._journal.due_retries(self.name, now, now + 2 * retry.max_delay, batch.max_events, batch.max_bytes)
-        if due and (self._is_full() or not self._broke_with_due):
-            self.busy = self._broke_with_due = True
+        entries = self._read(0.0) if due and self._new_first and not self._is_full() else []
+        self._new_first = bool(due) and not entries
+        if self._new_first:
+            self.busy = True
             self._deliver_again(due)
-            self._broke_with_due = False
             return 0.0, self._is_full()
-        self._broke_with_due = False
         self.next_due = self._journal.next_due(self.name)
         wait = _IDLE if self.next_due is None else min(_IDLE, max(0.0, self.next_due - now))
         if self._is_full():
             self._offer(())
             return wait, True
-        entries = self._read(wait)
+        entries = entries or self._read(wait)
         if entries:
             self.busy = True
             self._deliver_new(entries)

@@ -778,12 +778,26 @@ def test_a_retry_that_breaks_the_sink_does_not_keep_new_events_from_being_tried(
         bench.sink.script.append(broken)
         bench.step_after(1.0)
         bench.step()
-    assert bench.sink.calls == [[1], [1], [2], [1, 3]]
+    assert bench.sink.calls == [[1], [1], [2], [1, 3], [1, 3]]
     assert bench.sink.got == [2], "what waits behind it still waits"
     bench.sink.bad = {}
-    bench.step()
+    bench.step_after(10.0)
     assert bench.last_call == [1, 3]
     assert bench.books.pending == 0
+
+
+def test_what_is_due_and_what_is_new_go_in_turn_however_much_is_due(make: Make) -> None:
+    bench = make(batch={"max_events": 1})
+    bench.sink.bad = dict.fromkeys((1, 2, 3), retry)
+    bench.send((1, "/a/"), (2, "/b/"), (3, "/c/"))
+    for _ in range(3):
+        bench.step()
+    bench.send((4, "/d/"), (5, "/e/"))
+    bench.clock.pass_(10.0)
+    for _ in range(5):
+        bench.step()
+
+    assert [call[0] for call in bench.sink.calls[3:]] == [1, 4, 2, 5, 3]
 
 
 def test_a_full_retry_queue_is_tried_again_first_even_if_it_breaks_the_sink(make: Make) -> None:
