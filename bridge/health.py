@@ -78,6 +78,8 @@ class Health:
         now, problems = time.time(), []
         if trouble := self._journal.books().trouble:
             problems.append(f"journal: {trouble}")
+        elif not self._journal.accepts:
+            problems.append("journal: still reads which events it knows; after that new ones are accepted")
         for stream in self._running().streams:
             status = stream.status
             if not status.connected and now - status.since > self.thresholds.stream_grace:

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple, TextIO
 
 import structlog
 
-from bridge.journal import schema
+from bridge.journal import schema, tables
 from bridge.journal.damage import find_damage, is_damage
 
 log = structlog.get_logger(__name__)
@@ -213,6 +213,7 @@ def _prepare(path: Path) -> sqlite3.Connection:
         db.execute(f"PRAGMA user_version={schema.SCHEMA_VERSION}")  # To know whether it can be written.
         _mend_indexes(db, path)
         _raise_damage(find_damage(db))
+        _forget_the_impossible(db, path)
     except BaseException:
         db.close()
         raise
@@ -276,6 +277,13 @@ def _refuse_foreign(db: sqlite3.Connection, path: Path) -> None:
     found = {name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     if found and not schema.version(db) and not found & {"batches", "seen", "sinks"}:
         raise JournalError(f"{path}: a database of something else, not a journal; journal.path must be a file of its own")
+
+
+def _forget_the_impossible(db: sqlite3.Connection, path: Path) -> None:
+    """Forget uuids of events that are yet to come: the row of such an event could not be stored."""
+    rows = tables.delete_seen_from(db, tables.next_seq(db))
+    if rows:
+        log.error("uuids of events that do not exist were damaged and are forgotten", path=str(path), batches=rows)
 
 
 def _mend_indexes(db: sqlite3.Connection, path: Path) -> None:

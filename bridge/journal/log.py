@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
@@ -26,9 +26,9 @@ from bridge.journal.records import (
     Settlement,
     StreamBooks,
 )
+from bridge.journal.remembered import Remembered
 from bridge.journal.space import Space
 from bridge.journal.store import Store
-from bridge.journal.window import Window
 from bridge.sink import Entry
 
 log = structlog.get_logger(__name__)
@@ -45,12 +45,6 @@ _PRUNE_SECONDS: Final = 0.25
 _PRUNE_PAUSE: Final = 0.001
 """Seconds between two of its transactions. A lock is not fair: let go and taken again at once, it keeps the others waiting."""
 
-_UUID_ON_DISK: Final = 40
-"""Bytes that a remembered uuid takes in the file at most, when every batch has one event."""
-
-_UUID_SHARE: Final = 4
-"""Which part of the journal uuids may take: a quarter. Without a limit, nothing could free a journal that is full of them."""
-
 
 class _Ticket:
     """A batch that waits for the next commit."""
@@ -58,10 +52,6 @@ class _Ticket:
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.outcome: Appended | None = None
-
-
-_CLOCK_SHARE: Final = 1 / 24
-"""By which part of the dedup window the clock may have been set between two starts: by an hour, if that is a day."""
 
 
 class Journal(Inside):
@@ -96,10 +86,7 @@ class Journal(Inside):
         self._sinks: dict[str, Cursor] = {}
         self._letters = Letters(self._store, self._sinks, self._changed)
         self._space = Space(self._store, self._sinks, self._changed, self._letters, options.when_full)
-        self._window = Window(options.window, self._remembered_at_most(), monotonic())
-        self._restored = threading.Event()
-        self._restoring = threading.Thread(target=self._restore_window, args=(clock(),), daemon=True, name="dedup-window")
-        self._restoring.start()
+        self._remembered = Remembered(self._store, options, self._next, self._closing, clock=clock, monotonic=monotonic)
 
     # Streams
 
@@ -111,7 +98,7 @@ class Journal(Inside):
         Raises:
             Closed: The journal was closed before the batch was committed.
         """
-        self._restored.wait()
+        self._remembered.wait()
         ticket = _Ticket(batch)
         self._waiting.append(ticket)
         while True:
@@ -122,6 +109,11 @@ class Journal(Inside):
                 return ticket.outcome
             if self._closing.wait(_TRY_AGAIN):
                 raise Closed
+
+    @property
+    def accepts(self) -> bool:
+        """Whether `append` goes on at once: false for a moment after a start, while uuids are read."""
+        return self._remembered.complete
 
     def position(self, stream: str) -> str | None:
         """From where a stream resumes: the position that was committed last."""
@@ -342,20 +334,21 @@ class Journal(Inside):
         until, more = self._monotonic() + _PRUNE_SECONDS, True
         while more and self._monotonic() < until:
             with self._write:
-                more = not self._closing.is_set() and self._space.prune_some(self._window.floor)
+                more = not self._closing.is_set() and self._space.prune_some(self._remembered.window.floor)
             if more:
                 self._closing.wait(_PRUNE_PAUSE)
         with self._write:
             if not self._closing.is_set():
                 self._store.sync()
-        return more
+        # Which uuids nobody needs is known when it is known which are remembered.
+        return more or not self._remembered.complete
 
     def close(self) -> None:
         """Wake everybody who waits, bring the file into order and let go of it. May be called twice."""
         self._closing.set()
         self.wake()
         self._reader.interrupt()
-        self._restoring.join()
+        self._remembered.end()
         with self._write, self._peek:
             if self._store.closed:
                 return
@@ -366,36 +359,6 @@ class Journal(Inside):
             self._store.close()
 
     # Inside: everything below is called with the write lock held, unless it says otherwise.
-
-    def _remembered_at_most(self) -> int:
-        wanted = self._options.window_events
-        limit = max(1, min(wanted, self._store.largest() // (_UUID_SHARE * _UUID_ON_DISK)))
-        if limit < wanted:
-            log.warning("fewer uuids are remembered than wanted: the journal is too small", wanted=wanted, remembered=limit)
-        return limit
-
-    def _restore_window(self, now: float) -> None:
-        """Remember what the file remembers. Run by a thread: a million uuids take a while, in which sinks already deliver."""
-        try:
-            while not self._closing.is_set():
-                with self._store.watching_the_disk("uuids"):
-                    self._window = self._read_window(now, self._window.max_events)
-                    return
-                self._closing.wait(_TRY_AGAIN)
-        finally:
-            self._restored.set()
-
-    def _read_window(self, now: float, limit: int) -> Window:
-        with closing(file.connect(self._options.path, read_only=True)) as db:
-            oldest = tables.oldest_seen(db, now - self._options.window * (1 + _CLOCK_SHARE), limit)
-            if oldest is None:
-                return Window(self._options.window, limit, self._monotonic(), self._next)
-            window = Window(self._options.window, limit, self._monotonic(), oldest)
-            for first, keys in tables.seen_keys(db, oldest):
-                if self._closing.is_set():
-                    break
-                window.remember(keys, first, self._monotonic())
-            return window
 
     @contextmanager
     def _reading(self, sink: str) -> Iterator[Cursor]:
@@ -419,7 +382,7 @@ class Journal(Inside):
 
     def _commit_waiting(self) -> bool:
         """Commit what waits, or tell that there is no room or the disk fails; tickets that got their outcome are done."""
-        if not self._space.has_room(self._window.floor):
+        if not self._space.has_room(self._remembered.window.floor):
             return False
         tickets = [self._waiting[i] for i in range(min(len(self._waiting), _GROUP))]
         began = self._monotonic()
@@ -428,13 +391,13 @@ class Journal(Inside):
             outcomes: list[Appended] = []
             with self._store.transaction(synced=True):
                 for ticket in tickets:
-                    fresh = self._window.unseen(ticket.batch.events, taken)
+                    fresh = self._remembered.window.unseen(ticket.batch.events, taken)
                     outcomes.append(self._insert(ticket.batch, self._next + len(taken), fresh))
                     if taken:
                         taken.update(fresh)
                     else:
                         taken = fresh
-            self._window.remember(taken, self._next, self._monotonic())
+            self._remembered.window.remember(taken, self._next, self._monotonic())
             with self._changed:
                 for ticket, outcome in zip(tickets, outcomes, strict=True):
                     self._count(ticket.batch, outcome)

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from crc32c import crc32c
 
@@ -16,6 +16,9 @@ QUARANTINE_BYTES: Final = 16 * 1024
 """How much of a malformed message is kept."""
 
 UUID_BYTES: Final = 16
+
+_LATEST: Final = 253_402_300_799.0
+"""The last second of the year 9999: nothing was received later."""
 
 _PLACES: Final = 4096
 """Places whose uuids are taken at a time."""
@@ -115,7 +118,18 @@ def quarantine(db: sqlite3.Connection, after: int, limit: int) -> list[Quarantin
         "SELECT id, stream, received, reason, CAST(frame AS BLOB) FROM quarantine WHERE id > ? ORDER BY id LIMIT ?",
         (after, limit),
     )
-    return [Quarantined(*row) for row in found]
+    return [_quarantined(*row) for row in found]
+
+
+def _quarantined(key: int, stream: Any, received: Any, reason: Any, frame: Any) -> Quarantined:
+    """A row that has no checksum, as far as it can be true."""
+    if isinstance(stream, str) and _is_time(received) and isinstance(reason, str) and isinstance(frame, bytes):
+        return Quarantined(key, stream, received, reason, frame)
+    return Quarantined(key, str(stream), 0.0, "damaged", frame if isinstance(frame, bytes) else b"")
+
+
+def _is_time(received: Any) -> bool:
+    return isinstance(received, float) and 0 <= received <= _LATEST
 
 
 def stream_books(db: sqlite3.Connection) -> dict[str, StreamBooks]:
@@ -143,22 +157,42 @@ def oldest_seen(db: sqlite3.Connection, since: float, limit: int) -> int | None:
     return oldest  # type: ignore[no-any-return] # as above
 
 
-def seen_keys(db: sqlite3.Connection, oldest: int) -> Iterator[tuple[int, list[bytes]]]:
-    """The uuids of all batches from a place on, oldest first; some at a time, since a million of them would take 200 MiB.
+class Keys(NamedTuple):
+    """Some of the uuids of batches, from the batch at place `first` on; of so many batches they are damaged."""
 
-    SQLite joins what many batches of one event have; to take a million of them row by row takes twice as long as all the rest
-    of a start. A row whose uuids are not whole is left out, since all that follow would be cut in the wrong places.
+    first: int
+    keys: list[bytes]
+    damaged: int
+
+
+def seen_keys(db: sqlite3.Connection, oldest: int, following: int) -> Iterator[Keys]:
+    """The uuids of all batches from a place on and before another, oldest first.
+
+    Some at a time, since a million of them would take 200 MiB. SQLite joins what many batches of one event have: to take it row
+    by row takes twice as long. A row whose uuids are not whole is left out, since all that follow would be cut wrongly.
     """
-    newest: int | None = db.execute("SELECT max(first) FROM seen").fetchone()[0]
-    for start in range(oldest, (newest or 0) + 1, _PLACES):
-        first, joined = db.execute(
-            "SELECT min(first), group_concat(hex(CAST(uuids AS BLOB)), '') FROM seen"
-            " WHERE first >= ? AND first < ? AND length(CAST(uuids AS BLOB)) % ? = 0",
-            (start, start + _PLACES, UUID_BYTES),
-        ).fetchone()
-        if first is not None:
-            uuids = bytes.fromhex(joined)
-            yield first, [uuids[i : i + UUID_BYTES] for i in range(0, len(uuids), UUID_BYTES)]
+    whole = f"length(CAST(uuids AS BLOB)) % {UUID_BYTES} = 0"
+    page = (
+        f"SELECT group_concat(CASE WHEN {whole} THEN hex(CAST(uuids AS BLOB)) END, ''), total(NOT {whole})"  # noqa: S608 - constants
+        " FROM seen WHERE first >= ? AND first < ?"
+    )
+    at = _first_seen(db, oldest)
+    while at is not None and at < following:
+        joined, damaged = db.execute(page, (at, min(at + _PLACES, following))).fetchone()
+        uuids = bytes.fromhex(joined or "")
+        yield Keys(at, [uuids[i : i + UUID_BYTES] for i in range(0, len(uuids), UUID_BYTES)], int(damaged))
+        at = _first_seen(db, at + _PLACES)
+
+
+def _first_seen(db: sqlite3.Connection, at: int) -> int | None:
+    """The place of the first batch from a place on whose uuids are stored."""
+    first: int | None = db.execute("SELECT min(first) FROM seen WHERE first >= ?", (at,)).fetchone()[0]
+    return first
+
+
+def delete_seen_from(db: sqlite3.Connection, at: int) -> int:
+    """Delete the uuids of all batches from a place on; return how many batches."""
+    return db.execute("DELETE FROM seen WHERE first >= ?", (at,)).rowcount
 
 
 def load_row(db: sqlite3.Connection, seq: int) -> Row | None:
@@ -171,7 +205,7 @@ def load_row(db: sqlite3.Connection, seq: int) -> Row | None:
     if found is None:
         return None
     first, count, received, crc, body = found
-    if not (isinstance(count, int) and isinstance(received, float) and isinstance(body, bytes)):
+    if not (isinstance(count, int) and _is_time(received) and isinstance(body, bytes)):
         return Row(first, 0.0, [], damaged=True)
     if first + count <= seq:
         return None

@@ -18,12 +18,10 @@ class Window:
         first: The place of the first event that will be remembered.
 
     Attributes:
-        max_events: As above.
         floor: The place in the journal before which nothing is remembered, so that its uuids need not be kept on disk.
     """
 
     def __init__(self, seconds: float, max_events: int, now: float, first: int = 0) -> None:
-        self.max_events = max_events
         self.floor = first
         self._seconds = seconds
         self._half = max(1, max_events // 2)

@@ -5,7 +5,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -57,10 +57,18 @@ class Box:
         return []
 
 
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
     opened = Journal(JournalOptions(tmp_path / "journal.db", durability="normal"))
     opened.add_sink("audit", "latest")
+    eventually(lambda: opened.accepts)
     yield opened
     opened.close()
 
@@ -312,6 +320,7 @@ def test_a_damaged_journal_that_was_set_aside_is_counted_and_named_until_somebod
     path.write_bytes(b"no journal at all")
     for _ in range(2):
         with closing(Journal(JournalOptions(path))) as journal:
+            eventually(lambda opened=journal: opened.accepts)  # type: ignore[misc]
             health = make_health(journal)
             assert health.damaged_journals() == 1
             (kept,) = health.status()["journal"]["damaged_files"]

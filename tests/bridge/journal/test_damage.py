@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -23,9 +23,11 @@ from structlog.testing import capture_logs
 
 from bridge.event import Event, Malformed
 from bridge.forwarder import Forwarder
-from bridge.journal import Batch, DeadLetterQuery, Journal, JournalError, JournalOptions
+from bridge.journal import Batch, DeadLetterQuery, Journal, JournalError, JournalOptions, JournalReader
 from bridge.journal.damage import is_damage
 from bridge.metrics import Metrics, SinkMetrics
+from bridge.operations import OperationError
+from bridge.operations_journal import JournalInspection
 from bridge.sink import Entry, Failure, SinkSettings
 
 IN_CHECK: Final = 300
@@ -202,8 +204,23 @@ def corrupt(files: dict[str, bytes], dice: random.Random) -> tuple[dict[str, byt
     return files, "; ".join(said)
 
 
+def look(path: Path, lines: dict[int, bytes]) -> None:
+    """Look at what is there, as the commands do: what can be read is shown, and the rest is told in words."""
+    try:
+        with closing(JournalReader(path)) as reader:
+            looks = JournalInspection(reader, running=False)
+            for each in (looks.quarantine, looks.verify):
+                with suppress(OperationError):
+                    each(0, 1000)
+            shown = looks.events(0, 1000).events
+    except (JournalError, OperationError):
+        return
+    assert {bytes(stored.event) for stored in shown} <= set(lines.values()), "what was never appended is shown"
+
+
 def run(path: Path, lines: dict[int, bytes], new: Event) -> str:
-    """Open what is there, deliver all of it and something new, and check that; return what became of it."""
+    """Look, open what is there, deliver all of it and something new, and check that; return what became of it."""
+    look(path, lines)
     try:
         journal = Journal(JournalOptions(path, durability="normal"), clock=lambda: NOW)
     except JournalError as error:
@@ -214,9 +231,11 @@ def run(path: Path, lines: dict[int, bytes], new: Event) -> str:
     with closing(journal):
         for name in SINKS:
             journal.add_sink(name, "earliest")
-        assert journal.append(Batch("s", NOW, [new], [])) == (1, 0)
+        more = [event(100_000 + number) for number in range(3)]
+        for each in (new, *more):
+            assert journal.append(Batch("s", NOW, [each], [])) == (1, 0)
         for name in SINKS:
-            check_delivery(journal, name, {**lines, 0: new.json})
+            check_delivery(journal, name, {**lines, 0: new.json} | {-place: each.json for place, each in enumerate(more, 1)})
         for stream in journal.books().streams.values():
             assert stream.received == stream.accepted + stream.duplicate + sum(stream.malformed.values())
         journal.prune()
@@ -239,8 +258,8 @@ def check_delivery(journal: Journal, name: str, lines: dict[int, bytes]) -> None
     got = [entry.json for entry in sink.got]
     assert set(got) <= places.keys(), f"{name} got what was never appended"
     assert len(set(got)) == len(got), f"{name} got an event twice"
-    assert got[-1:] == [lines[0]] or lines[0] in got, f"{name} did not get the new event"
-    assert all(places[entry.json] in {entry.seq, 0} for entry in sink.got), f"{name} got an event that is another's"
+    assert {line for place, line in lines.items() if place <= 0} <= set(got), f"{name} did not get the new events"
+    assert all(places[entry.json] in {entry.seq, *range(-3, 1)} for entry in sink.got), f"{name} got an event that is another's"
     books = journal.books().sinks[name]
     assert books.pending == 0, f"{name} makes no progress"
     assert books.accepted == books.delivered + books.filtered + books.dead + books.dropped
@@ -370,6 +389,34 @@ def test_uuids_that_are_none_any_more_end_nothing(made: list[Made], tmp_path: Pa
     path.write_bytes(made[0].files[""])
     spoil(path, "UPDATE seen SET uuids = 5 WHERE first % 2 = 0")
     assert run(path, made[0].lines, event(10_000)) == "nothing missing, or the last commits"
+
+
+@pytest.mark.parametrize("place", ["(SELECT next_seq FROM meta) + 1", "1 << 50"])
+def test_uuids_of_events_that_are_yet_to_come_do_not_keep_them_away(made: list[Made], tmp_path: Path, place: str) -> None:
+    path = tmp_path / "journal.db"
+    path.write_bytes(made[0].files[""])
+    spoil(path, f"UPDATE seen SET first = {place} WHERE first = (SELECT max(first) FROM seen)")
+    with capture_logs() as logs, closing(Journal(JournalOptions(path))) as journal:
+        for number in range(20_000, 20_005):
+            assert journal.append(Batch("s", 0.0, [event(number)], [])).accepted == 1
+    assert [line["batches"] for line in logs] == [1]
+
+
+def test_a_time_that_can_not_be_is_damage_and_is_told_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    with closing(Journal(JournalOptions(path))) as journal:
+        journal.add_sink("a", "earliest")
+        for number in (1, 2):
+            journal.append(Batch("s", 100.0, [event(number)], [Malformed("not_json", b"x")]))
+    spoil(path, "UPDATE batches SET received = 1e300 WHERE first = 1")
+    spoil(path, "UPDATE quarantine SET received = 1e300")
+
+    with closing(JournalReader(path)) as reader:
+        looks = JournalInspection(reader, running=False)
+        page, frames = looks.events(0, 10), looks.quarantine(0, 10)
+
+    assert ([entry.seq for entry in page.events], page.damaged) == ([2], 1)
+    assert [frame.reason for frame in frames.quarantine] == ["damaged", "damaged"]
 
 
 def test_files_that_are_set_aside_in_the_same_second_are_all_kept(tmp_path: Path) -> None:

@@ -315,13 +315,21 @@ def test_uuids_that_nobody_remembers_are_deleted_and_the_others_stay(open_journa
     assert stored() == 1, "those that were too old at the start"
 
 
+def is_closing(journal: Journal) -> bool:
+    try:
+        journal.waiting_lanes("a")
+    except Closed:
+        return True
+    return False
+
+
 def held_up(monkeypatch: pytest.MonkeyPatch, go_on: threading.Event) -> None:
     """Let the reading of remembered uuids wait."""
     seen_keys = tables.seen_keys
 
-    def slowly(db: sqlite3.Connection, oldest: int) -> Iterator[tuple[int, list[bytes]]]:
-        for page in seen_keys(db, oldest):
-            go_on.wait(DEADLINE)
+    def slowly(db: sqlite3.Connection, oldest: int, following: int) -> Iterator[tables.Keys]:
+        for page in seen_keys(db, oldest, following):
+            assert go_on.wait(DEADLINE)
             yield page
 
     monkeypatch.setattr(tables, "seen_keys", slowly)
@@ -337,11 +345,13 @@ def test_sinks_go_on_while_the_uuids_of_a_start_are_read_and_streams_wait_for_th
     appended = threads.submit(append, journal, 2, 3)
 
     assert deliver(journal) == [1, 2]
-    journal.prune()
+    assert journal.prune(), "there may be more when it is known what is remembered"
+    assert not journal.accepts
     assert not appended.done()
     go_on.set()
 
     assert appended.result(DEADLINE) == (1, 1)
+    assert journal.accepts
     assert deliver(journal) == [3]
 
 
@@ -354,11 +364,28 @@ def test_a_journal_can_be_closed_while_its_uuids_are_read(
     journal = open_journal()
     appended = threads.submit(append, journal, 2)
     closed = threads.submit(journal.close)
+    eventually(lambda: is_closing(journal))
     go_on.set()
 
     closed.result(DEADLINE)
     with pytest.raises(Closed):
         appended.result(DEADLINE)
+
+
+def test_a_bug_does_not_let_duplicates_pass(open_journal: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    append(open_journal(), 1)
+    failures = [RuntimeError("a bug"), RuntimeError("a bug")]
+    oldest_seen = tables.oldest_seen
+
+    def failing(db: sqlite3.Connection, since: float, limit: int) -> int | None:
+        if failures:
+            raise failures.pop()
+        return oldest_seen(db, since, limit)
+
+    monkeypatch.setattr(tables, "oldest_seen", failing)
+    with capture_logs() as logs:
+        assert append(open_journal(), 1, 2) == (1, 1)
+    assert [line["log_level"] for line in logs] == ["error", "error", "info"], "told once, and that it is over"
 
 
 def test_uuids_that_can_not_be_read_are_trouble_until_they_can(open_journal: Open, monkeypatch: pytest.MonkeyPatch) -> None:
