@@ -6,6 +6,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import SimpleQueue
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 
 from bridge import compose, logs
 from bridge.checking import ConnectFailed
-from bridge.journal import Batch, JournalError
+from bridge.journal import Batch, DiskFullError, JournalError
 from bridge.metrics import Metrics, StreamMetrics
 from bridge.reload import Reload
 from bridge.simulator import Simulator, SimulatorSettings
@@ -33,7 +34,7 @@ INTERRUPTED: Final = 130
 """Exit status after a second Ctrl-C, by the custom of shells: 128 and the number of the signal."""
 
 _AGAIN: Final = 1.0
-"""Seconds between attempts to start again after damage."""
+"""Seconds between attempts to start."""
 
 _LAST_SECONDS: Final = 1.0
 """How long a stream may take to end when it was told to."""
@@ -81,7 +82,7 @@ def run(config: Path | None, log_format: logs.Format | None) -> bool:
         settings = load(config)
         log_as(settings.log)
         latest = Latest(settings, lambda: load(config))
-        return _keep_running(settings, compose.build(settings, latest, requests), log_as)
+        return _keep_running(settings, _build(settings, latest, requests), log_as)
     finally:
         # At its very end, Python would give the signal back its deadly default.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -171,6 +172,19 @@ def stop_on_signals(stop: Callable[[], None]) -> None:
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
+
+
+def _build(settings: Settings, latest: Latest, requests: Requests) -> compose.Bridge:
+    """Build a bridge; wait for space for its journal if the disk is full, since a full disk is emptied some day."""
+    told = False
+    while True:
+        try:
+            return compose.build(settings, latest, requests)
+        except DiskFullError as error:
+            if not told:
+                log.error("the bridge can't start yet, and tries again until it can", error=str(error))  # noqa: TRY400 - all is said
+            told = True
+            time.sleep(_AGAIN)
 
 
 def _keep_running(settings: Settings, bridge: compose.Bridge, log_as: Callable[[LogSettings], None]) -> bool:

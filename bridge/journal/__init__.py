@@ -38,7 +38,7 @@ Operations
 Nothing outside this package knows that it is SQLite.
 """
 
-from bridge.journal.file import JournalError, holder
+from bridge.journal.file import DiskFullError, JournalError, holder
 from bridge.journal.log import Journal
 from bridge.journal.reader import JournalReader
 from bridge.journal.records import (
@@ -71,6 +71,7 @@ __all__ = [
     "DeadLetterQuery",
     "DeadLetters",
     "DeathReason",
+    "DiskFullError",
     "Extent",
     "Extract",
     "Journal",

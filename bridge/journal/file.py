@@ -28,11 +28,19 @@ class JournalError(Exception):
     """The journal can't be opened, read or written; the text says which file and why."""
 
 
+class DiskFullError(JournalError):
+    """The journal can't be opened because its disk is full, which may pass."""
+
+
+_LEAST: Final = 1 << 20
+"""Bytes that a disk has to have free to open a journal on it."""
+
+
 def lock(path: Path) -> TextIO:
     """Make the directory, and claim the journal for this process for as long as the returned file is open.
 
     Raises:
-        JournalError: Another process holds it, or the directory can't be written.
+        JournalError: Another process holds it, or the directory can't be written; `DiskFullError` if there is no space.
     """
     lock_path = path.with_name(path.name + ".lock")
     try:
@@ -40,6 +48,7 @@ def lock(path: Path) -> TextIO:
         # Opened for appending, so that the holder's process id survives our attempt.
         file = lock_path.open("a+")
     except OSError as error:
+        _raise_full(path)
         raise JournalError(
             f"{lock_path}: {error.strerror}; journal.path must be in a directory that this user can write"
         ) from None
@@ -54,8 +63,19 @@ def lock(path: Path) -> TextIO:
         os.write(file.fileno(), f"{os.getpid()}\n".encode())
     except OSError as error:
         file.close()
+        _raise_full(path)
         raise JournalError(f"{lock_path}: {error.strerror}; journal.path must be on a disk that can be written") from None
     return file
+
+
+def _raise_full(path: Path) -> None:
+    """Say that the disk is full, if that is what is wrong."""
+    try:
+        disk = os.statvfs(path.parent)
+    except OSError:
+        return
+    if disk.f_blocks and disk.f_bavail * disk.f_frsize < _LEAST:
+        raise DiskFullError(f"{path}: the disk is full; the journal is opened when there is space") from None
 
 
 def _locked(file: TextIO) -> bool:
@@ -185,7 +205,7 @@ def prepare(path: Path) -> sqlite3.Connection:
     """Open the file for writing: check it, set it aside if it is damaged, make or migrate the tables.
 
     Raises:
-        JournalError: It was written by a newer version, or can't be opened at all.
+        JournalError: It was written by a newer version, or can't be opened at all; `DiskFullError` if there is no space.
     """
     try:
         try:
@@ -196,6 +216,7 @@ def prepare(path: Path) -> sqlite3.Connection:
             _set_aside(path, str(error))
             return _prepare(path)
     except sqlite3.Error as error:
+        _raise_full(path)
         raise JournalError(f"{path}: {error}; journal.path must be a file that this user can write") from None
 
 

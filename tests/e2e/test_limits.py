@@ -118,6 +118,27 @@ def test_a_full_disk_is_said_costs_nothing_and_is_over_when_there_is_space(small
     assert "Traceback" not in log
 
 
+@pytest.mark.timeout(120)
+def test_a_start_on_a_full_disk_waits_for_space_and_says_so(small_disk: Path, flow: Callable[..., Any]) -> None:
+    simulator, receiver, bridge = flow({"journal": {"path": str(small_disk / "journal.db")}})
+    filler = small_disk / "filler"
+    bridge.start()
+    receiver.wait_for_more()
+    assert bridge.stop() == 0
+    fill(filler)
+    try:
+        bridge.launch()
+        until(lambda: bool(bridge.said("can't start yet")), "it says that it waits")
+        (told,) = bridge.said("can't start yet")
+        assert f"{small_disk / 'journal.db'}: the disk is full" in told["attributes"]["error"]
+        filler.unlink()
+        until(bridge.answers, "it starts when there is space")
+        receiver.wait_for_more()
+        check_end(simulator, receiver, bridge)
+    finally:
+        bridge.__exit__()
+
+
 def test_a_journal_on_a_disk_that_can_not_be_written_is_explained(sealed_disk: Path, tmp_path: Path) -> None:
     with pytest.raises(
         JournalError, match=r"Read-only file system; journal\.path must be in a directory that this user can wr"
