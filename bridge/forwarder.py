@@ -128,6 +128,10 @@ class Forwarder:
             self._up()
         return wait
 
+    def take_over(self, other: "Forwarder") -> None:
+        """Know what the one before this, which has ended, would not have offered again."""
+        self._acknowledged = other._acknowledged  # noqa: SLF001 - one of us
+
     def close(self) -> None:
         """Close the sink."""
         self._open = False

@@ -716,6 +716,20 @@ def test_what_was_acknowledged_in_the_middle_is_not_offered_again(make: Make) ->
     assert bench.books == SinkBooks(5, 5, 0, 0, 0, pending=0, retrying=0, dead_letters=0)
 
 
+def test_who_takes_over_does_not_offer_again_what_was_acknowledged(make: Make) -> None:
+    bench = make()
+    bench.send((1, "/a/"), (2, "/b/"), (3, "/c/"))
+    bench.sink.script.append(Unavailable("broke", delivered={2, 3}))
+    bench.step()
+    before = bench.forwarder
+    bench.restart()
+    bench.forwarder.take_over(before)
+    bench.step()
+
+    assert bench.sink.calls == [[1]]
+    assert bench.books.delivered == 3
+
+
 def test_what_was_acknowledged_and_what_fails_afterwards_are_told_apart(make: Make) -> None:
     bench = make()
     bench.send((1, "/a/"), (2, "/b/"), (3, "/c/"))

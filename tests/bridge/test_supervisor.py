@@ -92,6 +92,9 @@ class FakeForwarder:
         self.busy = bool(self._steps)
         return self._steps.popleft()() if self._steps else 0.01
 
+    def take_over(self, other: "FakeForwarder") -> None:
+        self._diary.note(f"{self.label} takes over from {other.label}")
+
     def close(self) -> None:
         self._diary.note(f"{self.label} close")
 
@@ -785,7 +788,7 @@ def test_a_changed_sink_goes_on_when_the_delivery_under_way_has_returned(journal
     assert "new step" not in diary.entries
     old.released.set()
     diary.wait_for("new step")
-    assert diary.entries.index("old close") < diary.entries.index("new step")
+    assert diary.entries.index("old close") < diary.entries.index("new takes over from old") < diary.entries.index("new step")
     assert diary.entries.count("old step") == 1
     assert bench.running() == ([], [new, other], {})
     assert "other close" not in diary.entries
