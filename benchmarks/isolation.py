@@ -1,4 +1,4 @@
-"""What a sink that is dead costs the others: their latency, and memory.
+"""What a sink that is dead costs the others: their latency, and memory. And what events that fail cost those that do not.
 
 Dead means that nobody listens at its address. It has a backlog when the measurement begins, as after an hour at 30 events/s.
 """
@@ -23,14 +23,20 @@ _HOUR: Final = 108_000
 _DAYS_SHARE: Final = 2.6
 """A day at 30 events/s is 2.6 million events; the dedup window holds one million."""
 
+_FAILING: Final = 50
+_REQUEST_SHARE: Final = 50
+"""Requests take longer than lines; so many times fewer are enough."""
+
 _MEBIBYTE: Final = 1 << 20
 _ACCEPTED: Final = "event_bridge_events_accepted_total"
 _DELIVERED: Final = "event_bridge_sink_events_delivered_total"
+_PENDING: Final = "event_bridge_sink_pending_events"
+_RETRYING: Final = "event_bridge_sink_retry_events"
 
 
 def isolation(sizes: Sizes) -> list[Figure]:
-    """Measure both."""
-    return [*_latency(sizes), _memory(int(sizes.window * _DAYS_SHARE))]
+    """Measure all of it."""
+    return [*_latency(sizes), _memory(int(sizes.window * _DAYS_SHARE)), *_failures(sizes)]
 
 
 def _latency(sizes: Sizes) -> list[Figure]:
@@ -78,8 +84,45 @@ def _memory(events: int) -> Figure:
                 resident.append(running.resident_bytes())
             source.answer()
             metrics = running.metrics()
-    if metrics[_ACCEPTED] != events or metrics["event_bridge_sink_pending_events"] != events:
+    if metrics[_ACCEPTED] != events or metrics[_PENDING] != events:
         raise RuntimeError(f"{events} events were sent; the books say: {metrics}")
     first, most = resident[0] / _MEBIBYTE, max(resident) / _MEBIBYTE
     what = f"Memory after a tenth of {events:,} events of a dead sink → at most until the last, MiB"
     return Figure(what, f"{first:.1f} → {most:.1f}", "10 more at most")
+
+
+def _failures(sizes: Sizes) -> list[Figure]:
+    events = sizes.events // _REQUEST_SHARE
+    pairs = [(_requests(events, failing=0), _requests(events, failing=_FAILING)) for _ in range(sizes.rounds)]
+    sound, mixed = zip(*pairs, strict=True)
+    change = (median(mixed) / median(sound) - 1) * 100
+    return [
+        Figure("Webhook, a request per event, events/s", spread(sound)),
+        Figure(
+            f"… if every {_FAILING}th event is answered with 500, all others", spread(mixed), f"{change:+.0f} %, full speed"
+        ),
+    ]
+
+
+def _requests(events: int, *, failing: int) -> float:
+    """Events per second until all are delivered but those that fail, which are tried again meanwhile."""
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        receiver("webhook", f"--events={events}", f"--failing={failing}") as hook,
+        sender(f"--events={events}") as (source, url),
+    ):
+        # So many may wait for a retry that the sink is not taken for one that is down.
+        retry = {"first_delay": "1s", "max_pending": events}
+        sink = {"type": "webhook", "url": f"http://127.0.0.1:{hook.answer()['port']}/", "ordering": "none", "retry": retry}
+        with bridge(Path(directory), {NAMESPACE: {"url": url}}, {"hook": sink}) as running:
+            running.wait_for("event_bridge_stream_connected", 1)
+            source.go()
+            first = float(source.answer()["first"])
+            last = running.wait_until(
+                "only what failed is pending",
+                lambda now: now.get(_ACCEPTED) == events and now[_PENDING] == now[_RETRYING],
+            )
+            delivered = running.metrics()[_DELIVERED]
+    if failing and not 0 < events - delivered < 2 * events / failing + 10:
+        raise RuntimeError(f"of {events} events {events - delivered} were not delivered")
+    return delivered / (last - first)

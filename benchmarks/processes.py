@@ -8,7 +8,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -82,11 +82,19 @@ class Bridge(NamedTuple):
         Raises:
             RuntimeError: It did not; the text says where the bridge stands.
         """
+        return self.wait_until(f"{metric} is {value:g}", lambda metrics: metrics.get(metric, 0.0) >= value, pause)
+
+    def wait_until(self, what: str, is_so: Callable[[Mapping[str, float]], bool], pause: float = 0.02) -> float:
+        """Wait until the metrics say something; return the monotonic time at which it was seen.
+
+        Raises:
+            RuntimeError: They do not; the text says where the bridge stands.
+        """
         deadline = time.monotonic() + _PATIENCE
-        while (metrics := self.metrics()).get(metric, 0.0) < value:
+        while not is_so(metrics := self.metrics()):
             if time.monotonic() > deadline:
                 books = {name: count for name, count in metrics.items() if "events" in name}
-                raise RuntimeError(f"{metric} did not reach {value:g}: {books}\n{self.log.read_text()}")
+                raise RuntimeError(f"waited in vain: {what}: {books}\n{self.log.read_text()}")
             time.sleep(pause)
         return time.monotonic()
 

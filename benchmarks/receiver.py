@@ -13,6 +13,7 @@ import os
 import re
 import threading
 import time
+import zlib
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
@@ -62,12 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("kind", choices=("pipe", "webhook"))
     parser.add_argument("--events", type=int, required=True)
     parser.add_argument("--latency", action="store_true")
+    parser.add_argument("--failing", type=int, default=0, help="answer requests for about every so manieth event with 500")
     args = parser.parse_args(arguments)
     tally = Tally(args.events, latency=args.latency)
     if args.kind == "pipe":
         _read_pipe(tally)
     else:
-        _serve(tally)
+        _serve(tally, args.failing)
     tally.report()
 
 
@@ -79,13 +81,18 @@ def _read_pipe(tally: Tally) -> None:
         rest = rest_of_data if newline else rest + data
 
 
-def _serve(tally: Tally) -> None:
+def _serve(tally: Tally, failing: int) -> None:
     class Request(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
+            if failing and any(zlib.crc32(identity) % failing == 0 for identity in _UUID.findall(body)):
+                self.send_response_only(500)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             self.send_response_only(204)
             self.end_headers()
             # Only now: an event has arrived when its arrival was acknowledged.

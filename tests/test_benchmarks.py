@@ -25,7 +25,7 @@ _SCENARIOS = {
     ],
     "latency": ["Socket", "Socket"],
     "memory": ["Memory, idle", "Start", "Memory", "Start"],
-    "isolation": ["Socket", "… beside a dead sink", "Memory"],
+    "isolation": ["Socket", "… beside a dead sink", "Memory", "Webhook, a request per event", "… if every 50th event"],
     "restart": ["Restart", "… events/s", "… memory"],
     "stages": ["Stage"] * 9,
 }
