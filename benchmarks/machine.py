@@ -8,7 +8,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.figures import Figure, Sizes, percentile
+from benchmarks.figures import Figure, Sizes, percentile, spread
 
 
 def machine(sizes: Sizes) -> list[Figure]:
@@ -19,6 +19,7 @@ def machine(sizes: Sizes) -> list[Figure]:
         Figure("Processor", f"{len(os.sched_getaffinity(0))} cores, {_processor()}"),
         Figure("System", f"{platform.system()} {platform.release()}"),
         Figure("Python, SQLite", f"{platform.python_version()}, {sqlite3.sqlite_version}"),
+        Figure("A loop of a million turns in Python, ms", spread(_loop_times(sizes.rounds))),
         Figure("Sync of 4 KiB to the disk: p50 / p99, ms", _sync_times(sizes.syncs)),
         Figure("Load before the runs, 1 and 5 minutes", f"{load[0]:.1f}, {load[1]:.1f}"),
     ]
@@ -31,6 +32,17 @@ def _processor() -> str:
         text = ""
     names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def _loop_times(count: int) -> list[float]:
+    """How fast one thread is: what is shared with others changes from hour to hour, and from machine to machine."""
+    milliseconds: list[float] = []
+    for _ in range(count):
+        began = time.perf_counter()
+        for _ in range(1_000_000):
+            pass
+        milliseconds.append((time.perf_counter() - began) * 1e3)
+    return milliseconds
 
 
 def _sync_times(count: int) -> str:

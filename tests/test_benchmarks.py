@@ -13,7 +13,7 @@ from tests import kafka_broker, mosquitto
 _ROOT = Path(__file__).parent.parent
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 _SCENARIOS = {
-    "machine": ["Date", "Processor", "System", "Python", "Sync", "Load"],
+    "machine": ["Date", "Processor", "System", "Python", "A loop", "Sync", "Load"],
     "throughput": ["The sender", "Stream", "… CPU", "… memory", "Stream", "… CPU", "… memory"],
     "sinks": [
         "Stream → journal → Kafka,",
