@@ -55,6 +55,7 @@ class Connection:
         self._profile = profile
         self._received = bytearray()
         self._unsent: deque[bytes] = deque()
+        self._early: list[packets.Packet] = []  # Read when sending failed, for whoever receives next.
         self._trouble: Unavailable | None = None
         self._over = threading.Event()
         self._used = threading.Lock()
@@ -117,9 +118,7 @@ class Connection:
             Unavailable: The connection is broken.
         """
         while True:
-            self._require_whole()
-            self._flush()
-            found = self._read()
+            found = self._take()
             now = time.monotonic()
             if found or now >= until:
                 return found
@@ -184,6 +183,16 @@ class Connection:
                 raise self.broken("server_error", f"the broker sent {error}") from error
             self._alive = Keepalive(keepalive / 2, self._profile.timeout, None, time.monotonic())
 
+    def _take(self) -> list[packets.Packet]:
+        """Send and read what is possible without waiting. What was read is told before a trouble that came after it."""
+        if not self._early:
+            self._require_whole()
+            self._flush()
+        if self._early:
+            found, self._early = self._early, []
+            return found
+        return self._read()
+
     def _flush(self) -> None:
         """Send what is unsent, as far as that is possible without waiting."""
         while self._unsent:
@@ -193,9 +202,11 @@ class Connection:
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 return
             except OSError as error:
-                # Maybe the broker has said why, before it closed.
-                self._read()
-                raise self._fail(error) from error
+                self._read_the_rest()
+                trouble = self._fail(error)
+                if self._early:
+                    return
+                raise trouble from error
             if not sent:
                 return  # The websocket has taken a part, and wants to be called with the same data again.
             if sent < len(data):
@@ -203,8 +214,14 @@ class Connection:
             else:
                 self._unsent.popleft()
 
+    def _read_the_rest(self) -> None:
+        """Read what the broker has said before it closed: acknowledgements, and perhaps why."""
+        with contextlib.suppress(Unavailable):
+            while found := self._read():
+                self._early += found
+
     def _read(self) -> list[packets.Packet]:
-        """Read what is there without waiting."""
+        """Read what is there without waiting, up to the broker's goodbye; that is raised now, or by the next use."""
         try:
             data = self._socket.recv(_CHUNK)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -219,11 +236,14 @@ class Connection:
             found = packets.take_packets(self._received, _LONGEST)
         except packets.Malformed as error:
             raise self.broken("server_error", f"the broker sent {error}") from error
-        for kind, body in found:
+        for at, (kind, body) in enumerate(found):
             if kind == packets.PINGRESP:
                 self.pongs += 1
             elif kind == packets.DISCONNECT:
-                raise self._ended(body)
+                trouble = self._ended(body)
+                if at:
+                    return found[:at]
+                raise trouble
         return found
 
     def _keep_alive(self, now: float) -> None:
@@ -265,6 +285,10 @@ class Connection:
         return self.broken(*diagnose(error, self._profile.timeout))
 
     def broken(self, reason: Reason, words: str, retry_after: float | None = None) -> Unavailable:
-        """Declare the connection broken, for every use from now on, and make the exception that says so."""
-        self._trouble = Unavailable(f"{self._profile.address}: {words}", reason, retry_after=retry_after)
+        """Declare the connection broken, for every use from now on, and return the exception that says so.
+
+        What broke it first counts: after the broker has said why it ends the connection, we see that it has.
+        """
+        if self._trouble is None:
+            self._trouble = Unavailable(f"{self._profile.address}: {words}", reason, retry_after=retry_after)
         return self._trouble

@@ -95,7 +95,6 @@ WITHOUT_TESTS: Final = {
     "bridge.source": "a contract; nothing in it runs",
     "bridge.exchange": "values; nothing in it decides",
     "bridge.journal.records": "values; nothing in it decides",
-    "sinks.mqtt_connection": "an open connection: test_mqtt.py and test_mqtt_client.py try it on brokers",
 }
 """Modules without a test module of their own name, and why; besides every `__init__`."""
 

@@ -334,6 +334,23 @@ def test_a_packet_that_the_broker_calls_too_large_in_parting_is_rejected(broker:
     assert {publish.payload for publish in broker.published} == {entry.json for entry in entries} - {entries[5].json}
 
 
+def test_what_was_acknowledged_before_the_broker_says_goodbye_is_delivered(broker: Broker, make_sink: MakeSink) -> None:
+    def answer(publish: Publish) -> Answer:
+        if len(broker.tried) < 20:
+            return None
+        acknowledged = [b"\x40\x02" + struct.pack(">H", other.packet_id) for other in broker.tried if other is not publish]
+        return b"".join(acknowledged) + b"\xe0\x01\x8b"
+
+    broker.answer = answer
+    sink = make_sink(broker)
+    sink.open()
+
+    with pytest.raises(Unavailable, match="server shutting down") as unavailable:
+        sink.deliver(make_entries(20, resources=20))
+
+    assert len(unavailable.value.delivered) == 19
+
+
 def test_a_session_that_is_taken_over_is_told_and_not_taken_back_at_once(broker: Broker, make_sink: MakeSink) -> None:
     sink = make_sink(broker)
     sink.open()
