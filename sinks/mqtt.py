@@ -14,7 +14,9 @@ connection would end in the same way. So what was on its way when a connection b
 goes last, and each event alone. If the connection broke over it alone three times, although it had taken something else before,
 the event is at fault and has to wait for a retry. A broker that is down, or hangs, does not look like that: it takes nothing.
 
-With a `state_topic` an event is two publications, and delivered when both are acknowledged.
+With a `state_topic` an event is two publications, and delivered when both are acknowledged: first the state, which can be
+published again without harm; when the broker has taken that, the event itself. Otherwise an event whose state is refused would
+be published at every retry.
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,10 @@
 The order per resource is kept like this: an event is sent only when the one before it of the same resource has been
 acknowledged, so that a refusal finds nothing of that resource behind it on its way. Events of different resources are all on
 their way at once, as many as the broker takes. A single busy resource is therefore as fast as the way to the broker and back,
-one event per round trip. Without order (`ordering: none`) and with QoS 0, where nothing is refused, nobody waits.
+one publication per round trip. Without order (`ordering: none`) and with QoS 0, where nothing is refused, nobody waits.
+
+The publications of an event are sent in their order, each when the one before it was acknowledged well, so that a refusal finds
+the others unpublished, however often the event is tried again.
 
 Events that are under suspicion go last, and each of them alone; see `sinks.mqtt`.
 """
@@ -28,18 +31,19 @@ Lane = deque[Entry]
 """Entries that must be sent one after another."""
 
 Publish = Callable[[Entry], Sequence[Publication] | Failure]
-"""Make the publications of an event, or say why that is not possible."""
+"""Make the publications of an event, in the order in which they are to be sent, or say why that is not possible."""
 
 
 class _Open:
-    """An event that is on its way: how many of its publications are not acknowledged yet, and what was refused."""
+    """An event that is on its way: how many of its publications are not acknowledged yet, which wait, and what was refused."""
 
-    __slots__ = ("entry", "lane", "missing", "refusal", "where")
+    __slots__ = ("entry", "lane", "missing", "refusal", "waiting", "where")
 
-    def __init__(self, entry: Entry, lane: Lane, missing: int) -> None:
+    def __init__(self, entry: Entry, lane: Lane, publications: Sequence[Publication]) -> None:
         self.entry = entry
         self.lane = lane
-        self.missing = missing
+        self.missing = len(publications)
+        self.waiting = iter(publications)
         self.refusal: Verdict | None = None
         self.where = b""
 
@@ -156,15 +160,20 @@ class Pipeline:
             self.failures.append(found)
             self._continue(lane, stopped=found.fate != "rejected")
         else:
-            state = _Open(entry, lane, len(found))
             self._open += 1
-            self._todo.extend([(state, publication) for publication in found])
+            self._go_on(_Open(entry, lane, found))
         return True
 
+    def _go_on(self, state: _Open) -> None:
+        """Queue an event's next publication, or with QoS 0, where nothing is refused, all of them."""
+        count = 1 if self._qos else None
+        self._todo.extend([(state, publication) for publication in itertools.islice(state.waiting, count)])
+
     def _settle(self, state: _Open) -> None:
-        """One publication of an event has come to an end; if it was the last one, so has the event."""
+        """One publication of an event has come to an end; if it was the last one, or refused, so has the event."""
         state.missing -= 1
-        if state.missing:
+        if state.missing and state.refusal is None:
+            self._go_on(state)
             return
         self._open -= 1
         refusal, entry = state.refusal, state.entry

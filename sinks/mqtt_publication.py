@@ -38,12 +38,15 @@ class Publisher:
         self._max_packet = max_packet
 
     def __call__(self, entry: Entry) -> list[Publication] | Failure:
-        """Make the publications of an event, or say why the broker can't take them."""
+        """Make the publications of an event, its state first, or say why the broker can't take them.
+
+        What is first is published again if the other one is refused, which does no harm to a state.
+        """
         fields = entry.fields
         properties = encode_properties(fields, self._expiry) if self._has_properties else None
         found = [Publication(self._topic.of(fields), entry.json, self._retain, properties)]
         if self._state_topic is not None:
-            found.append(self._state(self._state_topic, fields, entry.json))
+            found.insert(0, self._state(self._state_topic, fields, entry.json))
         for publication in found:
             if len(publication.topic) > LONGEST:
                 return Failure.rejected(entry, "too_large", "its topic would be longer than MQTT allows")

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.sink import Entry, Failure
-from sinks.mqtt_packets import PUBACK, PUBCOMP, PUBREC
+from sinks.mqtt_packets import FAILED, PUBACK, PUBCOMP, PUBREC
 from sinks.mqtt_pipeline import Pipeline, make_lanes
 from sinks.mqtt_publication import Publication
 from tests.contract.harness import make_entry
@@ -20,7 +20,7 @@ def publish(entry: Entry) -> list[Publication] | Failure:
     if entry.seq == 17:
         return Failure.rejected(entry, "too_large", "too large")
     event = Publication(b"events", entry.json, retain=False, properties=b"")
-    return [event, Publication(b"states", entry.json, retain=True, properties=b"")] if entry.seq % 3 else [event]
+    return [Publication(b"states", entry.json, retain=True, properties=b""), event] if entry.seq % 3 else [event]
 
 
 @settings(max_examples=150, deadline=None)
@@ -33,11 +33,17 @@ def test_whatever_a_broker_answers_order_and_window_are_kept_and_nothing_is_forg
     by_json = {entry.json: entry for entry in ENTRIES}
     flying: dict[int, Entry] = {}
     sent: list[Entry] = []
+    topics: dict[int, list[str]] = defaultdict(list)
+    refused: set[int] = set()
     while True:
         for publication in parse_packets(pipeline.fill(0.0)):
+            entry = by_json[publication.payload]
             assert publication.packet_id not in flying
-            flying[publication.packet_id] = by_json[publication.payload]
-            sent.append(by_json[publication.payload])
+            assert entry.seq not in refused, "published although something of it was refused"
+            assert entry not in flying.values(), "published before what comes first was acknowledged"
+            flying[publication.packet_id] = entry
+            sent.append(entry)
+            topics[entry.seq].append(publication.topic)
         if pipeline.done:
             break
         assert 0 < len(flying) <= window
@@ -50,10 +56,12 @@ def test_whatever_a_broker_answers_order_and_window_are_kept_and_nothing_is_forg
             assert pipeline.acknowledge(PUBACK, packet_id, code, 0.0) == b""
         elif pipeline.acknowledge(PUBREC, packet_id, code, 0.0):
             pipeline.acknowledge(PUBCOMP, packet_id, 0, 0.0)
-        del flying[packet_id]
+        seq = flying.pop(packet_id).seq
+        refused |= {seq} if code >= FAILED else set()
 
     failed = {failure.seq: failure.fate for failure in pipeline.failures}
     assert not pipeline.delivered & failed.keys()
+    assert all(topics[seq] == (["states", "events"] if seq % 3 else ["events"]) for seq in pipeline.delivered)
     if pipeline.trouble is None:
         assert pipeline.delivered | failed.keys() == {entry.seq for entry in ENTRIES}
     fates = defaultdict(list)
