@@ -173,7 +173,7 @@ class MqttSink:
                 self._await_pong(connection)
                 pipeline.acknowledge_all()
                 continue
-            found = connection.receive(pipeline.oldest + self._settings.timeout)
+            found = connection.receive(pipeline.silent_since + self._settings.timeout)
             if not found:
                 raise self._no_answer(connection)
             now = monotonic()

@@ -77,6 +77,7 @@ class Pipeline:
         # By number, in the order in which they were sent, with the time of that.
         self._flying: dict[int, tuple[_Open, float, bytes]] = {}
         self._ids = itertools.cycle(range(1, _IDS + 1))
+        self._acknowledged = 0.0
         self._open = 0
         self._alone = False
 
@@ -86,9 +87,13 @@ class Pipeline:
         return not (self._open or (self.trouble is None and (self._ready or self._suspects)))
 
     @property
-    def oldest(self) -> float:
-        """When that was sent which has waited longest for its acknowledgement."""
-        return next(iter(self._flying.values()))[1] if self._flying else 0.0
+    def silent_since(self) -> float:
+        """Since when something has been on its way and nothing was acknowledged.
+
+        While others are acknowledged, the broker is not silent: what waits longest may still be on a slow way to it. One event
+        that is never acknowledged is found out all the same, since the others come to an end.
+        """
+        return max(next(iter(self._flying.values()))[1] if self._flying else 0.0, self._acknowledged)
 
     @property
     def unacknowledged(self) -> set[int]:
@@ -128,6 +133,7 @@ class Pipeline:
         if flying is None or not (received or kind == _FINAL.get(self._qos)):
             return b""
         del self._flying[packet_id]
+        self._acknowledged = now
         state, _, topic = flying
         if received and code < FAILED:
             self._flying[packet_id] = state, now, topic

@@ -104,7 +104,10 @@ class MqttSettings(SinkSettings):
         "with MQTT 3.1.1, where it can't say, 20.",
     )
     timeout: Seconds = Field(
-        default=10.0, gt=0, le=3600, description="How long connecting takes at most, and how long an acknowledgement."
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="How long connecting takes at most, and how long we wait while nothing is acknowledged.",
     )
     keepalive: Seconds = Field(
         default=30.0,

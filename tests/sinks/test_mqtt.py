@@ -248,6 +248,18 @@ def test_a_broker_that_falls_silent_is_a_timeout_and_is_left_without_a_goodbye(b
     assert broker.availability == [b"online"]
 
 
+def test_a_slow_broker_has_time_as_long_as_it_acknowledges_something(broker: Broker, make_sink: MakeSink) -> None:
+    def answer(_: Publish) -> Answer:
+        time.sleep(0.1)
+        return 0
+
+    broker.answer = answer
+    sink = make_sink(broker, timeout=0.5)
+    sink.open()
+
+    assert sink.deliver(make_entries(8, resources=8)) == []
+
+
 @pytest.mark.parametrize("qos", [0, 1, 2])
 @pytest.mark.parametrize("ends", [True, False], ids=["ends the connection", "never acknowledges"])
 def test_an_event_that_breaks_every_connection_waits_and_all_others_arrive(

@@ -92,6 +92,22 @@ def test_acknowledgements_that_nobody_waits_for_change_nothing() -> None:
     assert pipeline.delivered == {0}
 
 
+def test_a_broker_is_silent_from_what_was_sent_or_from_the_last_acknowledgement_of_anything() -> None:
+    lanes, last = make_lanes(ENTRIES[:3], ordered=False, suspects={})
+    pipeline = Pipeline(lanes, last, publish, qos=1, window=2)
+    never, acknowledged = parse_packets(pipeline.fill(100.0))
+    assert pipeline.silent_since == 100.0
+
+    pipeline.acknowledge(PUBACK, acknowledged.packet_id, 0, 107.0)
+    pipeline.fill(108.0)
+    pipeline.acknowledge(PUBACK, acknowledged.packet_id, 0, 109.0)
+
+    assert pipeline.silent_since == 107.0
+    pipeline.acknowledge(PUBACK, never.packet_id, 0, 109.5)
+    pipeline.fill(110.0)
+    assert pipeline.silent_since == 109.5
+
+
 def test_the_most_suspicious_goes_last() -> None:
     free, suspected = make_lanes(ENTRIES[:4], ordered=False, suspects={0: 3, 2: 1})
 
