@@ -151,6 +151,12 @@ class Opened:
         self._same = socket.socket(fileno=os.dup(self.socket.fileno()))
         self._same.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
+    @property
+    def pending(self) -> int:
+        """Bytes that TLS has read from the system already; a websocket takes them in small bites, and stops at a ping."""
+        pending = getattr(self.socket, "pending", None)
+        return int(pending()) if pending is not None else 0
+
     def hurry(self) -> None:
         """Have the system confirm at once what has arrived.
 

@@ -123,6 +123,8 @@ class Connection:
             if found or now >= until:
                 return found
             self._keep_alive(now)
+            if self._opened.pending:
+                continue  # The system does not know of it, and would have us wait.
             wait = min(until - now, self._alive.wait(now))
             self._opened.hurry()
             with contextlib.suppress(InterruptedError):
@@ -260,7 +262,7 @@ class Connection:
                 try:
                     self._require_whole()
                     self._flush()
-                    while self._read():
+                    while self._read() or self._opened.pending:
                         pass
                     self._keep_alive(time.monotonic())
                 except Unavailable:

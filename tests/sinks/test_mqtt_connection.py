@@ -1,6 +1,14 @@
 """One connection to a broker that does as it is told."""
 
-from collections.abc import Iterator
+import base64
+import hashlib
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +17,37 @@ from sinks import mqtt_packets as packets
 from sinks.mqtt_client import Profile
 from sinks.mqtt_connection import Connection
 from sinks.mqtt_settings import read_address
+from tests.contract.listener import Listener
 from tests.contract.mqtt_broker import Broker
+from tests.contract.receiver import make_certificate, server_context
+
+PUBACK_IN_TWO_FRAMES = b"\x82\x02\x40\x02\x82\x02\x00\x01"
+PUBACK_BEHIND_A_PING = b"\x89\x00\x82\x04\x40\x02\x00\x01"
+
+
+class WebsocketBroker(Listener):
+    """Accepts connections through a websocket, and then does what a test says.
+
+    Attributes:
+        script: What is done when CONNECT was answered.
+    """
+
+    def __init__(self, script: Callable[[socket.socket], None], context: ssl.SSLContext | None = None) -> None:
+        self.script = script
+        super().__init__(context)
+
+    def talk(self, connection: socket.socket, number: int) -> None:  # noqa: ARG002 - of `Listener`
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += connection.recv(4096)
+        found = re.search(rb"(?i)sec-websocket-key: *(\S+)", head)
+        assert found
+        digest = hashlib.sha1(found[1] + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11", usedforsecurity=False).digest()
+        answer = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        connection.sendall(answer + b"Sec-WebSocket-Accept: " + base64.b64encode(digest) + b"\r\n\r\n")
+        connection.recv(4096)
+        connection.sendall(b"\x82\x05\x20\x03\x00\x00\x00")
+        self.script(connection)
 
 
 @pytest.fixture
@@ -21,21 +59,24 @@ def broker() -> Iterator[Broker]:
 
 @pytest.fixture
 def connection(broker: Broker) -> Iterator[Connection]:
-    connection = Connection(
-        Profile(
-            address=read_address(broker.url),
-            protocol="5",
-            client_id="home",
-            username=None,
-            password=None,
-            context=None,
-            timeout=10.0,
-            keepalive=30,
-            will=None,
-        )
-    )
+    connection = connect(broker.url)
     yield connection
     connection.close()
+
+
+def connect(url: str, context: ssl.SSLContext | None = None) -> Connection:
+    profile = Profile(
+        address=read_address(url),
+        protocol="5",
+        client_id="home",
+        username=None,
+        password=None,
+        context=context,
+        timeout=10.0,
+        keepalive=30,
+        will=None,
+    )
+    return Connection(profile)
 
 
 def send_until_it_fails(connection: Connection) -> None:
@@ -52,3 +93,27 @@ def test_what_has_come_before_sending_failed_can_still_be_received(broker: Broke
         assert connection.receive(0.0) == [(packets.PUBACK, b"\x00\x01")]
         with pytest.raises(Unavailable, match="server busy"):
             connection.receive(0.0)
+
+
+@pytest.mark.parametrize("frames", [PUBACK_IN_TWO_FRAMES, PUBACK_BEHIND_A_PING], ids=["in two frames", "behind a ping"])
+def test_what_tls_has_read_already_is_not_waited_for(tmp_path: Path, frames: bytes) -> None:
+    def script(connection: socket.socket) -> None:
+        go.wait(10)
+        connection.sendall(frames)
+        done.wait(20)
+
+    go, done = threading.Event(), threading.Event()
+    certificate, key = make_certificate(tmp_path)
+    broker = WebsocketBroker(script, server_context(certificate, key))
+    connection = connect(f"wss://localhost:{broker.port}", ssl.create_default_context(cafile=certificate))
+    with connection.in_use():
+        go.set()
+        began = time.monotonic()
+        found = connection.receive(began + 10)
+        took = time.monotonic() - began
+    done.set()
+    connection.close()
+    broker.stop()
+
+    assert found == [(packets.PUBACK, b"\x00\x01")]
+    assert took < 8
