@@ -21,7 +21,7 @@ import threading
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple, Protocol, cast
 
-from paho.mqtt.client import Client
+from paho.mqtt.client import Client, _WebsocketWrapper
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -84,6 +84,28 @@ class Socket(Protocol):
         """As `socket.fileno`."""
 
 
+class _Websocket(_WebsocketWrapper):
+    """paho's websocket answering pings properly: its own answers have no mask, and may cut a frame in two."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self._replies = bytearray()
+        super().__init__(**kwargs)
+
+    def _create_frame(self, opcode: int, data: bytearray, do_masking: int = 1) -> bytearray:  # noqa: ARG002 - always
+        """Make a frame of data, or send a reply, and end the reading that asked for it as paho does after a reply."""
+        frame = super()._create_frame(opcode, data)
+        if opcode == self.OPCODE_BINARY:
+            replies, self._replies = self._replies, bytearray()
+            return replies + frame
+        if self._sendbuffer:
+            self._sendbuffer += frame
+        else:
+            self._replies += frame
+            with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                del self._replies[: self._socket.send(self._replies)]
+        raise BlockingIOError
+
+
 class _TimedClient(Client):
     """paho's client with an end to connecting: for the answer of a websocket it has a timeout for each byte, and none for all.
 
@@ -112,6 +134,21 @@ class _TimedClient(Client):
         # TLS takes the socket over and leaves this one empty; a second descriptor is the same to the system.
         self._same = socket.socket(fileno=os.dup(connection.fileno()))
         return connection
+
+    def _create_socket(self) -> Any:
+        if self._transport != "websockets":
+            return super()._create_socket()
+        plain = self._create_socket_connection()
+        connection = self._ssl_wrap_socket(plain) if self._ssl else plain
+        connection.settimeout(self._connect_timeout)
+        return _Websocket(
+            socket=connection,
+            host=self._host,
+            port=self._port,
+            is_ssl=self._ssl,
+            path=self._websocket_path,
+            extra_headers=self._websocket_extra_headers,
+        )
 
     def _end(self) -> None:
         self.late = True

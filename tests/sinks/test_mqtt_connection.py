@@ -50,6 +50,18 @@ class WebsocketBroker(Listener):
         self.script(connection)
 
 
+def read_frames(connection: socket.socket) -> Iterator[tuple[int, bool, bytes]]:
+    """Read the frames of a client: opcode, whether there is a mask, and payload."""
+    with connection.makefile("rb") as stream:
+        while head := stream.read(2):
+            masked, size = bool(head[1] & 0x80), head[1] & 0x7F
+            if size > 125:
+                size = int.from_bytes(stream.read(2 if size == 126 else 8))
+            mask = stream.read(4) if masked else bytes(4)
+            repeated = int.from_bytes((mask * (size // 4 + 1))[:size])
+            yield head[0] & 0x0F, masked, (int.from_bytes(stream.read(size)) ^ repeated).to_bytes(size)
+
+
 @pytest.fixture
 def broker() -> Iterator[Broker]:
     broker = Broker()
@@ -117,3 +129,28 @@ def test_what_tls_has_read_already_is_not_waited_for(tmp_path: Path, frames: byt
 
     assert found == [(packets.PUBACK, b"\x00\x01")]
     assert took < 8
+
+
+@pytest.mark.parametrize("size", [0, 6_000_000], ids=["while nothing is sent", "while a frame is half sent"])
+def test_a_ping_of_the_websocket_is_answered_with_a_mask_and_between_frames(size: int) -> None:
+    def script(connection: socket.socket) -> None:
+        go.wait(10)
+        connection.sendall(b"\x89\x02hi")
+        for frame in read_frames(connection):
+            frames.append(frame)
+            if frame[0] == 10:
+                break
+
+    go, frames = threading.Event(), list[tuple[int, bool, bytes]]()
+    broker = WebsocketBroker(script)
+    connection = connect(f"ws://127.0.0.1:{broker.port}")
+    with connection.in_use():
+        if size:
+            connection.send(bytes(size))
+        go.set()
+        with pytest.raises(Unavailable, match="the broker closed the connection"):
+            connection.receive(time.monotonic() + 10)
+    connection.close()
+    broker.stop()
+
+    assert frames == ([(2, True, bytes(size))] if size else []) + [(10, True, b"hi")]
