@@ -223,7 +223,7 @@ class Connection:
                 self._early += found
 
     def _read(self) -> list[packets.Packet]:
-        """Read what is there without waiting, up to the broker's goodbye; that is raised now, or by the next use."""
+        """Read what is there without waiting, up to a packet that ends it all; that is raised now, or by the next use."""
         try:
             data = self._socket.recv(_CHUNK)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -241,8 +241,8 @@ class Connection:
         for at, (kind, body) in enumerate(found):
             if kind == packets.PINGRESP:
                 self.pongs += 1
-            elif kind == packets.DISCONNECT:
-                trouble = self._ended(body)
+            elif kind == packets.DISCONNECT or not packets.is_whole(kind, body):
+                trouble = self._ended(kind, body)
                 if at:
                     return found[:at]
                 raise trouble
@@ -274,8 +274,10 @@ class Connection:
         if self._trouble is not None:
             raise Unavailable(str(self._trouble), self._trouble.reason, retry_after=self._trouble.retry_after)
 
-    def _ended(self, body: bytes) -> Unavailable:
-        """The broker said goodbye, and why."""
+    def _ended(self, kind: int, body: bytes) -> Unavailable:
+        """The broker said goodbye, and why; or something that makes no sense."""
+        if kind != packets.DISCONNECT:
+            return self.broken("server_error", "the broker sent an acknowledgement of nothing")
         code = self.ended_by = body[0] if body else 0
         if not code:
             return self.broken("unreachable", "the broker closed the connection")

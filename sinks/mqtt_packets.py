@@ -215,6 +215,11 @@ def _long_size(buffer: bytearray, at: int) -> tuple[int, int] | None:
     raise Malformed("a length without an end")
 
 
+def is_whole(kind: int, body: bytes) -> bool:
+    """Whether nothing is missing from a packet that `read_acknowledgement` may be asked to read."""
+    return len(body) >= 2 or kind not in ACKNOWLEDGEMENTS  # noqa: PLR2004 - the number
+
+
 def read_acknowledgement(body: bytes) -> tuple[int, int]:
     """Read the packet's number and the reason code of a PUBACK, PUBREC or PUBCOMP.
 

@@ -363,6 +363,19 @@ def test_what_was_acknowledged_before_the_broker_says_goodbye_is_delivered(broke
     assert len(unavailable.value.delivered) == 19
 
 
+@pytest.mark.parametrize("nonsense", [b"\x40\x00", b"\x50\x01\x00", b"\x70\x00"])
+def test_an_acknowledgement_of_nothing_is_the_brokers_fault(broker: Broker, make_sink: MakeSink, nonsense: bytes) -> None:
+    broker.answer = lambda publish: b"\x40\x02" + struct.pack(">H", publish.packet_id) + nonsense
+    sink = make_sink(broker, max_in_flight=1)
+    sink.open()
+
+    with pytest.raises(Unavailable, match="the broker sent an acknowledgement of nothing") as unavailable:
+        sink.deliver(make_entries(3))
+
+    assert unavailable.value.reason == "server_error"
+    assert len(unavailable.value.delivered) == 1
+
+
 def test_a_session_that_is_taken_over_is_told_and_not_taken_back_at_once(broker: Broker, make_sink: MakeSink) -> None:
     sink = make_sink(broker)
     sink.open()

@@ -154,3 +154,11 @@ def test_a_ping_of_the_websocket_is_answered_with_a_mask_and_between_frames(size
     broker.stop()
 
     assert frames == ([(2, True, bytes(size))] if size else []) + [(10, True, b"hi")]
+
+
+def test_closing_never_raises_whatever_the_broker_acknowledges(broker: Broker, connection: Connection) -> None:
+    broker.answer = lambda _: b"\x40\x00"
+
+    connection.close(packets.encode_publish(b"a", b"b", qos=1, retain=False, packet_id=1, properties=b""), 1)
+
+    assert len(broker.tried) == 1
