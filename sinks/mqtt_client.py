@@ -18,6 +18,7 @@ import os
 import socket
 import ssl
 import threading
+import time
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple, Protocol, cast
 
@@ -169,15 +170,18 @@ class Opened:
 
     def __init__(self, profile: Profile) -> None:
         address, self._client = profile.address, _make_client(profile)
-        # Connecting, TLS and the websocket, each of which has a timeout of its own.
+        # Connecting, TLS and the websocket, each of which has a timeout of its own; connecting has one for each address.
         connect = partial(self._client.connect_within, 3 * profile.timeout)
+        began = time.monotonic()
         try:
             if profile.protocol == "5":
                 code = connect(address.host, address.port, profile.keepalive, clean_start=True)
             else:
                 code = connect(address.host, address.port, profile.keepalive)
         except (OSError, ValueError) as error:
-            reason, words = diagnose(TimeoutError() if self._client.late else error, profile.timeout)
+            reason, words = diagnose(error)
+            if self._client.late or reason == "timeout":
+                reason, words = "timeout", f"no connection within {round(time.monotonic() - began, 1):g} s"
             raise Unavailable(f"{address}: {words}", reason) from error
         found = self._client.socket()
         # CONNECT has a few hundred bytes, and a fresh socket takes them at once.
@@ -272,11 +276,11 @@ def _make_client(profile: Profile) -> _TimedClient:
     return client
 
 
-def diagnose(error: Exception, timeout: float) -> tuple[Reason, str]:  # noqa: PLR0911 - a table
-    """Say why there is no connection, as a label and in words."""
+def diagnose(error: Exception) -> tuple[Reason, str]:  # noqa: PLR0911 - a table
+    """Say why there is no connection, or no more, as a label and in words."""
     match error:
         case TimeoutError():
-            return "timeout", f"no connection within {timeout:g} s"
+            return "timeout", error.strerror or "timed out"
         case socket.gaierror():
             return "unreachable", f"no address for the name: {error.strerror}"
         case ssl.SSLCertVerificationError():

@@ -286,7 +286,7 @@ class Connection:
         return self.broken(verdict.reason, f"the broker ended the connection: {verdict.words}", pause)
 
     def _fail(self, error: OSError) -> Unavailable:
-        return self.broken(*diagnose(error, self._profile.timeout))
+        return self.broken(*diagnose(error))
 
     def broken(self, reason: Reason, words: str, retry_after: float | None = None) -> Unavailable:
         """Declare the connection broken, for every use from now on, and return the exception that says so.

@@ -107,7 +107,8 @@ class MqttSettings(SinkSettings):
         default=10.0,
         gt=0,
         le=3600,
-        description="How long connecting takes at most, and how long we wait while nothing is acknowledged.",
+        description="How long each step of connecting (TCP, TLS, websocket, MQTT) takes at most, "
+        "and how long nothing may be acknowledged.",
     )
     keepalive: Seconds = Field(
         default=30.0,

@@ -1,6 +1,7 @@
 """One connection to a broker that does as it is told."""
 
 import base64
+import errno
 import hashlib
 import re
 import socket
@@ -14,7 +15,7 @@ import pytest
 
 from bridge.sink import Unavailable
 from sinks import mqtt_packets as packets
-from sinks.mqtt_client import Profile
+from sinks.mqtt_client import Profile, diagnose
 from sinks.mqtt_connection import Connection
 from sinks.mqtt_settings import read_address
 from tests.contract.listener import Listener
@@ -162,3 +163,7 @@ def test_closing_never_raises_whatever_the_broker_acknowledges(broker: Broker, c
     connection.close(packets.encode_publish(b"a", b"b", qos=1, retain=False, packet_id=1, properties=b""), 1)
 
     assert len(broker.tried) == 1
+
+
+def test_a_connection_that_the_system_gives_up_was_one() -> None:
+    assert diagnose(TimeoutError(errno.ETIMEDOUT, "Connection timed out")) == ("timeout", "Connection timed out")
