@@ -153,8 +153,9 @@ class MqttSettings(SinkSettings):
         given = [name for name in _TLS_SETTINGS if getattr(self, name) is not None]
         if given and not read_address(self.url).tls:
             raise ValueError(f"`{given[0]}` is of no use without TLS: write mqtts:// or wss:// in `url`")
-        if self.key_file is not None and self.cert_file is None:
-            raise ValueError("`key_file` is of no use without `cert_file`")
+        for name in ("key_file", "key_password"):
+            if getattr(self, name) is not None and self.cert_file is None:
+                raise ValueError(f"`{name}` is of no use without `cert_file`")
         if self.password is not None and self.username is None:
             raise ValueError("`password` is of no use without `username`")
         if self.expiry is not None and self.protocol != "5":

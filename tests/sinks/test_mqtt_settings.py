@@ -58,6 +58,7 @@ def test_what_is_no_address_is_told_without_repeating_it(url: str, words: str) -
         ({"availability_topic": "docker/{type}"}, "no such field: {type}; fields are name"),
         ({"ca_file": "ca.pem"}, "`ca_file` is of no use without TLS"),
         ({"url": "mqtts://x", "key_file": "key.pem"}, "`key_file` is of no use without `cert_file`"),
+        ({"url": "mqtts://x", "key_password": "s3cret"}, "`key_password` is of no use without `cert_file`"),
         ({"password": "s3cret"}, "`password` is of no use without `username`"),
         ({"protocol": "3.1.1", "expiry": 60}, "`expiry` needs `protocol: '5'`"),
         ({"client_id": "a\x00b"}, "`client_id` has characters"),
