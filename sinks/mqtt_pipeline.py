@@ -172,8 +172,10 @@ class Pipeline:
 
     def _go_on(self, state: _Open) -> None:
         """Queue an event's next publication, or with QoS 0, where nothing is refused, all of them."""
-        count = 1 if self._qos else None
-        self._todo.extend([(state, publication) for publication in itertools.islice(state.waiting, count)])
+        if self._qos:
+            self._todo.append((state, next(state.waiting)))
+        else:
+            self._todo.extend([(state, publication) for publication in state.waiting])
 
     def _settle(self, state: _Open) -> None:
         """One publication of an event has come to an end; if it was the last one, or refused, so has the event."""
