@@ -1,4 +1,4 @@
-"""The only file that knows kafka-python: connecting, looking up topics, and handing over whole record batches.
+"""The file that knows kafka-python: connecting, looking up topics, and handing over whole record batches.
 
 What kafka-python 3.0 does wrong, and what is done about it:
 
@@ -21,8 +21,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from kafka import KafkaAdminClient, KafkaProducer  # type: ignore[import-untyped]
-from kafka.admin import ConfigResource, ConfigResourceType  # type: ignore[import-untyped]
+from kafka import KafkaProducer  # type: ignore[import-untyped]
 from kafka.errors import BrokerResponseError, KafkaError  # type: ignore[import-untyped]
 from kafka.net.compat import KafkaNetClient  # type: ignore[import-untyped]
 from kafka.net.manager import KafkaConnectionManager  # type: ignore[import-untyped]
@@ -34,6 +33,7 @@ from kafka.record.memory_records import MemoryRecordsBuilder  # type: ignore[imp
 from kafka.structs import TopicPartition  # type: ignore[import-untyped]
 
 from bridge.sink import Unavailable
+from sinks.kafka_admin import describe
 from sinks.kafka_log import Overheard
 from sinks.kafka_records import Partition, Record, encode
 from sinks.kafka_remarks import About
@@ -208,23 +208,7 @@ class Client:
 
     def describe(self, topic: str | None) -> About:
         """Tell what the brokers know of a topic, or only of themselves; nothing is created by that."""
-        about = About()
-        admin = None
-        with suppress(Exception):  # It is only advice: whatever is wrong shows when something is delivered.
-            admin = KafkaAdminClient(**self._options())
-            if topic is not None:
-                about = about._replace(**_existence(admin.describe_topics([topic])[0]))
-            kind, name, setting = (ConfigResourceType.TOPIC, topic, "max.message.bytes")
-            if not about.exists:
-                node = next(it["broker_id"] for it in admin.describe_cluster()["brokers"] if not it.get("is_fenced"))
-                kind, name, setting = (ConfigResourceType.BROKER, str(node), "message.max.bytes")
-            found = admin.describe_configs([ConfigResource(kind, name, None)], config_filter="all")
-            limit = int(found[kind.name.lower()][name][setting]["value"])
-            about = about._replace(limit=limit) if about.exists else about._replace(default_limit=limit)
-        if admin is not None:
-            with suppress(Exception):
-                admin.close()
-        return about
+        return describe(self._options(), topic)
 
     def close(self) -> None:
         """End everything by force. Never raises; nothing under way is waited for."""
@@ -345,16 +329,6 @@ def _whole_batch(producer: Any, partition: Partition, records: Sequence[Record])
     builder._first_timestamp, builder._max_timestamp = first, latest  # noqa: SLF001
     whole.close()  # A batch that is closed counts as full, and is sent at once.
     return _WholeBatch(TopicPartition(*partition), whole)
-
-
-def _existence(described: Mapping[str, Any]) -> dict[str, bool | None]:
-    """Read what a topic's description says."""
-    code, operations = described["error_code"], described.get("authorized_operations")
-    if code == MISSING:
-        return {"exists": False}
-    if code == UNAUTHORIZED:
-        return {"may_write": False}
-    return {"exists": True, "may_write": "WRITE" in operations if operations else None}
 
 
 def _outcome(refusals: Any, count: int) -> Outcome:

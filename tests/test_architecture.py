@@ -73,7 +73,7 @@ OWNERS: Final[dict[str, set[str]]] = {
     },
     "crc32c": {"bridge.journal.queues", "bridge.journal.tables"},
     "prometheus_client": {"bridge.metrics", "bridge.server"},
-    "kafka": {"sinks.kafka_client"},
+    "kafka": {"sinks.kafka_admin", "sinks.kafka_client"},
     "paho": {"sinks.mqtt_client"},
     "urllib3": {"sinks.timed_http"},
     "yaml": {"config.document"},
