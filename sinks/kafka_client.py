@@ -35,6 +35,7 @@ from kafka.structs import TopicPartition  # type: ignore[import-untyped]
 from bridge.sink import Unavailable
 from sinks.kafka_admin import describe
 from sinks.kafka_log import Overheard
+from sinks.kafka_missing import Missing
 from sinks.kafka_records import Partition, Record, encode
 from sinks.kafka_remarks import About
 from sinks.kafka_settings import KafkaSettings, connection_options, milliseconds, producer_options
@@ -47,6 +48,8 @@ _MARGIN: Final = 1.0
 """Seconds beyond the delivery timeout after which the producer is not trusted any more."""
 _PROPAGATION: Final = 1.0
 """Seconds after which a topic that brokers do not know does not exist: a new one is not known to all of them at once."""
+_ONCE_MORE: Final = 0.3
+"""The same for a topic that was missing before: long enough for an answer that is newer than the question."""
 _PAUSE: Final = 0.1
 _PATIENCE: Final = 5.0
 """Seconds that ending a producer by force may take."""
@@ -135,6 +138,7 @@ class Client:
         self.whole_batches = False
         self._settings = settings
         self._overheard = Overheard()
+        self._missing = Missing()
         self._net: Any = None
         self._connections: Any = None
         self._producer: Any = None
@@ -165,17 +169,18 @@ class Client:
             Unavailable: The brokers do not tell.
         """
         cluster = self._alive()._metadata  # noqa: SLF001 - the public `partitions_for` waits a minute for a topic that is missing
-        found: dict[str, int | Refusal] = {}
+        found: dict[str, int | Refusal] = {topic: Refusal(MISSING) for topic in topics if self._missing.is_certain(topic)}
         began = time.monotonic()
-        patience = self._settings.connect_timeout if self._settings.allow_auto_create_topics else _PROPAGATION
         while True:
-            for topic in topics:
+            for topic in [topic for topic in topics if topic not in found]:
                 if known := cluster.partitions_for_topic(topic):
                     found[topic] = len(known)
+                    self._missing.forget(topic)
                 elif topic in cluster.unauthorized_topics:
                     found[topic] = Refusal(UNAUTHORIZED)
-                elif time.monotonic() - began >= patience:
+                elif time.monotonic() - began >= self._patience(topic):
                     found[topic] = Refusal(MISSING)
+                    self._missing.note(topic)
                     cluster._topics.discard(topic)  # noqa: SLF001 - nobody else would ever stop asking for it
             if len(found) == len(topics):
                 return found
@@ -238,6 +243,12 @@ class Client:
         self._net = KafkaNetClient(net=selector, manager=manager, **options)
         manager.run(manager.knock, self._settings.connect_timeout)
         return self._net
+
+    def _patience(self, topic: str) -> float:
+        """For how many seconds a topic that brokers do not know is waited for."""
+        if self._missing.is_known(topic):
+            return _ONCE_MORE
+        return self._settings.connect_timeout if self._settings.allow_auto_create_topics else _PROPAGATION
 
     def _options(self) -> dict[str, Any]:
         """What every connection is made with."""

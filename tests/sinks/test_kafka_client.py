@@ -10,8 +10,9 @@ import pytest
 
 from bridge.sink import Failure, Unavailable
 from sinks.kafka import KafkaSink
+from sinks.kafka_client import Client
 from sinks.kafka_settings import KafkaSettings
-from tests.contract.harness import make_entries
+from tests.contract.harness import make_entries, make_entry
 from tests.kafka_broker import read_topic
 from tests.sinks import mock_kafka
 from tests.sinks.mock_kafka import MockKafka
@@ -183,6 +184,25 @@ def test_a_topic_that_became_forbidden_holds_up_its_own_events_only(mock: MockKa
 
     words = "topic Running: we are not allowed to write to the topic"
     assert failures == [Failure.retry(entry, "unauthorized", words) for entry in entries]
+    assert sink.deliver(entries) == []
+
+
+def test_a_topic_that_is_missing_is_waited_for_once_and_found_some_time_after_it_was_made(
+    mock: MockKafka, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mock.create_topic("Running")
+    sink = make(topic="{state}")
+    entries = [make_entry(1, "here"), make_entry(2, "there", state="Missing")]
+    words = "topic Missing: the topic does not exist; create it, or set `allow_auto_create_topics: true`"
+    assert sink.deliver(entries) == [Failure.retry(entries[1], "not_found", words)]
+
+    with monkeypatch.context() as asking:
+        asking.setattr(Client, "_refresh", lambda *_: pytest.fail("the brokers are asked again"))
+        for _ in range(3):
+            assert sink.deliver(entries) == [Failure.retry(entries[1], "not_found", words)]
+
+    mock.create_topic("Missing")
+    monkeypatch.setattr("sinks.kafka_missing._REMEMBERED", 0.0)
     assert sink.deliver(entries) == []
 
 
