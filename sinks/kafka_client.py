@@ -178,10 +178,11 @@ class Client:
                     self._missing.forget(topic)
                 elif topic in cluster.unauthorized_topics:
                     found[topic] = Refusal(UNAUTHORIZED)
+                    _stop_asking(cluster, topic)
                 elif time.monotonic() - began >= self._patience(topic):
                     found[topic] = Refusal(MISSING)
                     self._missing.note(topic)
-                    cluster._topics.discard(topic)  # noqa: SLF001 - nobody else would ever stop asking for it
+                    _stop_asking(cluster, topic)
             if len(found) == len(topics):
                 return found
             self._refresh([topic for topic in topics if topic not in found])
@@ -259,6 +260,8 @@ class Client:
     def _refresh(self, topics: Sequence[str]) -> None:
         """Ask the brokers about topics."""
         producer = self._alive()
+        # What was said of other topics would count for more than what is wrong now.
+        self._overheard.lines.clear()
         answered = threading.Event()
         for topic in topics:
             producer._sender.add_topic(topic)  # noqa: SLF001 - as the producer itself does before it sends
@@ -268,7 +271,7 @@ class Client:
         in_time = answered.wait(self._settings.connect_timeout)
         if not in_time or (future.failed() and not isinstance(future.exception, BrokerResponseError)):
             raise self.unavailable(f"no answer within {self._settings.connect_timeout:g} s")
-        if any(producer._metadata.partitions_for_topic(topic) is None for topic in topics):  # noqa: SLF001
+        if any(_is_unknown(producer._metadata, topic) for topic in topics):  # noqa: SLF001
             time.sleep(_PAUSE)
 
     def _produce_whole(self, batches: Mapping[Partition, Sequence[Record]]) -> dict[Partition, Outcome]:
@@ -328,6 +331,18 @@ def looks_as_expected(producer: Any) -> bool:
     fields = ("_buffer", "_num_records", "_last_offset", "_first_timestamp", "_max_timestamp")
     made = isinstance(builder, DefaultRecordBatchBuilder) and all(hasattr(builder, name) for name in fields)
     return there and made and "records" in inspect.signature(ProducerBatch).parameters
+
+
+def _is_unknown(cluster: Any, topic: str) -> bool:
+    """Whether brokers have said nothing of a topic yet, or that there is none."""
+    return cluster.partitions_for_topic(topic) is None and topic not in cluster.unauthorized_topics
+
+
+def _stop_asking(cluster: Any, topic: str) -> None:
+    """Forget a topic that can't be written to; or the library would ask for it, and log that, with each of its refreshes."""
+    # A new set, since the library's thread may be going through the old one.
+    cluster._topics = cluster._topics - {topic}  # noqa: SLF001 - nobody else would ever stop asking for it
+    cluster.unauthorized_topics.discard(topic)
 
 
 def _whole_batch(producer: Any, partition: Partition, records: Sequence[Record]) -> _WholeBatch:

@@ -54,6 +54,10 @@ class MockKafka:
     def create_topic(self, name: str, partitions: int = 1, replicas: int = 1) -> None:
         self._call("rd_kafka_mock_topic_create", ctypes.c_int, self._cluster, name.encode(), partitions, replicas)
 
+    def refuse_topic(self, name: str, code: int) -> None:
+        """Answer questions about a topic with this error; 0 is none."""
+        self._call("rd_kafka_mock_topic_set_error", None, self._cluster, name.encode(), code)
+
     def answer(self, codes: Sequence[int]) -> None:
         """Answer the next requests to store records with these errors; 0 is none."""
         array = (ctypes.c_int * len(codes))(*codes)

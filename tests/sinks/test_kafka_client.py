@@ -206,6 +206,33 @@ def test_a_topic_that_is_missing_is_waited_for_once_and_found_some_time_after_it
     assert sink.deliver(entries) == []
 
 
+def test_a_topic_that_we_may_not_see_is_asked_for_each_time_and_found_when_we_may(mock: MockKafka, make: Any) -> None:
+    mock.create_topic("Running")
+    mock.refuse_topic("Running", 29)
+    sink = make(topic="{state}")
+    entries = make_entries(3)
+    words = "topic Running: we are not allowed to write to the topic"
+    for _ in range(2):
+        assert sink.deliver(entries) == [Failure.retry(entry, "unauthorized", words) for entry in entries]
+
+    mock.refuse_topic("Running", 0)
+
+    assert sink.deliver(entries) == []
+
+
+def test_a_topic_that_we_may_not_see_is_not_the_reason_why_the_brokers_do_not_answer(mock: MockKafka, make: Any) -> None:
+    mock.create_topic("Running")
+    mock.refuse_topic("Running", 29)
+    sink = make(topic="{state}")
+    sink.deliver(make_entries(3))
+    mock.down()
+
+    with pytest.raises(Unavailable) as unavailable:
+        sink.deliver(make_entries(3))
+
+    assert (unavailable.value.reason, str(unavailable.value)) == ("unreachable", f"{mock.address}: connection refused")
+
+
 def test_no_thread_is_left_behind_by_a_client_that_was_thrown_away(mock: MockKafka, make: Any) -> None:
     before = threading.active_count()
     sink = make()
