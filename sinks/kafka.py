@@ -15,6 +15,7 @@ from typing import ClassVar, Final
 
 from bridge.sink import Entry, Failure, Reason, Unavailable
 from sinks.kafka_client import Client
+from sinks.kafka_pulse import INTERVAL
 from sinks.kafka_records import Partition, Record, shared_headers, spread
 from sinks.kafka_remarks import About, remarks
 from sinks.kafka_settings import KafkaSettings
@@ -110,13 +111,15 @@ class KafkaSink:
     Args:
         name: The sink's name in the configuration.
         settings: Its settings.
+        interval: Seconds without anything to deliver after which brokers are asked whether they are there.
     """
 
     Settings: ClassVar = KafkaSettings
 
-    def __init__(self, name: str, settings: KafkaSettings) -> None:
+    def __init__(self, name: str, settings: KafkaSettings, interval: float = INTERVAL) -> None:
         self.name = name
         self._settings = settings
+        self._interval = interval
         self._topics = Topics(settings.topic)
         self._keys = Keys(settings.key)
         self._turns = count()
@@ -130,7 +133,7 @@ class KafkaSink:
             Unavailable: Either is not possible.
         """
         self.close()
-        client = self._client = Client(self._settings)
+        client = self._client = Client(self._settings, self._interval)
         try:
             client.connect()
             if self._topics.fixed is not None:
@@ -140,7 +143,7 @@ class KafkaSink:
             raise
 
     def deliver(self, entries: Sequence[Entry]) -> Sequence[Failure]:
-        """Send all entries.
+        """Send all entries; with none, see now and then whether the brokers are still there.
 
         Raises:
             Unavailable: The brokers are not available, with what they have acknowledged.
@@ -148,6 +151,8 @@ class KafkaSink:
         client = self._client
         if client is None:
             raise Unavailable("the sink is not open", "internal")
+        if not entries:
+            client.notice()
         call = _Call(self._settings.record_batch_bytes)
         try:
             self._place(client, call, [self._record(place, entry) for place, entry in enumerate(entries)])

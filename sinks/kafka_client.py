@@ -35,22 +35,18 @@ from kafka.structs import TopicPartition  # type: ignore[import-untyped]
 from bridge.sink import Unavailable
 from sinks.kafka_admin import describe
 from sinks.kafka_log import Overheard
-from sinks.kafka_missing import Missing
+from sinks.kafka_metadata import Metadata
+from sinks.kafka_pulse import INTERVAL, Pulse
 from sinks.kafka_records import Partition, Record, encode
 from sinks.kafka_remarks import About
 from sinks.kafka_settings import KafkaSettings, connection_options, milliseconds, producer_options
-from sinks.kafka_verdict import BYSTANDER, LOGIN_REFUSED, MISSING, UNAUTHORIZED, Refusal, overheard, without
+from sinks.kafka_verdict import BYSTANDER, LOGIN_REFUSED, Refusal, overheard, without
 
 Outcome = Sequence[Refusal | None]
 """What became of each record of a batch: None if it was acknowledged. Empty if all were."""
 
 _MARGIN: Final = 1.0
 """Seconds beyond the delivery timeout after which the producer is not trusted any more."""
-_PROPAGATION: Final = 1.0
-"""Seconds after which a topic that brokers do not know does not exist: a new one is not known to all of them at once."""
-_ONCE_MORE: Final = 0.3
-"""The same for a topic that was missing before: long enough for an answer that is newer than the question."""
-_PAUSE: Final = 0.1
 _PATIENCE: Final = 5.0
 """Seconds that ending a producer by force may take."""
 
@@ -129,19 +125,22 @@ class Client:
 
     Args:
         settings: The sink's settings.
+        interval: Seconds without anything to deliver after which brokers are asked whether they are there.
 
     Attributes:
         whole_batches: Whether batches are handed over as a whole.
     """
 
-    def __init__(self, settings: KafkaSettings) -> None:
+    def __init__(self, settings: KafkaSettings, interval: float = INTERVAL) -> None:
         self.whole_batches = False
         self._settings = settings
         self._overheard = Overheard()
-        self._missing = Missing()
+        self._interval = interval
         self._net: Any = None
         self._connections: Any = None
         self._producer: Any = None
+        self._metadata: Metadata
+        self._pulse: Pulse
 
     def connect(self) -> None:
         """Connect to the first broker that answers, and log in.
@@ -161,6 +160,21 @@ class Client:
             raise self.unavailable(f"no connection within {self._settings.connect_timeout:g} s") from error
         self._overheard.listen([threading.current_thread(), self._producer._sender])  # noqa: SLF001 - it has no public name
         self.whole_batches = looks_as_expected(self._producer)
+        self._metadata = Metadata(self._settings, self._producer, self._overheard, self.unavailable)
+        self._pulse = Pulse(self._metadata.ask, self._settings.connect_timeout, self._interval)
+
+    def notice(self) -> None:
+        """Notice that no broker is there any more, without waiting for anything.
+
+        Raises:
+            Unavailable: That is so.
+        """
+        self._alive()
+        if self._connections.throttled() > 0:
+            # They answer nothing until that is over.
+            self._pulse.heard()
+        elif self._pulse.is_gone():
+            raise self.unavailable(f"no answer within {self._settings.connect_timeout:g} s")
 
     def partitions(self, topics: Collection[str]) -> dict[str, int | Refusal]:
         """Tell how many partitions topics have, or why one can't be written to.
@@ -168,24 +182,8 @@ class Client:
         Raises:
             Unavailable: The brokers do not tell.
         """
-        cluster = self._alive()._metadata  # noqa: SLF001 - the public `partitions_for` waits a minute for a topic that is missing
-        found: dict[str, int | Refusal] = {topic: Refusal(MISSING) for topic in topics if self._missing.is_certain(topic)}
-        began = time.monotonic()
-        while True:
-            for topic in [topic for topic in topics if topic not in found]:
-                if known := cluster.partitions_for_topic(topic):
-                    found[topic] = len(known)
-                    self._missing.forget(topic)
-                elif topic in cluster.unauthorized_topics:
-                    found[topic] = Refusal(UNAUTHORIZED)
-                    _stop_asking(cluster, topic)
-                elif time.monotonic() - began >= self._patience(topic):
-                    found[topic] = Refusal(MISSING)
-                    self._missing.note(topic)
-                    _stop_asking(cluster, topic)
-            if len(found) == len(topics):
-                return found
-            self._refresh([topic for topic in topics if topic not in found])
+        self._alive()
+        return self._metadata.partitions(topics)
 
     def produce(self, batches: Mapping[Partition, Sequence[Record]]) -> dict[Partition, Outcome]:
         """Hand over one batch per partition, and wait for what becomes of them.
@@ -201,7 +199,9 @@ class Client:
         if pause > self._settings.delivery_timeout / 2:
             raise Unavailable(f"{self._settings.where}: our quota is used up", "throttled", retry_after=pause)
         self._overheard.lines.clear()
-        return self._produce_whole(batches) if self.whole_batches else self._produce_one_by_one(batches)
+        outcomes = self._produce_whole(batches) if self.whole_batches else self._produce_one_by_one(batches)
+        self._pulse.heard()
+        return outcomes
 
     def unavailable(self, otherwise: str, delivered: Collection[int] = ()) -> Unavailable:
         """Say why we do not get through, from what was overheard; if that was nothing, otherwise."""
@@ -245,34 +245,11 @@ class Client:
         manager.run(manager.knock, self._settings.connect_timeout)
         return self._net
 
-    def _patience(self, topic: str) -> float:
-        """For how many seconds a topic that brokers do not know is waited for."""
-        if self._missing.is_known(topic):
-            return _ONCE_MORE
-        return self._settings.connect_timeout if self._settings.allow_auto_create_topics else _PROPAGATION
-
     def _options(self) -> dict[str, Any]:
         """What every connection is made with."""
         options = connection_options(self._settings)
         token = self._settings.token
         return options if token is None else options | {"sasl_oauth_token_provider": _Token(token.get_secret_value())}
-
-    def _refresh(self, topics: Sequence[str]) -> None:
-        """Ask the brokers about topics."""
-        producer = self._alive()
-        # What was said of other topics would count for more than what is wrong now.
-        self._overheard.lines.clear()
-        answered = threading.Event()
-        for topic in topics:
-            producer._sender.add_topic(topic)  # noqa: SLF001 - as the producer itself does before it sends
-        future = producer._metadata.request_update()  # noqa: SLF001
-        future.add_both(lambda *_: answered.set())
-        producer._sender.wakeup()  # noqa: SLF001
-        in_time = answered.wait(self._settings.connect_timeout)
-        if not in_time or (future.failed() and not isinstance(future.exception, BrokerResponseError)):
-            raise self.unavailable(f"no answer within {self._settings.connect_timeout:g} s")
-        if any(_is_unknown(producer._metadata, topic) for topic in topics):  # noqa: SLF001
-            time.sleep(_PAUSE)
 
     def _produce_whole(self, batches: Mapping[Partition, Sequence[Record]]) -> dict[Partition, Outcome]:
         producer = self._producer
@@ -331,18 +308,6 @@ def looks_as_expected(producer: Any) -> bool:
     fields = ("_buffer", "_num_records", "_last_offset", "_first_timestamp", "_max_timestamp")
     made = isinstance(builder, DefaultRecordBatchBuilder) and all(hasattr(builder, name) for name in fields)
     return there and made and "records" in inspect.signature(ProducerBatch).parameters
-
-
-def _is_unknown(cluster: Any, topic: str) -> bool:
-    """Whether brokers have said nothing of a topic yet, or that there is none."""
-    return cluster.partitions_for_topic(topic) is None and topic not in cluster.unauthorized_topics
-
-
-def _stop_asking(cluster: Any, topic: str) -> None:
-    """Forget a topic that can't be written to; or the library would ask for it, and log that, with each of its refreshes."""
-    # A new set, since the library's thread may be going through the old one.
-    cluster._topics = cluster._topics - {topic}  # noqa: SLF001 - nobody else would ever stop asking for it
-    cluster.unauthorized_topics.discard(topic)
 
 
 def _whole_batch(producer: Any, partition: Partition, records: Sequence[Record]) -> _WholeBatch:

@@ -347,7 +347,7 @@ class MqttMosquitto(MqttAnybody):
 class Kafka(Harness):
     """A topic of a real broker that can be frozen and killed, if it is our own."""
 
-    abilities = frozenset({"withhold", "break"})
+    abilities = frozenset({"withhold", "break", "notice"})
     settings: ClassVar[dict[str, Any]] = {}
 
     def __init__(self) -> None:
@@ -359,7 +359,7 @@ class Kafka(Harness):
 
     def make_sink(self) -> Sink:
         settings = {"bootstrap_servers": self._address, "topic": self._topic, "delivery_timeout": 5, "connect_timeout": 5}
-        return KafkaSink("kafka", KafkaSettings.model_validate(settings | self.settings))
+        return KafkaSink("kafka", KafkaSettings.model_validate(settings | self.settings), interval=0.5)
 
     def arrived(self) -> list[bytes]:
         return [value for _, value in kafka_broker.read_topic(self._address, self._topic)]
@@ -403,7 +403,7 @@ class KafkaOneByOne(Kafka):
 class KafkaMock(Harness):
     """A topic of librdkafka's mock cluster, which needs no Java."""
 
-    abilities = frozenset({"withhold", "break"})
+    abilities = frozenset({"withhold", "break", "notice"})
 
     def __init__(self) -> None:
         if reason := mock_kafka.available():
@@ -415,7 +415,7 @@ class KafkaMock(Harness):
 
     def make_sink(self) -> Sink:
         settings = {"bootstrap_servers": self._mock.address, "topic": "events", "delivery_timeout": 5, "connect_timeout": 2}
-        return KafkaSink("kafka", KafkaSettings.model_validate(settings))
+        return KafkaSink("kafka", KafkaSettings.model_validate(settings), interval=0.5)
 
     def arrived(self) -> list[bytes]:
         return [value for _, value in kafka_broker.read_topic(self._mock.address, "events")]

@@ -10,9 +10,10 @@ import pytest
 
 from bridge.sink import Failure, Unavailable
 from sinks.kafka import KafkaSink
-from sinks.kafka_client import Client
+from sinks.kafka_metadata import Metadata
 from sinks.kafka_settings import KafkaSettings
 from tests.contract.harness import make_entries, make_entry
+from tests.contract.receiver import wait_until
 from tests.kafka_broker import read_topic
 from tests.sinks import mock_kafka
 from tests.sinks.mock_kafka import MockKafka
@@ -40,7 +41,7 @@ def make(mock: MockKafka) -> Iterator[Any]:
 
     def make(**settings: Any) -> KafkaSink:
         base = {"bootstrap_servers": mock.address, "topic": "events", "delivery_timeout": 1, "connect_timeout": 3}
-        made.append(KafkaSink("kafka", KafkaSettings.model_validate(base | settings)))
+        made.append(KafkaSink("kafka", KafkaSettings.model_validate(base | settings), interval=0.1))
         made[-1].open()
         return made[-1]
 
@@ -197,7 +198,7 @@ def test_a_topic_that_is_missing_is_waited_for_once_and_found_some_time_after_it
     assert sink.deliver(entries) == [Failure.retry(entries[1], "not_found", words)]
 
     with monkeypatch.context() as asking:
-        asking.setattr(Client, "_refresh", lambda *_: pytest.fail("the brokers are asked again"))
+        asking.setattr(Metadata, "ask", lambda *_: pytest.fail("the brokers are asked again"))
         for _ in range(3):
             assert sink.deliver(entries) == [Failure.retry(entries[1], "not_found", words)]
 
@@ -231,6 +232,47 @@ def test_a_topic_that_we_may_not_see_is_not_the_reason_why_the_brokers_do_not_an
         sink.deliver(make_entries(3))
 
     assert (unavailable.value.reason, str(unavailable.value)) == ("unreachable", f"{mock.address}: connection refused")
+
+
+def test_without_events_it_asks_and_sends_nothing_and_says_why_nobody_answers_any_more(
+    mock: MockKafka, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    ask = Metadata.ask
+
+    def ask_and_count(metadata: Metadata) -> object:
+        asked.append(metadata)
+        return ask(metadata)
+
+    monkeypatch.setattr(Metadata, "ask", ask_and_count)
+    sink = make()
+    troubles: list[str] = []
+
+    def is_gone() -> bool:
+        try:
+            sink.deliver([])
+        except Unavailable as trouble:
+            troubles.append(f"{trouble.reason}: {trouble}")
+        return bool(troubles)
+
+    wait_until(lambda: is_gone() or len(asked) > 5)
+    assert troubles == []
+    mock.down()
+    wait_until(is_gone)
+
+    assert troubles == [f"unreachable: {mock.address}: connection refused"]
+    mock.up()
+    assert arrived(mock) == []
+
+
+def test_without_events_brokers_that_are_silent_are_noticed_in_time(mock: MockKafka, make: Any) -> None:
+    sink = make(connect_timeout=1)
+    mock.delay(60)
+
+    with pytest.raises(Unavailable, match="no answer within 1 s"):
+        wait_until(lambda: bool(sink.deliver([])), 3)
+
+    mock.delay(0)
 
 
 def test_no_thread_is_left_behind_by_a_client_that_was_thrown_away(mock: MockKafka, make: Any) -> None:
