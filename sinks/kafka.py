@@ -5,7 +5,8 @@ all is known. That is what keeps order: a batch is stored as a whole or not at a
 failed. Events of one resource that go to different partitions go in different rounds. Usually one round is all.
 
 What is nobody's fault but the event's is found by halves: a batch that is refused as a whole is sent again in smaller ones,
-until the record that is to blame stands alone. When the brokers are to blame, the whole client is thrown away
+until the record that is to blame stands alone; so is one in which several are, since the library then tells of each only that
+it is invalid. When the brokers are to blame, the whole client is thrown away
 (`sinks.kafka_client` tells why) and `open` makes a new one.
 """
 
@@ -70,9 +71,9 @@ class _Call:
         if partition in self._sizes:
             self._sizes[partition] *= 2
 
-    def divide(self, partition: Partition, records: Sequence[Record]) -> None:
-        """Send records again, half as many at once."""
-        self._sizes[partition] = max(1, len(records) // 2)
+    def divide(self, partition: Partition, records: Sequence[Record], parts: int = 2) -> None:
+        """Send records again, in so many parts."""
+        self._sizes[partition] = max(1, len(records) // parts)
         self.again(records)
 
     def again(self, records: Sequence[Record]) -> None:
@@ -236,13 +237,15 @@ class KafkaSink:
             raise client.unavailable(verdict.words) if silent else self._unavailable(verdict, topic)
         if verdict.fault in {"topic", "name"}:
             self._refuse(call, topic, [record for record, _ in refused], verdict)
-        elif len(blamed) == len(refused) > 1:
-            call.divide(partition, [record for record, _ in refused])
+        elif len(blamed) > 1:
+            # What exactly is wrong is told of one record only. Where some are known to be innocent, few parts have several.
+            parts = 2 if len(blamed) == len(refused) else 2 * len(blamed)
+            call.divide(partition, [record for record, _ in refused], parts)
         else:
             call.again([record for record, refusal in refused if refusal is BYSTANDER])
-            for record, its in blamed:
-                fail = call.reject if its.fault == "record" else call.retry
-                fail(record, its.reason, f"topic {topic}: {its.words}")
+            record, its = blamed[0]
+            fail = call.reject if its.fault == "record" else call.retry
+            fail(record, its.reason, f"topic {topic}: {its.words}")
 
     def _refuse(self, call: _Call, topic: str, records: Sequence[Record], verdict: Verdict) -> None:
         """A topic takes nothing: if there is but one, that is the sink's trouble, else that of the events for it."""

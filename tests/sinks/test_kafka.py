@@ -15,6 +15,7 @@ import structlog.testing
 
 from bridge.sink import Entry, Failure, Unavailable
 from sinks.kafka import KafkaSink
+from sinks.kafka_client import Client
 from sinks.kafka_settings import KafkaSettings
 from tests import kafka_broker
 from tests.contract.harness import make_entries, make_entry
@@ -350,6 +351,42 @@ def test_one_record_with_an_impossible_time_waits_and_the_others_arrive(make: An
     assert [(failure.seq, failure.fate) for failure in failures if failure.fate != "held"] == [(18, "retry")]
     assert "compare the clocks" in failures[0].error
     assert len(read_topic(address, topic)) >= 43
+
+
+def test_several_records_with_an_impossible_time_wait_and_the_others_arrive_in_order(
+    make: Any, address: str, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds: list[object] = []
+    produce = Client.produce
+
+    def produce_and_count(client: Client, batches: Any) -> Any:
+        rounds.append(batches)
+        return produce(client, batches)
+
+    monkeypatch.setattr(Client, "produce", produce_and_count)
+    # All in one partition, and thus in one batch.
+    sink = make(key="")
+    entries = make_entries(200, resources=20)
+    for entry in entries:
+        entry.received = time.time()
+    wrong = {7, 48, 49, 150, 181}
+    for entry in entries:
+        entry.received += 30 * 24 * 3600 * (entry.seq in wrong)
+    sink.open()
+
+    failures = sink.deliver(entries)
+
+    waiting = {seq % 20: seq for seq in sorted(wrong, reverse=True)}
+    expected = {entry.seq for entry in entries if entry.seq >= waiting.get(entry.seq % 20, 1000)}
+    assert {failure.seq for failure in failures} == expected
+    assert {failure.seq for failure in failures if failure.fate == "retry"} == set(waiting.values())
+    assert {failure.fate for failure in failures} == {"retry", "held"}
+    assert len(rounds) <= 4 * len(wrong)
+    arrived = [value for _, value in read_topic(address, topic)]
+    assert len(arrived) == len(entries) - len(expected)
+    for resource in range(20):
+        mine = [entry.json for entry in entries if entry.seq % 20 == resource and entry.seq not in expected]
+        assert [value for value in arrived if value in mine] == mine
 
 
 def test_batches_are_cut_to_the_wanted_size_and_keep_their_order(make: Any, address: str, topic: str) -> None:
