@@ -127,12 +127,16 @@ class KafkaSettings(SinkSettings):
             raise ValueError(f"`{certificates[0]}` is of no use with `tls: false`")
         if self.key_file is not None and self.cert_file is None:
             raise ValueError("`key_file` is of no use without `cert_file`")
+        if self.key_password is not None and self.cert_file is None:
+            raise ValueError("`key_password` is of no use without `cert_file`")
         wanted = {None: (), "OAUTHBEARER": ("token",)}.get(self.sasl, ("username", "password"))
         for name in ("username", "password", "token"):
             if (getattr(self, name) is not None) is not (name in wanted):
                 if name in wanted:
                     raise ValueError(f"`sasl: {self.sasl}` needs `{name}`")
                 raise ValueError(f"`{name}` is of no use " + ("without `sasl`" if self.sasl is None else f"with {self.sasl}"))
+            if name in wanted and not len(getattr(self, name)):
+                raise ValueError(f"`sasl: {self.sasl}` needs `{name}`, which is empty")
         return self
 
     @property

@@ -31,7 +31,9 @@ class Template:
         fields: The fields that may stand in it.
 
     Attributes:
+        literals: What stands in it besides the fields.
         fixed: Whether it is the same for every event.
+        shortest: How many characters come of it at least, if every field has one.
 
     Raises:
         ValueError: It can't be understood, in words.
@@ -42,6 +44,7 @@ class Template:
         self._names = [name for _, name in self._parts if name is not None]
         self.literals = "".join(literal for literal, _ in self._parts)
         self.fixed = not self._names
+        self.shortest = len(self.literals) + len(self._names)
 
     def values(self, event: Fields) -> tuple[str, ...]:
         """What the event has for the fields of the template, in their order."""
@@ -74,6 +77,11 @@ class Topics:
         self.fixed = self._template.render(()) if self._template.fixed else None
         if self.fixed is not None and (problem := problem_of(self.fixed)):
             raise ValueError(problem)
+        if self._template.shortest > _LONGEST:
+            shortest = self._template.shortest
+            raise ValueError(
+                f"the name of a topic has {_LONGEST} characters at most, those of this template have {shortest} or more"
+            )
         self._name = lru_cache(_REMEMBERED)(self._render)
 
     def name(self, event: Fields) -> str:

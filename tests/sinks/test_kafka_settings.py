@@ -40,6 +40,9 @@ def test_servers_are_a_list_or_text_with_commas_and_the_port_may_be_left_out() -
         (LOGIN, "`username` is of no use without `sasl`"),
         ({"tls": False, "ca_file": "ca.pem"}, "`ca_file` is of no use with `tls: false`"),
         ({"key_file": "key.pem"}, "`key_file` is of no use without `cert_file`"),
+        ({"key_password": "hunter2"}, "`key_password` is of no use without `cert_file`"),
+        ({"sasl": "PLAIN", "username": "alice", "password": ""}, "`sasl: PLAIN` needs `password`, which is empty"),
+        ({"sasl": "OAUTHBEARER", "token": ""}, "`sasl: OAUTHBEARER` needs `token`, which is empty"),
         ({"client_id": "two words"}, "String should match pattern"),
         ({"delivery_timeout": "10ms"}, "greater than or equal to 1"),
     ],
@@ -108,7 +111,7 @@ def test_a_certificate_implies_tls_and_is_read_when_connecting(tmp_path: Path) -
 
 
 def test_secrets_do_not_show() -> None:
-    settings = KafkaSettings(**PLACE | LOGIN | {"sasl": "PLAIN", "key_password": "of-the-key"})
+    settings = KafkaSettings(**PLACE | LOGIN | {"sasl": "PLAIN", "cert_file": "our.pem", "key_password": "of-the-key"})
 
     assert "hunter2" not in repr(settings)
     assert "of-the-key" not in repr(settings)

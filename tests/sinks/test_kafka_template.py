@@ -51,6 +51,7 @@ def test_a_resource_without_a_uuid_is_an_underscore() -> None:
         ("a b", "' ' can't stand in the name"),
         ("docker/{type}", "'/' can't stand in the name"),
         ("x" * 250, "249 characters at most, this one has 250"),
+        ("x" * 248 + "{type}{state}", "249 characters at most, those of this template have 250 or more"),
         ("{uuid}", "{uuid} can't stand here; fields are {type}, {action}, {state}, {namespace}, {resource_uuid}"),
         ("{type.__class__}", "{type.__class__} can't stand here"),
         ("{parents[0]}", "{parents[0]} can't stand here"),
@@ -66,6 +67,10 @@ def test_a_bad_topic_template_is_refused_with_the_reason(template: str, words: s
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the words are compared below
         Topics(template)
     assert words in str(error.value)
+
+
+def test_a_topic_template_may_make_names_of_the_greatest_length() -> None:
+    assert len(Topics("x" * 240 + "{type}").name(event())) == 249
 
 
 def test_the_key_is_the_resource_uri_unless_something_else_is_wanted() -> None:
