@@ -21,7 +21,7 @@ _POLL: Final = 0.05
 """See `benchmarks.throughput`."""
 _PATIENCE: Final = 30.0
 
-_Sinks = Mapping[str, Mapping[str, object]]
+_Sink = Mapping[str, object]
 
 
 class _Brokers(NamedTuple):
@@ -64,34 +64,21 @@ def _brokers() -> Iterator[_Brokers]:
 
 
 def _to_kafka(events: int, brokers: _Brokers) -> _Rate:
-    sink = _kafka(brokers)
-    rate = _run(events, {"kafka": sink})
-    _compare("Kafka", kafka_broker.count_records(brokers.kafka.address(), str(sink["topic"])), events)
-    return rate
+    with _kafka(events, brokers) as sink:
+        return _run(events, {"kafka": sink})
 
 
 def _to_mqtt(events: int, brokers: _Brokers) -> _Rate:
-    before = _published(brokers.mqtt)
-    rate = _run(events, {"mqtt": _mqtt(brokers)})
-    deadline = time.monotonic() + _PATIENCE
-    # It counts once a second.
-    while (got := _published(brokers.mqtt) - before) < events and time.monotonic() < deadline:
-        time.sleep(_POLL)
-    _compare("MQTT", got, events)
-    return rate
+    with _mqtt(events, brokers) as sink:
+        return _run(events, {"mqtt": sink})
 
 
 def _to_all(events: int, brokers: _Brokers) -> _Rate:
-    with receiver("webhook", f"--events={events}") as hook:
-        url = f"http://127.0.0.1:{hook.answer()['port']}/"
-        webhook = {"type": "webhook", "url": url, "format": "batch"}
-        everywhere = {"kafka": _kafka(brokers), "mqtt": _mqtt(brokers), "webhook": webhook, "out": {"type": "stdout"}}
-        rate = _run(events, everywhere)
-        hook.answer()  # It tells whether anything is missing.
-    return rate
+    with _kafka(events, brokers) as kafka, _mqtt(events, brokers) as mqtt, _webhook(events) as webhook:
+        return _run(events, {"kafka": kafka, "mqtt": mqtt, "webhook": webhook, "out": {"type": "stdout"}})
 
 
-def _run(events: int, everywhere: _Sinks) -> _Rate:
+def _run(events: int, everywhere: Mapping[str, _Sink]) -> _Rate:
     """Send, and wait until every sink says that all is acknowledged."""
     with (
         tempfile.TemporaryDirectory() as directory,
@@ -109,16 +96,33 @@ def _run(events: int, everywhere: _Sinks) -> _Rate:
     return _Rate(events / (last - first), used / events * 1e6)
 
 
-def _kafka(brokers: _Brokers) -> Mapping[str, object]:
-    """A sink for a topic of its own."""
-    topic = f"bench-{uuid.uuid4().hex[:8]}"
-    kafka_broker.create_topic(brokers.kafka.address(), topic)
-    return {"type": "kafka", "bootstrap_servers": brokers.kafka.address(), "topic": topic}
+@contextmanager
+def _kafka(events: int, brokers: _Brokers) -> Iterator[_Sink]:
+    """A sink for a topic of its own, which has everything in the end, by its offsets."""
+    topic, address = f"bench-{uuid.uuid4().hex[:8]}", brokers.kafka.address()
+    kafka_broker.create_topic(address, topic)
+    yield {"type": "kafka", "bootstrap_servers": address, "topic": topic}
+    _compare("Kafka", kafka_broker.count_records(address, topic), events)
 
 
-def _mqtt(brokers: _Brokers) -> Mapping[str, object]:
-    """A sink that publishes nothing but events, so that the broker's count can be compared."""
-    return {"type": "mqtt", "url": brokers.mqtt.url, "availability_topic": None}
+@contextmanager
+def _mqtt(events: int, brokers: _Brokers) -> Iterator[_Sink]:
+    """A sink that publishes nothing but events, so that the broker's count can be compared in the end."""
+    before = _published(brokers.mqtt)
+    yield {"type": "mqtt", "url": brokers.mqtt.url, "availability_topic": None}
+    deadline = time.monotonic() + _PATIENCE
+    # It counts once a second.
+    while (got := _published(brokers.mqtt) - before) < events and time.monotonic() < deadline:
+        time.sleep(_POLL)
+    _compare("MQTT", got, events)
+
+
+@contextmanager
+def _webhook(events: int) -> Iterator[_Sink]:
+    """A sink for a receiver that says in the end whether anything is missing."""
+    with receiver("webhook", f"--events={events}") as hook:
+        yield {"type": "webhook", "url": f"http://127.0.0.1:{hook.answer()['port']}/", "format": "batch"}
+        hook.answer()
 
 
 def _published(broker: mosquitto.Mosquitto) -> int:
