@@ -1,4 +1,4 @@
-"""The file that knows kafka-python: connecting, looking up topics, and handing over whole record batches.
+"""The file that knows kafka-python: connecting, and handing over whole record batches.
 
 What kafka-python 3.0 does wrong, and what is done about it:
 
@@ -10,7 +10,8 @@ What kafka-python 3.0 does wrong, and what is done about it:
 
 A batch is put into the producer's own buffer as a whole; metadata, connections, TLS, SASL, requests and retries remain the
 library's. That touches its inner parts, which are looked at first: where they do not look as expected, records are handed over
-one by one by `send`, lingering so long that those of a partition become one batch, too.
+one by one by `send`, lingering so long that those of a partition become one batch, too. What asks the library about topics is
+in `kafka_metadata` and `kafka_admin`.
 """
 
 import inspect
