@@ -20,10 +20,8 @@ def describe(options: Mapping[str, Any], topic: str | None) -> About:
         topic: The topic, if there is one.
     """
     about = About()
-    with (
-        suppress(Exception),
-        _admin(options) as admin,
-    ):  # It is only advice: whatever is wrong shows when something is delivered.
+    # It is only advice: whatever is wrong shows when something is delivered.
+    with suppress(Exception), _admin(options) as admin:
         if topic is not None:
             about = about._replace(**_existence(admin.describe_topics([topic])[0]))
         kind, name, setting = (ConfigResourceType.TOPIC, topic, "max.message.bytes")
