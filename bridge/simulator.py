@@ -204,7 +204,8 @@ class Simulator:
 
     def sent_uuids(self) -> list[str]:
         """The uuids of all events sent to anybody, in the order of their first time, if recording."""
-        return [uuid.decode() for uuid in self._uuids]
+        # Copied at once, since more may be sent meanwhile.
+        return [uuid.decode() for uuid in list(self._uuids)]
 
     def change(self, **settings: Any) -> None:
         """Change settings while running; host, port, seed and replay stay what they were at the start.

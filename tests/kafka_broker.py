@@ -37,6 +37,7 @@ from kafka.consumer import KafkaConsumer  # type: ignore[import-untyped]
 from kafka.structs import TopicPartition  # type: ignore[import-untyped]
 
 from tests.contract.receiver import make_certificate
+from tests.freezing import freeze
 
 VERSION: Final = "4.1.1"
 GIVEN: Final = os.environ.get("EVENT_BRIDGE_TEST_KAFKA")
@@ -230,7 +231,7 @@ class Broker:
     def freeze(self) -> None:
         """SIGSTOP: connections stay, and nothing answers."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        freeze(self._process.pid)
 
     def thaw(self) -> None:
         """SIGCONT."""

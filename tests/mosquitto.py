@@ -23,6 +23,8 @@ from typing import Any, Self
 
 import psutil
 
+from tests.freezing import freeze
+
 _SYNC = "sync/"
 
 
@@ -225,7 +227,7 @@ class Mosquitto(Broker):
 
     def hang(self) -> None:
         assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        freeze(self._process.pid)
 
     def go_on(self) -> None:
         assert self._process is not None

@@ -71,7 +71,7 @@ def test_a_broker_that_was_away_has_everything_in_order_when_it_is_back(
     tmp_path: Path, broker: Broker, topic: str, outage: str
 ) -> None:
     patience = "30s" if outage == "stopped" else "1500ms"
-    with simulated(EVENTS, 4000) as simulator:
+    with simulated(EVENTS, 2000) as simulator:
         kafka = {"bootstrap_servers": broker.address(), "topic": topic, "delivery_timeout": patience, "connect_timeout": "2s"}
         with Bridge(tmp_path, settings(simulator, **kafka)) as bridge:
             until(lambda: value(bridge.metrics(), "sink_events_delivered_total", sink="broker") > 1000, "events arrive")
