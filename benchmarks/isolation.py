@@ -64,7 +64,7 @@ def _p99(events: int, backlog: int, *, dead: bool) -> float:
             fill(Path(directory) / "journal.db", backlog, behind="dead", done=["live"])
         sinks = {**_LIVE, **_DEAD} if dead else _LIVE
         with bridge(Path(directory), {NAMESPACE: {"url": url}}, sinks, pipe.fileno()) as running:
-            running.wait_for("event_bridge_stream_connected", 1)
+            running.wait_until_ready()
             source.go()
             source.answer()
             return percentile(reader.answer()["milliseconds"], 0.99)

@@ -98,6 +98,19 @@ class Bridge(NamedTuple):
             time.sleep(pause)
         return time.monotonic()
 
+    def wait_until_ready(self) -> None:
+        """Wait until it accepts events: its streams are connected, and it knows what it has seen before.
+
+        Raises:
+            RuntimeError: It does not.
+        """
+        self.wait_for("event_bridge_stream_connected", 1)
+        deadline = time.monotonic() + _PATIENCE
+        while not _answers(self.port, "/readyz"):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the bridge is not ready: {self.log.read_text()}")
+            time.sleep(0.02)
+
     def cpu_seconds(self) -> float:
         """What it has used of all cores so far."""
         times = self.process.cpu_times()
@@ -185,9 +198,9 @@ def _port(log: Path) -> int | None:
     return int(found[1]) if found else None
 
 
-def _answers(port: int) -> bool:
+def _answers(port: int, path: str = "/healthz") -> bool:
     try:
-        _get(port, "/healthz")
+        _get(port, path)
     except OSError:
         return False
     return True
