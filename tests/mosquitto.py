@@ -365,3 +365,12 @@ def _listens(host: str, port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
         return True
     return False
+
+
+def come_back(broker: Mosquitto, folder: Path, subscriber: Subscriber) -> None:
+    """Start it without the user `bridge`, so that nothing is published before the subscriber is back; then with it."""
+    write_passwords(folder)
+    broker.start()
+    subscriber.sync()
+    write_passwords(folder, bridge="s3cret")
+    broker.reload()

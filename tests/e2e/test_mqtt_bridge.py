@@ -23,7 +23,7 @@ from tests.e2e.harness import (
     uuids,
     value,
 )
-from tests.mosquitto import Certificates, Mosquitto, Subscriber, write_passwords
+from tests.mosquitto import Certificates, Mosquitto, Subscriber, come_back, write_passwords
 
 pytestmark = [
     pytest.mark.skipif(
@@ -70,8 +70,7 @@ def test_a_broker_that_goes_away_in_the_middle_misses_nothing_and_delays_nobody(
                 broker.terminate()
                 watch_the_other(receiver, OUTAGE)
                 assert bridge.status()["sinks"]["home"]["reason"] == "unreachable"
-                broker.start()
-                subscriber.sync()
+                come_back(broker, tmp_path, subscriber)
             else:
                 broker.hang()
                 watch_the_other(receiver, OUTAGE)

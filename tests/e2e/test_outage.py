@@ -22,7 +22,7 @@ from tests.e2e.harness import (
     value,
 )
 from tests.kafka_broker import Broker, create_topic, read_topic
-from tests.mosquitto import Mosquitto, Subscriber, write_passwords
+from tests.mosquitto import Mosquitto, come_back, write_passwords
 
 MISSING = kafka_broker.available() or mosquitto.available()
 
@@ -136,12 +136,3 @@ def assert_both_say(reasons: set[str], bridge: Bridge) -> None:
         assert status[name]["pending"] > 0
     assert status["hook"]["up"]
     assert status["out"]["up"]
-
-
-def come_back(broker: Mosquitto, folder: Path, subscriber: Subscriber) -> None:
-    """Start it without our user, so that nothing is published before the subscriber is back; then with it."""
-    write_passwords(folder)
-    broker.start()
-    subscriber.sync()
-    write_passwords(folder, bridge="s3cret")
-    broker.reload()
