@@ -16,8 +16,8 @@ from benchmarks.processes import bridge, receiver, sender
 
 _RATE: Final = 1000
 _LIVE: Final = {"live": {"type": "stdout"}}
-_DEAD: Final = {"dead": {"type": "webhook", "url": "http://127.0.0.1:9/"}}
-"""Nobody listens on the port of the discard service."""
+_DEAD: Final = {"dead": {"type": "webhook", "url": "http://127.0.0.1:9/", "backoff": {"first": "60s"}}}
+"""Nobody listens on the port of the discard service. After an hour, a sink that is away is tried about twice a minute."""
 
 _HOUR: Final = 108_000
 _DAYS_SHARE: Final = 2.6
