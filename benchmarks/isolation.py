@@ -6,6 +6,7 @@ Dead means that nobody listens at its address. It has a backlog when the measure
 import math
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -16,8 +17,10 @@ from benchmarks.figures import Figure, Sizes, percentile, spread
 from benchmarks.processes import bridge, receiver, sender
 
 _RATE: Final = 1000
-_LIVE: Final = {"live": {"type": "stdout"}}
-_DEAD: Final = {"dead": {"type": "webhook", "url": "http://127.0.0.1:9/", "backoff": {"first": "60s"}}}
+_LIVE: Final[Mapping[str, Mapping[str, object]]] = {"live": {"type": "stdout"}}
+_DEAD: Final[Mapping[str, Mapping[str, object]]] = {
+    "dead": {"type": "webhook", "url": "http://127.0.0.1:9/", "backoff": {"first": "60s"}}
+}
 """Nobody listens on the port of the discard service. After an hour, a sink that is away is tried about twice a minute."""
 
 _HOUR: Final = 108_000
