@@ -22,6 +22,7 @@ from bridge.dockercloud import DockerCloudSession, DockerCloudSource, tls_contex
 from bridge.dockercloud_url import DockerCloudOptions
 from bridge.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, FrameReader, encode
 from bridge.source import Ended, Read
+from tests.waiting import until
 
 DEADLINE = 20.0
 SECRET = "c2VjcmV0LXVzZXI6c2VjcmV0LWtleQ=="  # secret-user:secret-key
@@ -782,11 +783,7 @@ def test_a_thousand_sessions_of_every_end_leave_nothing_behind(start_raw: StartR
         except Ended as ended:
             reasons.add(ended.reason)
     assert len(reasons) >= 3, reasons
-    end_of_patience = time.monotonic() + DEADLINE
-    # The server's threads may be a moment behind.
-    while held() > before and time.monotonic() < end_of_patience:
-        time.sleep(0.01)
-    assert held() <= before
+    until(lambda: held() <= before, "the server's threads, which may be a moment behind, have closed theirs")
 
 
 # --- cookies -----------------------------------------------------------------------------------------------------------

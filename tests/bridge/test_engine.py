@@ -11,7 +11,6 @@ import ssl
 import subprocess
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
@@ -41,6 +40,7 @@ from tests.bridge.engine_samples import (
     engine_event,
     line,
 )
+from tests.waiting import until
 
 
 @pytest.mark.parametrize(
@@ -512,11 +512,7 @@ def test_sessions_of_every_end_leave_nothing_behind(engine: FakeEngine) -> None:
             session.close()
         engine.say(b"")
         session.close()
-    deadline = time.monotonic() + 10
-    # The Engine's threads may be a moment behind.
-    while held() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert held() <= before
+    until(lambda: held() <= before, "the Engine's threads, which may be a moment behind, have closed theirs")
 
 
 def test_a_missing_socket_is_named_with_what_helps(directory: Path) -> None:

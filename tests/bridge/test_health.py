@@ -5,7 +5,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from bridge.sink import Entry, Failure, SinkSettings, Unavailable
 from bridge.source import Ended, Session
 from bridge.stream import Stream, StreamPolicy
 from bridge.supervisor import Running
+from tests.waiting import until
 
 DEADLINE = 20.0
 THRESHOLDS = Thresholds(stream_grace=60.0, sink_grace=300.0)
@@ -57,18 +58,11 @@ class Box:
         return []
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
     opened = Journal(JournalOptions(tmp_path / "journal.db", durability="normal"))
     opened.add_sink("audit", "latest")
-    eventually(lambda: opened.accepts)
+    until(lambda: opened.accepts)
     yield opened
     opened.close()
 
@@ -211,9 +205,7 @@ def test_a_journal_that_is_full_is_a_problem(tmp_path: Path) -> None:
 
     waiting = threading.Thread(target=append)
     waiting.start()
-    until = time.monotonic() + DEADLINE
-    while not health.problems() and time.monotonic() < until:
-        time.sleep(0.01)
+    until(lambda: full.accepts and health.problems() != [])
     (problem,) = health.problems()
     full.close()
     waiting.join(DEADLINE)
@@ -320,7 +312,7 @@ def test_a_damaged_journal_that_was_set_aside_is_counted_and_named_until_somebod
     path.write_bytes(b"no journal at all")
     for _ in range(2):
         with closing(Journal(JournalOptions(path))) as journal:
-            eventually(lambda opened=journal: opened.accepts)  # type: ignore[misc]
+            until(lambda opened=journal: opened.accepts)  # type: ignore[misc]
             health = make_health(journal)
             assert health.damaged_journals() == 1
             (kept,) = health.status()["journal"]["damaged_files"]

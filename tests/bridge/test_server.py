@@ -27,6 +27,7 @@ from bridge.sink import Entry, Failure, SinkSettings
 from bridge.source import Ended, Session
 from bridge.stream import Stream, StreamPolicy
 from bridge.supervisor import Running
+from tests.waiting import until
 
 TIMEOUT = 20.0
 SECRET = "geheim"
@@ -61,6 +62,7 @@ class Bench:
         self.metrics = Metrics("1.2.3")
         self.journal = Journal(JournalOptions(path / "journal.db", durability="normal"))
         self.journal.add_sink("audit", "latest")
+        until(lambda: self.journal.accepts)
         stream = Stream(
             "acme",
             "acme",

@@ -23,6 +23,7 @@ from bridge.event import Malformed, Reception, normalize
 from bridge.frames import FrameReader
 from bridge.simulator import Simulator, SimulatorSettings
 from bridge.simulator_traffic import tell_laps
+from tests.waiting import until
 
 PATH = "/api/audit/v1/events"
 NOW = datetime(2016, 2, 1, 16, 47, 28, tzinfo=UTC)
@@ -53,13 +54,6 @@ def client(running: Simulator, path: str = PATH, **options: Any) -> Iterator[web
         yield connection
     finally:
         connection.shutdown()  # type: ignore[no-untyped-call]
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.005)
 
 
 def read_events(connection: websocket.WebSocket, count: int) -> list[dict[str, Any]]:
@@ -151,7 +145,7 @@ def test_the_original_python_client_works_unchanged(namespace: str, authorizatio
         events = OriginalEvents(running.url, namespace, authorization)
         thread = threading.Thread(target=events.run_once)
         thread.start()
-        wait_until(lambda: len(events.received) == 100)
+        until(lambda: len(events.received) == 100)
         running.stop()
         thread.join(10)
 
@@ -174,7 +168,7 @@ def test_the_original_python_clients_keepalive_is_satisfied() -> None:
         events = OriginalEvents(running.url, "", BASIC)
         thread = threading.Thread(target=events.run_once, args=(0.2, 0.15))
         thread.start()
-        wait_until(lambda: events.pongs >= 3)
+        until(lambda: events.pongs >= 3)
         running.stop()
         thread.join(10)
 
@@ -232,7 +226,7 @@ def test_a_close_frame_is_answered_with_its_code() -> None:
         connection.send_close(4001)
 
         assert read_to_the_end(connection) == ([], 4001)
-        wait_until(lambda: running.connections == 0)
+        until(lambda: running.connections == 0)
 
 
 def test_a_frame_that_is_not_masked_ends_the_connection() -> None:
@@ -381,7 +375,7 @@ def test_only_what_somebody_heard_counts_as_sent() -> None:
 
 def test_with_nobody_listening_events_are_gone() -> None:
     with simulator(rate=2000) as running:
-        wait_until(lambda: running.generated >= 20)
+        until(lambda: running.generated >= 20)
         with client(running) as connection:
             first = read_events(connection, 1)[0]["uuid"]
 
@@ -394,7 +388,7 @@ def test_at_full_speed_nothing_is_made_while_nobody_listens() -> None:
         opened: list[websocket.WebSocket] = []
         for _ in range(3):
             opened.append(silent_clients.enter_context(client(running)))
-            wait_until(lambda: running.connections == len(opened))
+            until(lambda: running.connections == len(opened))
             # Whom it does not talk to does not listen; each new client shows that the loop went on meanwhile.
             assert running.generated == 0
         running.change(silence_after=None)
@@ -553,10 +547,10 @@ def test_connections_are_ended_at_their_age_by_turns_with_and_without_a_close_fr
 @pytest.mark.parametrize("code", [1001, 1011, None])
 def test_all_clients_are_disconnected_at_once_and_lose_nothing(code: int | None) -> None:
     with simulator(rate=20_000, wait_for_clients=2) as running, client(running) as first, client(running) as second:
-        wait_until(lambda: running.sent > 1000)
+        until(lambda: running.sent > 1000)
         running.disconnect_all(code)
         ends = [read_to_the_end(connection) for connection in (first, second)]
-        wait_until(lambda: running.connections == 0)
+        until(lambda: running.connections == 0)
 
         assert [end for _, end in ends] == [code, code]
         assert all([json.loads(text)["uuid"] for text in received] == running.sent_uuids() for received, _ in ends)
@@ -564,7 +558,7 @@ def test_all_clients_are_disconnected_at_once_and_lose_nothing(code: int | None)
 
 def test_a_silent_simulator_accepts_and_answers_nothing() -> None:
     with simulator(silence_after=0) as running, client(running) as silent:
-        wait_until(lambda: running.connections == 1)
+        until(lambda: running.connections == 1)
         silent.ping("anybody there")
         running.change(silence_after=None, count=0)
         with client(running) as other:
@@ -666,7 +660,7 @@ class BulkReader:
 
 def test_with_a_rate_a_slow_client_is_disconnected_and_the_others_miss_nothing() -> None:
     with simulator(rate=50_000, wait_for_clients=2) as running, client(running) as quick, client(running):
-        wait_until(lambda: running.connections == 2)
+        until(lambda: running.connections == 2)
         reader = BulkReader(quick)
         while running.connections == 2:
             reader.read(0.1)
@@ -680,14 +674,14 @@ def test_with_a_rate_a_slow_client_is_disconnected_and_the_others_miss_nothing()
 
 def test_at_full_speed_the_slowest_sets_the_pace_until_it_is_given_up() -> None:
     with simulator(send_timeout=2, wait_for_clients=2) as running, client(running) as quick, client(running):
-        wait_until(lambda: running.connections == 2)
+        until(lambda: running.connections == 2)
         reader = BulkReader(quick)
         while reader.read(0.3):
             assert running.connections == 2
 
         assert running.connections == 2
         assert len(reader.uuids) == running.generated
-        wait_until(lambda: running.connections == 1)
+        until(lambda: running.connections == 1)
         assert reader.read(10)
 
 
@@ -719,7 +713,7 @@ def test_stopping_ends_connections_in_order_and_starting_goes_on_with_the_story(
 
 def test_a_client_that_never_reads_does_not_keep_it_from_stopping() -> None:
     with simulator(wait_for_clients=1) as running, client(running):
-        wait_until(lambda: running.sent > 10_000)
+        until(lambda: running.sent > 10_000)
         running.stop()
 
         assert running.connections == 0
@@ -737,8 +731,8 @@ def test_something_that_is_no_request_harms_nobody() -> None:
 def test_a_client_that_leaves_without_a_word_is_noticed() -> None:
     with simulator(rate=1000) as running:
         with client(running):
-            wait_until(lambda: running.connections == 1)
-        wait_until(lambda: running.connections == 0)
+            until(lambda: running.connections == 1)
+        until(lambda: running.connections == 0)
 
 
 def test_a_port_in_use_is_named() -> None:

@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from bridge.sink import Entry, Failure, SinkSettings, Unavailable
 from bridge.source import Ended, Read
 from bridge.stream import Stream, StreamPolicy, StreamStatus
 from bridge.supervisor import Requests, Supervisor
+from tests.waiting import until
 
 DEADLINE = 20.0
 
@@ -195,13 +195,6 @@ class Bench:
         self._changes.append(change)
         self.requests.put("reload")
         assert self._changed.acquire(timeout=DEADLINE)
-
-    def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Wait for what no diary tells."""
-        until = time.monotonic() + DEADLINE
-        while not condition():
-            assert time.monotonic() < until
-            time.sleep(0.005)
 
     def start(self) -> "Bench":
         self._thread.start()
@@ -569,14 +562,15 @@ def test_a_stream_that_does_not_stop_leaves_the_sinks_half_of_the_grace(journal:
 def test_a_process_that_drains_for_long_is_alive(journal: Watched, diary: Diary) -> None:
     ticks: list[float] = []
 
+    def next_tick() -> float:
+        before = bench.supervisor.last_tick
+        until(lambda: bench.supervisor.last_tick != before)
+        return bench.supervisor.last_tick - before
+
     def delivery() -> float:
         diary.note("delivery")
         diary.wait_for("acme ended")
-        for _ in range(3):
-            before, until = bench.supervisor.last_tick, time.monotonic() + DEADLINE
-            while bench.supervisor.last_tick == before and time.monotonic() < until:
-                time.sleep(0.01)
-            ticks.append(bench.supervisor.last_tick - before)
+        ticks.extend(next_tick() for _ in range(3))
         return 0.0
 
     bench = Bench(journal, [FakeStream(diary)], [FakeForwarder(diary, delivery)]).start()
@@ -820,7 +814,7 @@ def test_a_sink_that_was_dropped_is_forgotten_when_its_delivery_has_returned(jou
     assert journal.books().sinks.keys() == {"audit", "other"}
     with capture_logs() as logs:
         old.released.set()
-        bench.wait_until(lambda: journal.books().sinks.keys() == {"other"})
+        until(lambda: journal.books().sinks.keys() == {"other"})
         bench.change(lambda supervisor: supervisor)
     assert [(line["sink"], line["pending_events"]) for line in logs if "forgotten" in line["event"]] == [("audit", 0)]
     assert bench.running() == ([], [other], {})
@@ -836,7 +830,7 @@ def test_a_sink_that_is_dropped_while_its_replacement_waits_does_not_begin_again
     bench.change(lambda supervisor: supervisor.drop_sink("audit"))
     assert bench.running().leaving == {"audit": "to be removed"}
     old.released.set()
-    bench.wait_until(lambda: not journal.books().sinks)
+    until(lambda: not journal.books().sinks)
 
     assert bench.stop()
     assert "new step" not in diary.entries
@@ -865,7 +859,7 @@ def test_a_sink_is_forgotten_later_if_the_disk_fails_now(journal: Watched, diary
     bench = Bench(journal, (), [FakeForwarder(diary)]).start()
     with capture_logs() as logs:
         bench.change(lambda supervisor: supervisor.drop_sink("audit"))
-        bench.wait_until(lambda: not journal.books().sinks)
+        until(lambda: not journal.books().sinks)
         let_ticks_pass(diary)
 
     assert journal.unforgettable == 0

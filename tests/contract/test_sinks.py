@@ -10,7 +10,7 @@ import pytest
 
 from bridge.sink import Entry, Failure, Sink, Unavailable, remarks_of
 from tests.contract.harness import Ability, Harness, make_entries, make_entry, strangers
-from tests.contract.receiver import wait_until
+from tests.waiting import until
 
 if not (HARNESSES := strangers()):
     from tests.contract.ours import HARNESSES
@@ -142,7 +142,7 @@ def test_a_far_side_that_is_gone_is_noticed_without_an_event(harness: Harness, s
     sink.open()
     harness.break_off()
 
-    wait_until(lambda: not takes_nothing(sink))
+    until(lambda: not takes_nothing(sink))
     sink.close()
     harness.repair()
     sink.open()
@@ -296,7 +296,7 @@ def test_opening_and_closing_leaves_no_descriptors_behind(harness: Harness, sink
         sink.close()
 
     # A receiver in a thread of this process may be a moment behind with closing its ends.
-    wait_until(lambda: open_descriptors() <= before)
+    until(lambda: open_descriptors() <= before)
     assert len(harness.arrived()) == 19
 
 

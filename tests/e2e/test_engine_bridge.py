@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from tests import dockerd
-from tests.e2e.harness import Bridge, Receiver, assert_books_balance, repeated, until
+from tests.e2e.harness import Bridge, Receiver, assert_books_balance, repeated
+from tests.waiting import until
 
 CONTAINERS = 200
 

@@ -23,10 +23,10 @@ from tests.e2e.harness import (
     assert_order_per_resource,
     clean_environment,
     free_port,
-    until,
     uuids,
     value,
 )
+from tests.waiting import until
 
 EXAMPLE = Path(__file__).parent.parent.parent / "config" / "bridge.example.yaml"
 REMARK = "sink audit: topic docker-events exists, and we may write to it"

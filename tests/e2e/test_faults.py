@@ -13,10 +13,10 @@ from tests.e2e.harness import (
     assert_books_balance,
     assert_order_per_resource,
     repeated,
-    until,
     uuids,
     value,
 )
+from tests.waiting import until
 
 MINUTE = 60.0
 

@@ -19,11 +19,11 @@ from tests.e2e.harness import (
     assert_books_balance,
     assert_order_per_resource,
     clean_environment,
-    until,
     uuids,
     value,
 )
 from tests.kafka_broker import Broker, create_topic, read_topic
+from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(kafka_broker.any_available() is not None, reason=str(kafka_broker.any_available()))
 

@@ -25,10 +25,10 @@ from tests.e2e.harness import (
     assert_books_balance,
     assert_order_per_resource,
     repeated,
-    until,
     uuids,
     value,
 )
+from tests.waiting import until
 
 FULL_FOR = 5.0
 """A minute, compressed: nothing in the bridge waits longer than a quarter of a second for a full disk."""

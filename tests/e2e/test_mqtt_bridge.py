@@ -19,11 +19,11 @@ from tests.e2e.harness import (
     assert_order_per_resource,
     clean_environment,
     repeated,
-    until,
     uuids,
     value,
 )
 from tests.mosquitto import Certificates, Mosquitto, Subscriber, come_back, write_passwords
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.skipif(

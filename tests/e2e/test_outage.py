@@ -17,12 +17,12 @@ from tests.e2e.harness import (
     assert_books_balance,
     assert_order_per_resource,
     repeated,
-    until,
     uuids,
     value,
 )
 from tests.kafka_broker import Broker, create_topic, read_topic
 from tests.mosquitto import Mosquitto, come_back, write_passwords
+from tests.waiting import until
 
 MISSING = kafka_broker.available() or mosquitto.available()
 

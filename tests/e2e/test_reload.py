@@ -18,10 +18,10 @@ from tests.e2e.harness import (
     free_port,
     repeated,
     running,
-    until,
     uuids,
     value,
 )
+from tests.waiting import until
 
 RATE = 300
 

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tests.e2e.harness import EVENT_BRIDGE, until
+from tests.e2e.harness import EVENT_BRIDGE
 from tests.faults.rig import Rig
+from tests.waiting import until
 
 ROOT: Final = Path(__file__).parents[2]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.harness import until
 from tests.faults.proxy import Fault, Proxy
+from tests.waiting import until
 
 
 @pytest.fixture

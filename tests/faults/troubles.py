@@ -19,9 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from tests.e2e.harness import until, value
+from tests.e2e.harness import value
 from tests.faults.proxy import Fault
 from tests.faults.rig import DELIVERY, Rig
+from tests.waiting import until
 
 _RECOVERY: Final = 60.0
 _NEWS: Final = 30.0

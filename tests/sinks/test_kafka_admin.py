@@ -11,8 +11,8 @@ import pytest
 from sinks.kafka_admin import describe
 from sinks.kafka_remarks import About
 from sinks.kafka_settings import KafkaSettings, connection_options
-from tests.contract.receiver import wait_until
 from tests.e2e.harness import free_port
+from tests.waiting import until
 
 
 def options(address: str) -> dict[str, Any]:
@@ -36,4 +36,4 @@ def test_asking_in_vain_tells_nothing_and_leaves_nothing_behind(
     assert describe(asked, "events") == About()
 
     assert threading.active_count() == threads
-    wait_until(lambda: descriptors() <= before)
+    until(lambda: descriptors() <= before)

@@ -14,9 +14,9 @@ from sinks.kafka import KafkaSink
 from sinks.kafka_settings import KafkaSettings
 from tests import kafka_broker
 from tests.contract.harness import make_entries
-from tests.e2e.harness import until
 from tests.kafka_broker import Broker, create_topic
 from tests.mosquitto import Certificates
+from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(kafka_broker.available() is not None, reason=str(kafka_broker.available()))
 

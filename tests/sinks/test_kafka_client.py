@@ -13,10 +13,10 @@ from sinks.kafka import KafkaSink
 from sinks.kafka_metadata import Metadata
 from sinks.kafka_settings import KafkaSettings
 from tests.contract.harness import make_entries, make_entry
-from tests.contract.receiver import wait_until
 from tests.kafka_broker import read_topic
 from tests.sinks import mock_kafka
 from tests.sinks.mock_kafka import MockKafka
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.skipif(mock_kafka.available() is not None, reason=str(mock_kafka.available())),
@@ -255,10 +255,10 @@ def test_without_events_it_asks_and_sends_nothing_and_says_why_nobody_answers_an
             troubles.append(f"{trouble.reason}: {trouble}")
         return bool(troubles)
 
-    wait_until(lambda: is_gone() or len(asked) > 5)
+    until(lambda: is_gone() or len(asked) > 5)
     assert troubles == []
     mock.down()
-    wait_until(is_gone)
+    until(is_gone)
 
     assert troubles == [f"unreachable: {mock.address}: connection refused"]
     mock.up()
@@ -270,7 +270,7 @@ def test_without_events_brokers_that_are_silent_are_noticed_in_time(mock: MockKa
     mock.delay(60)
 
     with pytest.raises(Unavailable, match="no answer within 1 s"):
-        wait_until(lambda: bool(sink.deliver([])), 3)
+        until(lambda: bool(sink.deliver([])), seconds=3)
 
     mock.delay(0)
 

@@ -16,10 +16,10 @@ from sinks.kafka import KafkaSink
 from sinks.kafka_settings import KafkaSettings
 from tests import kafka_broker
 from tests.contract.harness import make_entries
-from tests.e2e.harness import until
 from tests.kafka_broker import Broker, create_topic, read_topic
 from tests.sinks import mock_kafka
 from tests.sinks.mock_kafka import MockKafka
+from tests.waiting import until
 
 needs_mock = pytest.mark.skipif(mock_kafka.available() is not None, reason=str(mock_kafka.available()))
 needs_kafka = pytest.mark.skipif(kafka_broker.available() is not None, reason=str(kafka_broker.available()))

@@ -16,7 +16,7 @@ from sinks.mqtt import MqttSink
 from sinks.mqtt_settings import MqttSettings
 from tests.contract.harness import make_entries, make_entry
 from tests.contract.mqtt_broker import Answer, Broker, Publish
-from tests.contract.receiver import wait_until
+from tests.waiting import until
 
 MakeSink = Callable[..., MqttSink]
 
@@ -72,7 +72,7 @@ def wait_until_gone(sink: MqttSink) -> Unavailable:
             errors.append(error)
         return bool(errors)
 
-    wait_until(is_gone)
+    until(is_gone)
     return errors[0]
 
 
@@ -437,7 +437,7 @@ def test_an_idle_connection_is_kept_alive(broker: Broker, make_sink: MakeSink) -
     sink = make_sink(broker, keepalive=2)
     sink.open()
 
-    wait_until(lambda: broker.pings >= 2)
+    until(lambda: broker.pings >= 2)
 
     assert sink.deliver(make_entries(3)) == []
     assert len(broker.connects) == 1
@@ -447,7 +447,7 @@ def test_a_broker_that_does_not_answer_pings_is_gone(broker: Broker, make_sink: 
     broker.pong = False
     sink = make_sink(broker, keepalive=2, timeout=0.3)
     sink.open()
-    wait_until(lambda: broker.pings >= 1)
+    until(lambda: broker.pings >= 1)
     broker.gate.clear()
 
     assert "no answer to a ping" in str(wait_until_gone(sink))
@@ -564,7 +564,7 @@ def test_online_comes_first_and_offline_last(broker: Broker, make_sink: MakeSink
     sink.close()
 
     assert broker.availability == [b"online", b"offline"]
-    wait_until(lambda: broker.goodbyes == 1)
+    until(lambda: broker.goodbyes == 1)
     assert b"docker/bridge/home" in broker.connects[0]
 
 
@@ -573,7 +573,7 @@ def test_without_an_availability_topic_nobody_is_told(broker: Broker, make_sink:
     sink.open()
     sink.close()
 
-    wait_until(lambda: broker.goodbyes == 1)
+    until(lambda: broker.goodbyes == 1)
     assert broker.availability == []
     assert b"offline" not in broker.connects[0]
 
@@ -592,7 +592,7 @@ def test_closing_ends_a_delivery_in_another_thread(broker: Broker, make_sink: Ma
 
     thread = threading.Thread(target=deliver, daemon=True)
     thread.start()
-    wait_until(lambda: len(broker.tried) == 1)
+    until(lambda: len(broker.tried) == 1)
     began = time.monotonic()
     sink.close()
     thread.join(10)
@@ -626,7 +626,7 @@ def test_no_thread_of_the_library_runs_and_ours_ends_with_the_connection(broker:
     assert "one keepalive" in ours()
     assert not [thread.name for thread in threading.enumerate() if "paho" in thread.name]
     sink.close()
-    wait_until(lambda: "one keepalive" not in ours())
+    until(lambda: "one keepalive" not in ours())
 
 
 def test_names_that_mqtt_forbids_do_not_reach_the_broker(broker: Broker, make_sink: MakeSink) -> None:

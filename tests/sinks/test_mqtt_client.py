@@ -21,8 +21,8 @@ from sinks.mqtt import MqttSink
 from sinks.mqtt_settings import MqttSettings
 from tests import mosquitto
 from tests.contract.harness import make_entries, make_entry
-from tests.contract.receiver import wait_until
 from tests.mosquitto import Broker, Certificates, Mosquitto, Subscriber, user_properties, write_passwords
+from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(mosquitto.any_available() is not None, reason=str(mosquitto.any_available()))
 OF_OUR_OWN = pytest.mark.skipif(
@@ -78,7 +78,7 @@ def deliver_all(
                 is_open = True
             failures += sink.deliver(left[:200])
             left = left[200:]
-            wait_until(partial(arrived, len(entries) - len(left)))
+            until(partial(arrived, len(entries) - len(left)))
         except Unavailable as error:
             unavailable.append(error)
             left = [entry for entry in left if entry.seq not in error.delivered]
@@ -203,7 +203,7 @@ def test_availability_is_retained_and_the_will_tells_when_we_die(anybody: Broker
         assert subscriber.payloads()[2:] == [b"online"]
         assert [found["payload"] for found in anybody.retained(topic).values()] == ["online"]
         abort_connections_to(int(anybody.url.rpartition(":")[2]))
-        wait_until(lambda: subscriber.payloads()[3:] == [b"offline"])
+        until(lambda: subscriber.payloads()[3:] == [b"offline"])
         assert [found["payload"] for found in anybody.retained(topic).values()] == ["offline"]
 
 
@@ -397,7 +397,7 @@ def test_a_broker_that_goes_away_in_the_middle_gets_everything(
         outages = 0
 
         def cause_trouble() -> None:
-            wait_until(lambda: len(subscriber.publications()) >= 4000 * (outages + 1), 30)
+            until(lambda: len(subscriber.publications()) >= 4000 * (outages + 1))
             if outage == "kill":
                 broker.kill()
             else:

@@ -13,7 +13,8 @@ from typing import Self
 import pytest
 
 from sinks.timed_http import Answer, NoConnection, TimedClient, read_url
-from tests.contract.receiver import Receiver, drip, make_certificate, reply, server_context, wait_until
+from tests.contract.receiver import Receiver, drip, make_certificate, reply, server_context
+from tests.waiting import until
 
 TIMEOUT = 0.4
 TOO_LONG = 8.0
@@ -346,7 +347,7 @@ def test_closing_wakes_a_request_that_hangs(receiver: Receiver, make_client: Mak
 
     thread = threading.Thread(target=hang, daemon=True)
     thread.start()
-    wait_until(lambda: len(receiver.requests) == 1)
+    until(lambda: len(receiver.requests) == 1)
     client.close()
     thread.join(10)
 

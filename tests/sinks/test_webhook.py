@@ -13,7 +13,8 @@ from bridge.sink import Entry, Failure, Unavailable
 from sinks.webhook import WebhookSink
 from sinks.webhook_settings import WebhookSettings
 from tests.contract.harness import make_entries, make_entry
-from tests.contract.receiver import Receiver, Request, make_certificate, reply, server_context, wait_until
+from tests.contract.receiver import Receiver, Request, make_certificate, reply, server_context
+from tests.waiting import until
 
 Make = Callable[..., WebhookSink]
 
@@ -114,7 +115,7 @@ def test_as_many_requests_as_connections_are_under_way(receiver: Receiver, open_
     receiver.gate.clear()
     delivery = threading.Thread(target=sink.deliver, args=(entries,), daemon=True)
     delivery.start()
-    wait_until(lambda: len(receiver.requests) == 3)
+    until(lambda: len(receiver.requests) == 3)
     delivery.join(0.2)
     assert len(receiver.requests) == 3
 
@@ -135,7 +136,7 @@ def test_events_of_one_resource_are_under_way_one_after_another_unless_order_doe
     receiver.gate.clear()
     delivery = threading.Thread(target=sink.deliver, args=(entries,), daemon=True)
     delivery.start()
-    wait_until(lambda: len(receiver.requests) == under_way)
+    until(lambda: len(receiver.requests) == under_way)
     delivery.join(0.1)
     assert len(receiver.requests) == under_way
 
@@ -340,7 +341,7 @@ def test_a_receiver_that_cuts_every_connection_is_unavailable(receiver: Receiver
 
 def test_opening_proves_the_way_without_a_request(receiver: Receiver, open_sink: Make) -> None:
     sink = open_sink()
-    wait_until(lambda: receiver.connections == 1)
+    until(lambda: receiver.connections == 1)
     assert receiver.requests == []
     sink.close()
     receiver.stop()
@@ -389,7 +390,7 @@ def test_closing_ends_a_delivery_that_hangs(receiver: Receiver, open_sink: Make)
 
     delivery = threading.Thread(target=hang, daemon=True)
     delivery.start()
-    wait_until(lambda: len(receiver.requests) == 4)
+    until(lambda: len(receiver.requests) == 4)
     sink.close()
     delivery.join(10)
 
@@ -413,7 +414,7 @@ def test_the_process_does_not_wait_for_requests_that_hang(receiver: Receiver) ->
     receiver.gate.clear()
     root = Path(__file__).parents[2]
     child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(HANGING), receiver.url], stdin=subprocess.PIPE, cwd=root)
-    wait_until(lambda: len(receiver.requests) == 4, seconds=30)
+    until(lambda: len(receiver.requests) == 4, seconds=30)
 
     child.communicate(b"\n", timeout=30)
 

@@ -6,7 +6,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
@@ -34,6 +33,7 @@ from bridge.journal import (
     tables,
 )
 from bridge.sink import Entry
+from tests.waiting import until
 
 Open = Callable[..., Journal]
 DEADLINE = 20.0
@@ -86,13 +86,6 @@ def assert_balanced(journal: Journal) -> None:
     for sink in books.sinks.values():
         assert sink.accepted + sink.replayed == sink.delivered + sink.filtered + sink.dead + sink.dropped + sink.pending
         assert sink.dead == sink.dead_letters + sink.replayed + sink.discarded
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -364,7 +357,7 @@ def test_a_journal_can_be_closed_while_its_uuids_are_read(
     journal = open_journal()
     appended = threads.submit(append, journal, 2)
     closed = threads.submit(journal.close)
-    eventually(lambda: is_closing(journal))
+    until(lambda: is_closing(journal))
     go_on.set()
 
     closed.result(DEADLINE)
@@ -404,7 +397,7 @@ def together(journal: Journal, pool: ThreadPoolExecutor, batches: Sequence[Batch
     """Have several threads append at once: while the write lock is taken, all of them get in line."""
     with journal._write:  # noqa: SLF001 - the only way to have them all wait for certain
         waiting = [pool.submit(journal.append, batch) for batch in batches]
-        eventually(lambda: len(journal._waiting) == len(batches))  # noqa: SLF001 - as above
+        until(lambda: len(journal._waiting) == len(batches))  # noqa: SLF001 - as above
     return waiting
 
 
@@ -489,7 +482,7 @@ def test_reading_ends_without_an_event_when_it_is_woken(open_journal: Open, thre
         journal.wake()
         return reading.done()
 
-    eventually(woken)
+    until(woken)
     assert reading.result() == []
 
 
@@ -504,7 +497,7 @@ def test_waiting_tells_whether_something_was_appended(open_journal: Open, thread
             wake()
             return waiting.done()
 
-        eventually(woken)
+        until(woken)
         return waiting.result()
 
     fresh = iter(range(100_000))
@@ -732,7 +725,7 @@ def test_a_process_may_be_killed_at_any_time(open_journal: Open, path: Path) -> 
 def test_closing_ends_all_waiting(open_journal: Open, threads: ThreadPoolExecutor) -> None:
     journal = open_journal(sinks=["a", "b"], max_bytes=1)
     full = threads.submit(append, journal, 1)
-    eventually(lambda: journal.books().trouble is not None)
+    until(lambda: journal.books().trouble is not None)
     reading = threads.submit(journal.read, "b", 10, 1000, 10 * DEADLINE)
     waiting = threads.submit(journal.wait, 10 * DEADLINE)
     journal.close()

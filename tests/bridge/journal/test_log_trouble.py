@@ -8,7 +8,6 @@ import json
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -33,6 +32,7 @@ from bridge.journal import (
     space,
 )
 from bridge.sink import Entry
+from tests.waiting import until
 
 Open = Callable[..., Journal]
 DEADLINE = 20.0
@@ -61,13 +61,6 @@ def assert_balanced(journal: Journal) -> None:
         assert stream.received == stream.accepted + stream.duplicate + sum(stream.malformed.values())
     for sink in books.sinks.values():
         assert sink.accepted == sink.delivered + sink.filtered + sink.dead + sink.dropped + sink.pending
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
 
 
 def trouble(journal: Journal) -> str:
@@ -139,7 +132,7 @@ def test_a_full_journal_takes_nothing_until_the_sink_that_is_behind_has_moved(
     journal.settle("a", delivered(read(journal)))
     with capture_logs() as logs:
         waiting = thread.submit(journal.append, batch(following))
-        eventually(lambda: "full, journal.max_bytes is 200000; a sink is behind" in trouble(journal))
+        until(lambda: "full, journal.max_bytes is 200000; a sink is behind" in trouble(journal))
         assert not waiting.done()
         journal.settle("b", delivered(read(journal, "b", limit=following // 2)))
         assert waiting.result(DEADLINE) == (1, 0)
@@ -180,7 +173,7 @@ def test_outcomes_find_room_on_a_full_disk_because_events_leave_some(
     journal.append(batch(1))
     available = 32 << 20
     waiting = thread.submit(journal.append, batch(2))
-    eventually(lambda: trouble(journal).startswith(f"{path}: the disk is full but for a reserve of 32 MiB"))
+    until(lambda: trouble(journal).startswith(f"{path}: the disk is full but for a reserve of 32 MiB"))
     journal.settle("a", delivered(read(journal)))
     assert journal.books().sinks["a"].delivered == 1
     assert not waiting.done()
@@ -208,7 +201,7 @@ def test_a_disk_too_small_for_the_journal_is_used_again_when_events_are_delivere
         seen: list[int] = []
         times_full = 0
         while len(seen) < 100:
-            eventually(lambda: bool(trouble(journal)) or streaming.done())
+            until(lambda: bool(trouble(journal)) or streaming.done())
             times_full += bool(trouble(journal))
             while entries := read(journal, limit=5):
                 journal.settle("a", delivered(entries))
@@ -297,15 +290,15 @@ def test_a_commit_that_fails_leaves_no_trace_and_is_made_later(
         with journal._write:  # noqa: SLF001 - so that both batches are in one commit, the second of which fails
             for numbers_waiting in ((2,), (1, 3)):
                 waiting.append(thread.submit(journal.append, batch(*numbers_waiting)))
-                eventually(lambda: len(journal._waiting) == len(waiting))  # noqa: SLF001 - as above
-        eventually(lambda: trouble(journal) == f"{path}: the disk is on fire")
+                until(lambda: len(journal._waiting) == len(waiting))  # noqa: SLF001 - as above
+        until(lambda: trouble(journal) == f"{path}: the disk is on fire")
         assert not any(future.done() for future in waiting)
         books = journal.books()
         assert (books.streams, books.sinks) == (before.streams, before.sinks)
         with other_connection(path) as db:
             assert db.execute("SELECT count(*), (SELECT next_seq FROM meta) FROM seen").fetchone() == (1, 2)
     assert [future.result(DEADLINE) for future in waiting] == [Appended(1, 0), Appended(1, 1)]
-    eventually(lambda: trouble(journal) == "")
+    until(lambda: trouble(journal) == "")
     assert [entry["log_level"] for entry in logs] == ["error"]
     assert numbers(read(journal)) == [1, 2, 3]
     assert numbers(read(open_journal())) == [1, 2, 3]
@@ -326,7 +319,7 @@ def test_an_outcome_that_can_not_be_recorded_waits_and_is_recorded_once(
     )
     with failing(path, "INSERT ON dead_letters"):
         waiting = thread.submit(journal.settle, "a", outcome)
-        eventually(lambda: "the disk is on fire" in trouble(journal))
+        until(lambda: "the disk is on fire" in trouble(journal))
         books = journal.books()
         assert (books.streams, books.sinks) == (before.streams, before.sinks)
         assert numbers(read(journal)) == [1, 2, 3, 4]

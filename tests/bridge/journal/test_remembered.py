@@ -15,6 +15,7 @@ from bridge.journal.store import Store
 
 Remember = Callable[[], Remembered]
 NOW = 1000.0
+DEADLINE = 20.0
 
 
 @pytest.fixture
@@ -94,23 +95,22 @@ def test_those_that_are_damaged_are_counted_and_cost_no_others(store: Store, rem
 def test_a_journal_that_closes_does_not_wait_for_them(
     store: Store, remember: Remember, is_closing: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pages = 0
+    reading = threading.Event()
 
     def endless(*_: object) -> Iterator[tables.Keys]:
-        nonlocal pages
         while True:
-            pages += 1
+            reading.set()
             yield tables.Keys(1, [], 0)
 
     put(store, range(3))
     monkeypatch.setattr(tables, "seen_keys", endless)
     remembered = remember()
+    assert reading.wait(DEADLINE)
     assert not remembered.complete
     is_closing.set()
     remembered.end()
-    remembered.wait()
 
-    assert pages
+    assert remembered.complete
 
 
 def test_a_small_journal_remembers_fewer(tmp_path: Path) -> None:
