@@ -16,7 +16,6 @@ import functools
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -38,6 +37,7 @@ from kafka.structs import TopicPartition  # type: ignore[import-untyped]
 
 from tests.contract.receiver import make_certificate
 from tests.freezing import freeze
+from tests.ports import free_ports
 
 VERSION: Final = "4.1.1"
 GIVEN: Final = os.environ.get("EVENT_BRIDGE_TEST_KAFKA")
@@ -135,14 +135,6 @@ def _is_complete() -> bool:
     return (_CACHE / "complete").exists()
 
 
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 class Broker:
     """A broker that can be stopped, killed, frozen and started again on the same ports and data; a context manager.
 
@@ -171,7 +163,7 @@ class Broker:
         names = [name for name in _PROTOCOLS if identity is not None or "TLS" not in name]
         if first is not None:
             names.remove("CONTROLLER")
-        *ports, self.detour = _free_ports(len(names) + 1)
+        *ports, self.detour = free_ports(len(names) + 1)
         self._ports = dict(zip(names, ports, strict=True))
         self._settings = self._base() | self._logins() | dict(settings or {})
         if identity is not None:

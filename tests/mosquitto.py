@@ -24,6 +24,7 @@ from typing import Any, Self
 import psutil
 
 from tests.freezing import freeze
+from tests.ports import free_port
 
 _SYNC = "sync/"
 
@@ -73,13 +74,6 @@ def _version() -> str:
 def program(name: str) -> str | None:
     """The path of one of mosquitto's programs. Debian puts servers where the path of ordinary users does not lead."""
     return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 class Broker:

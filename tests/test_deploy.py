@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests import kafka_broker, mosquitto
+from tests.ports import free_port
 
 ROOT: Final = Path(__file__).parent.parent
 FILE: Final = ROOT / "deploy" / "compose.test.yaml"
@@ -58,7 +59,7 @@ def test_mosquitto_takes_its_configuration(tmp_path: Path, compose: Any) -> None
     (config,) = [compose["configs"][one["source"]]["content"] for one in mqtt["configs"]]
     inside = mqtt["ports"][0].rpartition(":")[2]
     assert f"listener {inside}\n" in config
-    broker = mosquitto.Broker("127.0.0.1", mosquitto.free_port())
+    broker = mosquitto.Broker("127.0.0.1", free_port())
     path = tmp_path / "mosquitto.conf"
     path.write_text(config.replace(f"listener {inside}", f"listener {broker.plain} 127.0.0.1"))
     with psutil.Popen([str(mosquitto.program("mosquitto")), "-c", str(path)], stderr=subprocess.PIPE) as process:

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from bridge.simulator import Simulator, SimulatorSettings
-from tests.e2e.harness import EVENT_BRIDGE, Bridge, Receiver, clean_environment, free_port, running
+from tests.e2e.harness import EVENT_BRIDGE, Bridge, Receiver, clean_environment, running
+from tests.ports import free_port
 from tests.waiting import until
 
 SECRET = "s3cret-api-key"

@@ -22,10 +22,10 @@ from tests.e2e.harness import (
     assert_books_balance,
     assert_order_per_resource,
     clean_environment,
-    free_port,
     uuids,
     value,
 )
+from tests.ports import free_port
 from tests.waiting import until
 
 EXAMPLE = Path(__file__).parent.parent.parent / "config" / "bridge.example.yaml"

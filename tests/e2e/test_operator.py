@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from bridge.simulator import Simulator, SimulatorSettings
-from tests.e2e.harness import EVENT_BRIDGE, Bridge, Receiver, clean_environment, free_port, uuids
+from tests.e2e.harness import EVENT_BRIDGE, Bridge, Receiver, clean_environment, uuids
+from tests.ports import free_port
 from tests.waiting import until
 
 EVENTS = 1000

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from bridge.simulator import Simulator, SimulatorSettings
-from tests.e2e.harness import Bridge, free_port
+from tests.e2e.harness import Bridge
+from tests.ports import free_port
 from tests.waiting import until
 
 

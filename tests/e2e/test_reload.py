@@ -15,12 +15,12 @@ from tests.e2e.harness import (
     Receiver,
     assert_books_balance,
     assert_order_per_resource,
-    free_port,
     repeated,
     running,
     uuids,
     value,
 )
+from tests.ports import free_port
 from tests.waiting import until
 
 RATE = 300

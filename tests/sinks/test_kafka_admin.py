@@ -11,7 +11,7 @@ import pytest
 from sinks.kafka_admin import describe
 from sinks.kafka_remarks import About
 from sinks.kafka_settings import KafkaSettings, connection_options
-from tests.e2e.harness import free_port
+from tests.ports import free_port
 from tests.waiting import until
 
 
