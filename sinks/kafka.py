@@ -17,7 +17,7 @@ from typing import ClassVar, Final
 from bridge.sink import Entry, Failure, Reason, Unavailable
 from sinks.kafka_client import Client
 from sinks.kafka_pulse import INTERVAL
-from sinks.kafka_records import Partition, Record, shared_headers, spread
+from sinks.kafka_records import Partition, Record, record_of, spread
 from sinks.kafka_remarks import About, remarks
 from sinks.kafka_settings import KafkaSettings
 from sinks.kafka_template import Keys, Topics, problem_of
@@ -25,6 +25,32 @@ from sinks.kafka_verdict import BYSTANDER, INVALID, UNAUTHORIZED, Refusal, Verdi
 
 _UNLIMITED: Final = 1 << 30
 _UNPLACED: Final = -1
+
+
+class _Batch:
+    """The records that go to a partition in one round.
+
+    Args:
+        room: Bytes that it holds at most, if there is more than one record.
+        most: Records that it holds at most.
+
+    Attributes:
+        records: The records.
+    """
+
+    def __init__(self, room: int, most: int) -> None:
+        self.records: list[Record] = []
+        self._room = room
+        self._most = most
+
+    def takes(self, record: Record) -> bool:
+        """Take a record, if there is room for it."""
+        room, records = self._room - record.size, self.records
+        if records and (room < 0 or len(records) >= self._most):
+            return False
+        self._room = room
+        records.append(record)
+        return True
 
 
 class _Call:
@@ -46,24 +72,22 @@ class _Call:
 
     def next_round(self) -> dict[Partition, list[Record]]:
         """Take what goes now out of what is to do: one batch per partition, and each lane in one partition only."""
-        batches: dict[Partition, list[Record]] = {}
-        room: dict[Partition, int] = {}
+        batches: dict[Partition, _Batch] = {}
         place: dict[str, Partition | None] = {}
         left: list[Record] = []
         for record in self.todo:
             partition = record.partition
             if place.setdefault(record.lane, partition) == partition:
                 batch = batches.get(partition)
-                free = (self._limit if batch is None else room[partition]) - record.size
-                if batch is None or (free >= 0 and len(batch) < self._sizes.get(partition, _UNLIMITED)):
-                    room[partition] = free
-                    batches.setdefault(partition, []).append(record)
+                if batch is None:
+                    batch = batches[partition] = _Batch(self._limit, self._sizes.get(partition, _UNLIMITED))
+                if batch.takes(record):
                     continue
             # Neither may anything later of its lane go now.
             place[record.lane] = None
             left.append(record)
         self.todo = left
-        return batches
+        return {partition: batch.records for partition, batch in batches.items()}
 
     def acknowledge(self, partition: Partition, records: Sequence[Record]) -> None:
         """Note what was acknowledged; after that, a batch may be larger again."""
@@ -178,15 +202,8 @@ class KafkaSink:
 
     def _record(self, place: int, entry: Entry) -> Record:
         event = entry.fields
-        return Record(
-            entry=entry,
-            place=place,
-            lane=event.resource_uri if self._settings.ordering == "resource" else event.uuid,
-            partition=(self._topics.name(event), _UNPLACED),
-            key=self._keys.key(event),
-            uuid=event.uuid.encode(),
-            shared=shared_headers(event),
-        )
+        lane = event.resource_uri if self._settings.ordering == "resource" else event.uuid
+        return record_of(entry, place, lane, (self._topics.name(event), _UNPLACED), self._keys.key(event))
 
     def _place(self, client: Client, call: _Call, records: Sequence[Record]) -> None:
         """Give each record its partition; those that can have none fail."""

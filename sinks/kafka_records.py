@@ -11,14 +11,13 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from bridge.event import Fields
 from bridge.sink import Entry
 
 _CONTENT_TYPE: Final = b"application/json"
 _ATTRIBUTES: Final = b"\x00"
 _HEADER_COUNT: Final = 5
-_OVERHEAD: Final = 32
-"""Bytes of a record besides key, value and headers at most: lengths, times and counts."""
+_OVERHEAD: Final = 21
+"""Bytes of a record besides those that are the same in any batch at most: length, attributes, time and offset."""
 
 _MIX: Final = 0x5BD1E995
 _MASK: Final = 0xFFFFFFFF
@@ -44,8 +43,8 @@ class Record(msgspec.Struct, gc=False):
         lane: What it has in common with those that it must not overtake.
         partition: Where it goes.
         key: The record's key.
-        uuid: The event's uuid.
-        shared: Headers besides that.
+        encoded: What stands in it in any batch: key, value and headers.
+        size: Bytes that it takes in a batch at most.
     """
 
     entry: Entry
@@ -53,8 +52,8 @@ class Record(msgspec.Struct, gc=False):
     lane: str
     partition: Partition
     key: bytes | None
-    uuid: bytes
-    shared: SharedHeaders
+    encoded: bytes
+    size: int
 
     @property
     def timestamp(self) -> int:
@@ -62,19 +61,21 @@ class Record(msgspec.Struct, gc=False):
         return int(self.entry.received * 1000)
 
     @property
-    def size(self) -> int:
-        """Bytes that it takes in a batch at most."""
-        return len(self.entry.json) + len(self.key or b"") + len(self.uuid) + len(self.shared.encoded) + _OVERHEAD
-
-    @property
     def headers(self) -> list[tuple[str, bytes]]:
         """All headers."""
-        return [("uuid", self.uuid), *self.shared.pairs]
+        event = self.entry.fields
+        return [("uuid", event.uuid.encode()), *_shared_headers(event.namespace, event.type, event.action).pairs]
 
 
-def shared_headers(event: Fields) -> SharedHeaders:
-    """Make the headers of an event besides its uuid."""
-    return _shared_headers(event.namespace, event.type, event.action)
+def record_of(entry: Entry, place: int, lane: str, partition: Partition, key: bytes | None) -> Record:
+    """Make the record of an event; what all the arguments mean says `Record`."""
+    event, value = entry.fields, entry.json
+    uuid = event.uuid.encode()
+    shared = _shared_headers(event.namespace, event.type, event.action)
+    encoded = b"".join(
+        (_keyed(key), _varint(len(value)), value, _UUID, _varint(len(uuid)), uuid, shared.encoded),
+    )
+    return Record(entry, place, lane, partition, key, encoded, len(encoded) + _OVERHEAD)
 
 
 @lru_cache(4096)
@@ -112,30 +113,18 @@ def encode(records: Sequence[Record]) -> tuple[bytes, int, int]:
     Returns:
         The body, the timestamp of the first record, and the latest timestamp.
     """
-    first = latest = current = records[0].timestamp
+    first = latest = records[0].timestamp
+    received = records[0].entry.received
     head = _ATTRIBUTES + _varint(0)
     parts: list[bytes] = []
     for offset, record in enumerate(records):
-        timestamp = record.timestamp
-        if timestamp != current:
+        if record.entry.received != received:
             # Most have the time of the one before, with which they were received.
-            current, latest = timestamp, max(latest, timestamp)
+            received, timestamp = record.entry.received, record.timestamp
+            latest = max(latest, timestamp)
             head = _ATTRIBUTES + _varint(timestamp - first)
-        value, uuid = record.entry.json, record.uuid
-        body = b"".join(
-            (
-                head,
-                _varint(offset),
-                _keyed(record.key),
-                _varint(len(value)),
-                value,
-                _UUID,
-                _varint(len(uuid)),
-                uuid,
-                record.shared.encoded,
-            )
-        )
-        parts += (_varint(len(body)), body)
+        position, rest = _varint(offset), record.encoded
+        parts += (_varint(len(head) + len(position) + len(rest)), head, position, rest)
     return b"".join(parts), first, latest
 
 

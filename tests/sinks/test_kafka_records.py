@@ -6,13 +6,12 @@ from kafka.partitioner import murmur2  # type: ignore[import-untyped]
 from kafka.record.default_records import DefaultRecordBatchBuilder  # type: ignore[import-untyped]
 
 from bridge.sink import Entry
-from sinks.kafka_records import Record, encode, shared_headers, spread
+from sinks.kafka_records import Record, encode, record_of, spread
 from tests.contract.harness import make_entries, make_entry
 
 
 def make_record(entry: Entry, key: bytes | None = b"key") -> Record:
-    event = entry.fields
-    return Record(entry, entry.seq, "lane", ("topic", 0), key, event.uuid.encode(), shared_headers(event))
+    return record_of(entry, entry.seq, "lane", ("topic", 0), key)
 
 
 def by_the_library(records: list[Record]) -> bytes:
