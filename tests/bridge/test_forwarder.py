@@ -981,7 +981,7 @@ class FickleSink(ScriptedSink):
         return failures
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data(), ordering=st.sampled_from(["resource", "none"]), max_attempts=st.none() | st.integers(1, 4))
 def test_whatever_a_sink_does_every_event_is_delivered_in_order_or_a_dead_letter(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, ordering: str, max_attempts: int | None

@@ -30,7 +30,7 @@ from bridge.operations import OperationError
 from bridge.operations_journal import JournalInspection
 from bridge.sink import Entry, Failure, SinkSettings
 
-IN_CHECK: Final = 120
+IN_CHECK: Final = 300
 CORRUPTIONS: Final = int(os.environ.get("CORRUPTIONS", IN_CHECK))
 SINKS: Final = ("behind", "halfway", "done")
 NOW: Final = 1_000_000.0

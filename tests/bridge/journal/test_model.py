@@ -305,7 +305,7 @@ JournalMachine.TestCase.settings = settings(max_examples=40, stateful_step_count
 TestJournal = JournalMachine.TestCase
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     steps=st.lists(st.sampled_from(["append", "append", "settle", "prune"]), min_size=5, max_size=25),
     left=st.floats(0.0, 1.0),
