@@ -105,11 +105,7 @@ class Bridge(NamedTuple):
             RuntimeError: It does not.
         """
         self.wait_for("event_bridge_stream_connected", 1)
-        deadline = time.monotonic() + _PATIENCE
-        while not _answers(self.port, "/readyz"):
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"the bridge is not ready: {self.log.read_text()}")
-            time.sleep(0.02)
+        self.wait_until("it is ready", lambda _: _answers(self.port, "/readyz"))
 
     def cpu_seconds(self) -> float:
         """What it has used of all cores so far."""
