@@ -44,7 +44,6 @@ class Record(msgspec.Struct, gc=False):
         partition: Where it goes.
         key: The record's key.
         encoded: What stands in it in any batch: key, value and headers.
-        size: Bytes that it takes in a batch at most.
     """
 
     entry: Entry
@@ -53,12 +52,16 @@ class Record(msgspec.Struct, gc=False):
     partition: Partition
     key: bytes | None
     encoded: bytes
-    size: int
 
     @property
     def timestamp(self) -> int:
         """When we heard it, in milliseconds. Not the event's own time: retention would delete what was heard late."""
         return int(self.entry.received * 1000)
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes in a batch at most."""
+        return len(self.encoded) + _OVERHEAD
 
     @property
     def headers(self) -> list[tuple[str, bytes]]:
@@ -72,10 +75,8 @@ def record_of(entry: Entry, place: int, lane: str, partition: Partition, key: by
     event, value = entry.fields, entry.json
     uuid = event.uuid.encode()
     shared = _shared_headers(event.namespace, event.type, event.action)
-    encoded = b"".join(
-        (_keyed(key), _varint(len(value)), value, _UUID, _varint(len(uuid)), uuid, shared.encoded),
-    )
-    return Record(entry, place, lane, partition, key, encoded, len(encoded) + _OVERHEAD)
+    encoded = b"".join((_keyed(key), _varint(len(value)), value, _UUID, _varint(len(uuid)), uuid, shared.encoded))
+    return Record(entry, place, lane, partition, key, encoded)
 
 
 @lru_cache(4096)
