@@ -17,7 +17,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -361,10 +361,14 @@ def _listens(host: str, port: int) -> bool:
     return False
 
 
-def come_back(broker: Mosquitto, folder: Path, subscriber: Subscriber) -> None:
-    """Start it without the user `bridge`, so that nothing is published before the subscriber is back; then with it."""
+def come_back(broker: Mosquitto, folder: Path, subscriber: Subscriber, see: Callable[[], None] = lambda: None) -> None:
+    """Start it without the user `bridge`, so that nothing is published before the subscriber is back; then with it.
+
+    What has to be seen while the bridge is refused, `see` waits for.
+    """
     write_passwords(folder)
     broker.start()
     subscriber.sync()
+    see()
     write_passwords(folder, bridge="s3cret")
     broker.reload()

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def test_a_broker_that_goes_away_in_the_middle_misses_nothing_and_delays_nobody(
             if outage == "kill -9":
                 broker.kill()
                 watch_the_other(receiver, OUTAGE)
-                refuse_for_a_while(broker, tmp_path, subscriber, bridge)
+                come_back(broker, tmp_path, subscriber, partial(see_that_we_are_refused, bridge))
             elif outage == "stopped":
                 broker.terminate()
                 watch_the_other(receiver, OUTAGE)
@@ -236,16 +237,11 @@ def watch_the_other(receiver: Receiver, seconds: float) -> None:
         until(lambda before=before: receiver.count() > before, "the other sink goes on", 2)  # type: ignore[misc]
 
 
-def refuse_for_a_while(broker: Mosquitto, folder: Path, subscriber: Subscriber, bridge: Bridge) -> None:
-    """Start the broker without our user; it knows us again when the subscriber is back and the status says what is wrong."""
-    write_passwords(folder)
-    broker.start()
-    subscriber.sync()
+def see_that_we_are_refused(bridge: Bridge) -> None:
+    """Wait until the status says what is wrong."""
 
     def told() -> bool:
         status = bridge.status()["sinks"]["home"]
         return status["reason"] == "unauthorized" and "the broker refused the connection: not authorized" in status["error"]
 
     until(told, "the status says that we are refused", 60)
-    write_passwords(folder, bridge="s3cret")
-    broker.reload()
