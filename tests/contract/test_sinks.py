@@ -142,7 +142,7 @@ def test_a_far_side_that_is_gone_is_noticed_without_an_event(harness: Harness, s
     sink.open()
     harness.break_off()
 
-    until(lambda: not takes_nothing(sink))
+    until(lambda: not takes_nothing(sink), "it is noticed", 10)
     sink.close()
     harness.repair()
     sink.open()

@@ -258,7 +258,7 @@ def test_without_events_it_asks_and_sends_nothing_and_says_why_nobody_answers_an
     until(lambda: is_gone() or len(asked) > 5)
     assert troubles == []
     mock.down()
-    until(is_gone)
+    until(is_gone, "it is noticed", 10)
 
     assert troubles == [f"unreachable: {mock.address}: connection refused"]
     mock.up()

@@ -72,7 +72,7 @@ def wait_until_gone(sink: MqttSink) -> Unavailable:
             errors.append(error)
         return bool(errors)
 
-    until(is_gone)
+    until(is_gone, "it is noticed", 10)
     return errors[0]
 
 
@@ -437,7 +437,7 @@ def test_an_idle_connection_is_kept_alive(broker: Broker, make_sink: MakeSink) -
     sink = make_sink(broker, keepalive=2)
     sink.open()
 
-    until(lambda: broker.pings >= 2)
+    until(lambda: broker.pings >= 2, "there are pings", 10)
 
     assert sink.deliver(make_entries(3)) == []
     assert len(broker.connects) == 1
@@ -447,7 +447,7 @@ def test_a_broker_that_does_not_answer_pings_is_gone(broker: Broker, make_sink: 
     broker.pong = False
     sink = make_sink(broker, keepalive=2, timeout=0.3)
     sink.open()
-    until(lambda: broker.pings >= 1)
+    until(lambda: broker.pings >= 1, "there is a ping", 10)
     broker.gate.clear()
 
     assert "no answer to a ping" in str(wait_until_gone(sink))

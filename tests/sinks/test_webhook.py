@@ -414,7 +414,7 @@ def test_the_process_does_not_wait_for_requests_that_hang(receiver: Receiver) ->
     receiver.gate.clear()
     root = Path(__file__).parents[2]
     child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(HANGING), receiver.url], stdin=subprocess.PIPE, cwd=root)
-    until(lambda: len(receiver.requests) == 4, seconds=30)
+    until(lambda: len(receiver.requests) == 4)
 
     child.communicate(b"\n", timeout=30)
 

@@ -109,6 +109,7 @@ def test_a_journal_that_closes_does_not_wait_for_them(
     assert not remembered.complete
     is_closing.set()
     remembered.end()
+    remembered.wait()
 
     assert remembered.complete
 
