@@ -65,7 +65,7 @@ class Forwarder:
         next_due: When the next event of the retry queue is due, in seconds since the epoch; None if there was none.
     """
 
-    def __init__(  # noqa: PLR0913 - everything that it uses comes from outside
+    def __init__(
         self,
         name: str,
         sink: Sink,

@@ -8,10 +8,10 @@ from typing import Final
 import structlog
 from pydantic import BaseModel
 
-from bridge import compose
-from bridge.health import Reloaded
+from bridge import app
+from bridge.admin.health import Reloaded
 from bridge.journal import JournalError
-from config.changes import Changes, as_far_as_possible, changes, needing_restart
+from config.diff import Changes, as_far_as_possible, changes, needing_restart
 from config.load import ConfigError
 from config.settings import LogSettings, Settings
 
@@ -29,7 +29,7 @@ class Reload:
         log_as: Changes how the process logs.
     """
 
-    def __init__(self, bridge: compose.Bridge, settings: Settings, log_as: Callable[[LogSettings], None]) -> None:
+    def __init__(self, bridge: app.Bridge, settings: Settings, log_as: Callable[[LogSettings], None]) -> None:
         self._bridge = bridge
         self._settings = settings
         self._log_as = log_as
@@ -64,12 +64,12 @@ class Reload:
         old, new = self._settings, as_far_as_possible(self._settings, found)
         streams, sinks = changes(old.streams, new.streams), changes(old.sinks, new.sinks)
         _require_certificates(new, streams, sinks)
-        parts = compose.Parts(new, self._bridge.latest, [*streams.added, *streams.changed], [*sinks.added, *sinks.changed])
+        parts = app.Parts(new, self._bridge.latest, [*streams.added, *streams.changed], [*sinks.added, *sinks.changed])
         self._add_cursors(new, sinks)
         # From here on nothing can fail.
         self._settings = new
         self._log_as(new.log)
-        self._bridge.health.thresholds = compose.thresholds(new)
+        self._bridge.health.thresholds = app.thresholds(new)
         self._bridge.supervisor.grace = new.shutdown.grace
         self._apply_sinks(sinks, parts)
         self._apply_streams(streams, parts)
@@ -85,7 +85,7 @@ class Reload:
             self._bridge.supervisor.forget_sinks()
             raise
 
-    def _apply_sinks(self, sinks: Changes, parts: compose.Parts) -> None:
+    def _apply_sinks(self, sinks: Changes, parts: app.Parts) -> None:
         journal, metrics, supervisor = self._bridge.journal, self._bridge.metrics, self._bridge.supervisor
         for name in sinks.removed:
             supervisor.drop_sink(name)
@@ -93,7 +93,7 @@ class Reload:
         for name in (*sinks.added, *sinks.changed):
             supervisor.put_sink(parts.forwarder(name, journal, metrics))
 
-    def _apply_streams(self, streams: Changes, parts: compose.Parts) -> None:
+    def _apply_streams(self, streams: Changes, parts: app.Parts) -> None:
         journal, metrics, supervisor = self._bridge.journal, self._bridge.metrics, self._bridge.supervisor
         presences = {stream.name: stream.presence for stream in supervisor.running().streams}
         for name in streams.removed:

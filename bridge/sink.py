@@ -32,8 +32,8 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from bridge.event import Fields, fields_of
+from bridge.field_types import Bytes, Seconds
 from bridge.policy import FILTER_FIELDS
-from bridge.units import Bytes, Seconds
 
 Reason = Literal[
     "unreachable",  # No connection: refused, reset, closed, name not found.
@@ -108,7 +108,7 @@ class Failure(msgspec.Struct, frozen=True):
         return cls(entry.seq, "held", "held", "waits for an earlier event of the same resource")
 
 
-class Unavailable(Exception):  # noqa: N818 - a state of the far side, not an error of ours
+class Unavailable(Exception):
     """The sink can't deliver now, whatever the event.
 
     Args:

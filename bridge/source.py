@@ -24,7 +24,7 @@ EndReason = Literal[
 END_REASONS: Final[tuple[EndReason, ...]] = get_args(EndReason)
 
 
-class Ended(Exception):  # noqa: N818 - how every session ends sooner or later
+class Ended(Exception):
     """A session ended, or could not be opened.
 
     Args:

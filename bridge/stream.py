@@ -1,6 +1,6 @@
 """A stream: one source of events, kept alive for ever.
 
-Kinds of streams differ in how a session is opened and read (`bridge.source`; `bridge.dockercloud`, `bridge.engine`). What
+Kinds of streams differ in how a session is opened and read (`bridge.source`; implemented in `bridge.sources`). What
 happens around a session is the same for all and stands here: normalize what a read brought, commit it as one batch, and when
 the session ends, tell for how long to wait before the next one.
 """
@@ -16,10 +16,10 @@ import msgspec
 import structlog
 
 from bridge.event import Control, Event, Malformed, Reception, fields_of, normalize
+from bridge.gaps import Presence
 from bridge.journal import Batch
 from bridge.metrics import StreamMetrics
 from bridge.policy import Uniform, backoff
-from bridge.presence import Presence
 from bridge.source import Ended, EndReason, Read, Session, Source
 
 log = structlog.get_logger(__name__)
@@ -92,7 +92,7 @@ class Stream:
         presence: Whether it is connected, and when it was not.
     """
 
-    def __init__(  # noqa: PLR0913 - a root of composition: everything that it uses comes from outside
+    def __init__(
         self,
         name: str,
         namespace: str,

@@ -68,7 +68,7 @@ class Supervisor:
         asked_to_stop: Whether `run` has returned because it was to, and not because the journal is damaged.
     """
 
-    def __init__(  # noqa: PLR0913 - everything that it uses comes from outside
+    def __init__(
         self,
         journal: Journal,
         streams: Sequence[Stream],

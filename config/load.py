@@ -16,14 +16,14 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from bridge.sink import SinkSettings
-from config.document import ReadError
-from config.original import from_original, incomplete
+from config.dockercloud_env import from_original, incomplete
+from config.errors import ConfigError, Problems, no_such_type
+from config.introspection import FILE, KeyPath, decode, models_in, secrets_of
+from config.layers import Layer, find, from_environment, from_file, from_secrets, read_secret
 from config.plugins import PluginError, Plugins, installed, load_plugin
-from config.problems import ConfigError, Problems, no_such_type
 from config.settings import HttpSettings, Settings
-from config.shape import FILE, KeyPath, decode, models_in, secrets_of
-from config.sources import Layer, find, from_environment, from_file, from_secrets, read_secret
 from config.values import NAME
+from config.yaml_file import ReadError
 
 __all__ = ["ConfigError", "find", "load", "load_http"]
 

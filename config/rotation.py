@@ -12,8 +12,8 @@ from typing import Any, Final, Generic, TypeVar
 import structlog
 from pydantic import BaseModel
 
-from config.changes import differ_in_secrets_only
-from config.problems import ConfigError
+from config.diff import differ_in_secrets_only
+from config.errors import ConfigError
 from config.settings import Settings
 
 log = structlog.get_logger(__name__)

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from pydantic.json_schema import models_json_schema
 
+from config.introspection import FILE
 from config.plugins import Plugins, installed, load_plugin
 from config.settings import Settings
-from config.shape import FILE
 
 _ID: Final = "urn:event-bridge:config"
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"

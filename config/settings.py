@@ -12,8 +12,8 @@ from pydantic import Field, SerializeAsAny, ValidationInfo
 from pydantic import field_validator as check
 from pydantic import model_validator as check_all
 
+from bridge.field_types import Bytes, Seconds
 from bridge.sink import Backoff, SinkSettings, Strict
-from bridge.units import Bytes, Seconds
 from config.values import (
     OFF,
     EngineUrl,

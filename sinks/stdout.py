@@ -22,8 +22,8 @@ from typing import ClassVar, Final, Literal, NamedTuple
 
 from pydantic import Field
 
+from bridge.field_types import Seconds
 from bridge.sink import Entry, Failure, Reason, SinkSettings, Unavailable
-from bridge.units import Seconds
 
 _ATOMIC: Final = select.PIPE_BUF
 """Bytes that a writable pipe takes without blocking (POSIX, `write`)."""

@@ -12,13 +12,14 @@ import pytest
 import yaml
 from prometheus_client import generate_latest
 
-from bridge import cli, inspect_arguments, logs
+from bridge import logs
+from bridge.admin.health import Health, Thresholds
+from bridge.admin.operations_journal import JournalOperations
+from bridge.admin.routes import Routes
+from bridge.cli import arguments, main
 from bridge.event import Event, Malformed, Reception, fields_of, normalize
-from bridge.health import Health, Thresholds
 from bridge.journal import DeathReason, Journal, JournalOptions
 from bridge.metrics import Metrics, SinkMetrics, StreamMetrics
-from bridge.operations_http import Routes
-from bridge.operations_journal import JournalOperations
 from bridge.sink import Entry
 from bridge.supervisor import Running
 from config.load import load
@@ -62,13 +63,13 @@ def test_the_readme_configures_all_four_sinks_and_loads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", commands(README))
 def test_commands_of_the_readme_exist(line: str) -> None:
-    cli.parser().parse_args(shlex.split(line)[1:])
+    main.parser().parse_args(shlex.split(line)[1:])
 
 
 def test_the_readme_names_every_command() -> None:
     documented = set(re.findall(r"^\| `event-bridge ([\w-]+)`", README, re.MULTILINE))
 
-    assert documented == set(cli.COMMANDS)
+    assert documented == set(main.COMMANDS)
 
 
 def test_the_readme_names_every_metric_of_ours(tmp_path: Path) -> None:
@@ -135,10 +136,10 @@ def test_what_an_operator_is_shown_works_line_by_line(
 
     lines = [line for line in commands(OPERATIONS) if "--url" not in line]
     for line in lines:
-        assert cli.main(shlex.split(line)[1:]) == 0, line
+        assert main.main(shlex.split(line)[1:]) == 0, line
         said += capsys.readouterr().out
 
-    assert {line.split()[1] for line in lines} == set(inspect_arguments.COMMANDS)
+    assert {line.split()[1] for line in lines} == set(arguments.COMMANDS)
     assert "alerts: 1 dead letter sent again\nalerts: 4 dead letters sent again\n" in said
     for header in re.findall(r"^SINK .*", OPERATIONS, re.MULTILINE):
         assert header.split() in [line.split() for line in said.splitlines()]

@@ -39,9 +39,8 @@ Nothing outside this package knows that it is SQLite.
 """
 
 from bridge.journal.file import DiskFullError, JournalError, holder
-from bridge.journal.log import Journal
-from bridge.journal.reader import JournalReader
-from bridge.journal.records import (
+from bridge.journal.journal import Journal
+from bridge.journal.model import (
     Appended,
     Batch,
     Books,
@@ -61,6 +60,7 @@ from bridge.journal.records import (
     StreamBooks,
     Verified,
 )
+from bridge.journal.reader import JournalReader
 
 __all__ = [
     "Appended",

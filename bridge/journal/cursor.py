@@ -4,7 +4,7 @@ import sqlite3
 import threading
 
 from bridge.journal import queues, tables
-from bridge.journal.records import Settlement, SinkBooks
+from bridge.journal.model import Settlement, SinkBooks
 from bridge.journal.tables import Row, SinkRow
 from bridge.sink import Entry
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from bridge.journal.file import JournalError
+from bridge.journal.model import Closed, DeadLetterQuery, DeadLetters, Extent, Extract, Quarantined, Verified
 from bridge.journal.reader import JournalReader
-from bridge.journal.records import Closed, DeadLetterQuery, DeadLetters, Extent, Extract, Quarantined, Verified
-from bridge.journal.store import Store
+from bridge.journal.writer import Store
 
 
 class Inside:

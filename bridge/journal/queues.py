@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from crc32c import crc32c
 
-from bridge.journal.records import DeadLetter, Retry, StoredDeadLetter
+from bridge.journal.model import DeadLetter, Retry, StoredDeadLetter
 
 _pack: Final = msgspec.msgpack.Encoder().encode
 
@@ -76,9 +76,7 @@ def heads(db: sqlite3.Connection, sink: str) -> dict[str, float]:
     return {lane: due for lane, _, due in found}
 
 
-def due_retries(  # noqa: PLR0913 - the parameters of a statement
-    db: sqlite3.Connection, sink: str, *, now: float, horizon: float, limit: int, max_bytes: int
-) -> DueRetries:
+def due_retries(db: sqlite3.Connection, sink: str, *, now: float, horizon: float, limit: int, max_bytes: int) -> DueRetries:
     """Events whose lane is due, in order: the first of a lane is due, and what waits behind it comes along.
 
     At most `limit` rows and `max_bytes` bytes, but at least one. A due time beyond the horizon can't be meant, the clock

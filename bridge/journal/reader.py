@@ -9,8 +9,8 @@ from typing import Final
 import msgspec
 
 from bridge.event import fields_of
-from bridge.journal import file, queues, stored, tables
-from bridge.journal.records import (
+from bridge.journal import file, queues, scan, tables
+from bridge.journal.model import (
     Books,
     DeadLetterQuery,
     DeadLetters,
@@ -36,7 +36,7 @@ class JournalReader:
     """Reads a journal's file and changes nothing: nothing is set aside, migrated or made. For one thread at a time.
 
     The file may be of an older format, may be damaged, and may be in use: what each method returns is of one instant. Every
-    method goes as far as it can on a damaged file, and never returns an event that was not stored.
+    method goes as far as it can on a damaged file, and never returns an event that was not scan.
 
     Beside a write-ahead log that a killed process left, SQLite makes its `-shm` file if that is missing.
 
@@ -81,14 +81,14 @@ class JournalReader:
     def extent(self) -> Extent:
         """Where what is stored begins and ends."""
         with self._looking() as db:
-            return stored.extent(db)
+            return scan.extent(db)
 
     def events(self, after: int, limit: int, max_bytes: int) -> Extract:
         """One page of the stored events after a place, in order: about `max_bytes`, at least one if there is any."""
         with self._looking() as db:
             entries: list[Entry] = []
             upto, damaged = after, 0
-            for stretch in stored.stretches(db, _within(after) + 1, stored.extent(db).next):
+            for stretch in scan.stretches(db, _within(after) + 1, scan.extent(db).next):
                 if not stretch.lines:
                     upto, damaged = stretch.end - 1, damaged + stretch.end - stretch.first
                     limit -= 1
@@ -107,7 +107,7 @@ class JournalReader:
         with self._looking() as db:
             upto, events = after, 0
             damaged: list[tuple[int, int]] = []
-            for stretch in stored.stretches(db, _within(after) + 1, stored.extent(db).next):
+            for stretch in scan.stretches(db, _within(after) + 1, scan.extent(db).next):
                 upto = stretch.end - 1
                 events += len(stretch.lines)
                 if not stretch.lines:

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 from crc32c import crc32c
 
 from bridge.event import Malformed
-from bridge.journal.records import Quarantined, SinkBooks, StreamBooks
+from bridge.journal.model import Quarantined, SinkBooks, StreamBooks
 
 QUARANTINE_FRAMES: Final = 250
 """How many malformed messages are kept, the latest ones: all of them take a third of the smallest journal at most."""

@@ -42,7 +42,7 @@ def append(journal: Journal, events: Sequence[Event], malformed: Sequence[Malfor
     journal.append(Batch("acme", RECEIVED.timestamp(), list(events), list(malformed)))
 
 
-def bury(  # noqa: PLR0913 - what a dead letter is made of
+def bury(
     journal: Journal, sink: str, first: int, events: Sequence[Event], *, reason: DeathReason = "rejected", died: float = 0.0
 ) -> None:
     """Let a sink's next events die, of which the first one has place `first`."""

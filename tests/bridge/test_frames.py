@@ -33,7 +33,7 @@ def ours(data: bytes, cuts: list[int], *, limit: int = LIMIT, masked: bool = Fal
     return outcome
 
 
-class Starved(Exception):  # noqa: N818 - not an error
+class Starved(Exception):
     """The stream ends inside a frame or between two."""
 
 

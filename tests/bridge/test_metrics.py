@@ -14,9 +14,9 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from bridge.admin.health import Health, Thresholds
 from bridge.event import CONTROL_TYPES
 from bridge.forwarder import Forwarder
-from bridge.health import Health, Thresholds
 from bridge.journal import Books, Journal, JournalOptions, SinkBooks, StreamBooks
 from bridge.metrics import MALFORMED_REASONS, Metrics, SinkMetrics, StreamMetrics
 from bridge.sink import REASONS, Entry, Failure, RetrySettings, SinkSettings

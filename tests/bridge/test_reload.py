@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 
-from bridge import compose
+from bridge import app
 from bridge.journal import JournalError
 from bridge.metrics import SinkMetrics, StreamMetrics
 from bridge.reload import Reload
@@ -17,7 +17,7 @@ from bridge.supervisor import Running, Supervisor
 from config.load import ConfigError
 from config.rotation import Latest
 from config.settings import LogSettings, Settings
-from sinks.webhook_settings import WebhookSettings
+from sinks.webhook.settings import WebhookSettings
 
 SECRET = "s3cret"
 
@@ -61,7 +61,7 @@ class Bench:
         self.logged_as: list[LogSettings] = []
         first = self.settings()
         latest = Latest(first, lambda: self.found())  # noqa: PLW0108 - the test sets another one
-        bridge = compose.build(first, latest)
+        bridge = app.build(first, latest)
         self.journal, self.metrics, self.health = bridge.journal, bridge.metrics, bridge.health
         self.running = bridge.supervisor.running()
         self.orders = Orders(self.running)
@@ -202,14 +202,14 @@ def test_a_bad_file_changes_nothing_and_is_said_everywhere_and_then_a_good_one_i
 
 
 def test_a_sink_that_can_t_be_made_changes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_sink = compose.make_sink
+    make_sink = app.make_sink
 
     def buggy(name: str, settings: SinkSettings) -> Sink:
         if name.startswith("bad"):
             raise ValueError(f"{name} is not my day")
         return make_sink(name, settings)
 
-    monkeypatch.setattr("bridge.compose.make_sink", buggy)
+    monkeypatch.setattr("bridge.app.make_sink", buggy)
     sinks = {name: hook("http://x") for name in ("good", "bad-one", "bad-two")}
 
     assert bench.reloads(sinks=sinks, streams={"new": stream("ws://x")}, log={"level": "debug"}) == []

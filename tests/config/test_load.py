@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Literal
 import pytest
 from pydantic import Field, SecretStr
 
+from bridge.field_types import Seconds
 from bridge.sink import SinkSettings, Strict
-from bridge.units import Seconds
 from config.load import ConfigError, load, load_http
 from config.plugins import Plugins
 from config.settings import DockerCloudSettings, EngineSettings, Settings

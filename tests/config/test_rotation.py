@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from structlog.testing import capture_logs
 
-from config.problems import ConfigError
+from config.errors import ConfigError
 from config.rotation import Latest, Rotating
 from config.settings import DockerCloudSettings, Settings
 

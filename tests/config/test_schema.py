@@ -9,9 +9,9 @@ from pydantic import SecretStr, create_model
 
 import config
 from bridge.sink import SinkSettings
-from config.document import read_document
 from config.load import load
 from config.schema import json_schema
+from config.yaml_file import read_document
 
 FOLDER = Path(config.__file__).parent
 SCHEMA = FOLDER / "bridge.schema.json"

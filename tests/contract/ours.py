@@ -18,18 +18,18 @@ import msgspec
 import pytest
 
 from bridge.sink import Entry, Sink
-from sinks.kafka import KafkaSink
-from sinks.kafka_settings import KafkaSettings
-from sinks.mqtt import MqttSink
-from sinks.mqtt_settings import MqttSettings
+from sinks.kafka.settings import KafkaSettings
+from sinks.kafka.sink import KafkaSink
+from sinks.mqtt.settings import MqttSettings
+from sinks.mqtt.sink import MqttSink
 from sinks.stdout import StdoutSettings, StdoutSink
-from sinks.webhook import WebhookSink
-from sinks.webhook_settings import WebhookSettings
+from sinks.webhook.settings import WebhookSettings
+from sinks.webhook.sink import WebhookSink
 from tests import kafka_broker, mosquitto
 from tests.contract.harness import Harness
 from tests.contract.mqtt_broker import Broker, Publish
 from tests.contract.receiver import Receiver, Request, reply
-from tests.sinks import mock_kafka
+from tests.sinks.kafka import mock_kafka
 
 
 class StdoutPipe(Harness):
@@ -392,7 +392,7 @@ class KafkaOneByOne(Kafka):
 
     def __init__(self) -> None:
         super().__init__()
-        self._unknown = patch("sinks.kafka_client.looks_as_expected", lambda _: False)
+        self._unknown = patch("sinks.kafka.client.looks_as_expected", lambda _: False)
         self._unknown.start()
 
     def close(self) -> None:

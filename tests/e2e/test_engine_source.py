@@ -13,10 +13,10 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.engine import EngineOptions, EngineSource
-from bridge.engine_events import EngineEvent, Identity, to_event
 from bridge.event import NAMESPACE
 from bridge.source import Ended, Read
+from bridge.sources.engine.events import EngineEvent, Identity, to_event
+from bridge.sources.engine.source import EngineOptions, EngineSource
 from tests.dockerd import IMAGE, CuttableSocket, Dockerd, available, exits, idle
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=str(available()))

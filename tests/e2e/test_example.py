@@ -13,7 +13,7 @@ from uuid import NAMESPACE_OID, uuid5
 import pytest
 from kafka.errors import TopicAlreadyExistsError  # type: ignore[import-untyped]
 
-from bridge.simulator import Simulator, SimulatorSettings
+from bridge.simulator.server import Simulator, SimulatorSettings
 from tests import dockerd, kafka_broker, mosquitto
 from tests.contract.receiver import Receiver
 from tests.e2e.harness import (

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bridge.simulator import Simulator, SimulatorSettings
+from bridge.simulator.server import Simulator, SimulatorSettings
 from tests.e2e.harness import (
     Bridge,
     Receiver,

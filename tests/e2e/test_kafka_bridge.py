@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bridge.simulator import Simulator, SimulatorSettings
+from bridge.simulator.server import Simulator, SimulatorSettings
 from tests import kafka_broker
 from tests.e2e.harness import (
     EVENT_BRIDGE,

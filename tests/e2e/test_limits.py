@@ -18,7 +18,7 @@ import pytest
 from websockets.sync.server import ServerConnection, serve
 
 from bridge.journal import Journal, JournalError, JournalOptions
-from bridge.simulator import Simulator, SimulatorSettings
+from bridge.simulator.server import Simulator, SimulatorSettings
 from tests.e2e.harness import (
     Bridge,
     Receiver,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bridge.simulator import Simulator, SimulatorSettings
+from bridge.simulator.server import Simulator, SimulatorSettings
 from tests import mosquitto
 from tests.e2e.harness import (
     EVENT_BRIDGE,

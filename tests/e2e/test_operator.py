@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bridge.simulator import Simulator, SimulatorSettings
+from bridge.simulator.server import Simulator, SimulatorSettings
 from tests.e2e.harness import EVENT_BRIDGE, Bridge, Receiver, clean_environment, uuids
 from tests.ports import free_port
 from tests.waiting import until

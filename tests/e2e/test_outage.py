@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bridge.simulator import Simulator, SimulatorSettings
+from bridge.simulator.server import Simulator, SimulatorSettings
 from tests import kafka_broker, mosquitto
 from tests.e2e.harness import (
     Bridge,

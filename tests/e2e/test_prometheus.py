@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bridge.simulator import Simulator, SimulatorSettings
+from bridge.simulator.server import Simulator, SimulatorSettings
 from tests.e2e.harness import Bridge
 from tests.ports import free_port
 from tests.waiting import until

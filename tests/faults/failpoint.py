@@ -12,7 +12,7 @@ from collections import Counter
 from functools import partial
 from typing import Any, Final
 
-from bridge import cli
+from bridge.cli import main as cli
 
 KINDS: Final = {
     "INSERT INTO batches": "append",

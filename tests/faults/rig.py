@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 from uuid import uuid4
 
-from bridge.simulator import SimulatorSettings
+from bridge.simulator.server import SimulatorSettings
 from tests import kafka_broker, mosquitto
 from tests.e2e.harness import Bridge, assert_books_balance
 from tests.faults import journal_file

@@ -29,7 +29,7 @@ _NEWS: Final = 30.0
 _PAGE: Final = 4096
 
 RESERVE: Final = 32 << 20
-"""What the journal leaves of the disk, so that outcomes can be recorded (`bridge.journal.store`)."""
+"""What the journal leaves of the disk, so that outcomes can be recorded (`bridge.journal.writer`)."""
 
 
 @contextmanager

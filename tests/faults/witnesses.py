@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from bridge.simulator import Simulator, SimulatorSettings
-from bridge.simulator_traffic import Batch, Outgoing
+from bridge.simulator.server import Simulator, SimulatorSettings
+from bridge.simulator.traffic import Batch, Outgoing
 from tests.e2e.harness import Receiver
 from tests.faults.oracle import Oracle
 

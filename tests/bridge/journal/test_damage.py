@@ -21,13 +21,13 @@ from uuid import UUID
 import pytest
 from structlog.testing import capture_logs
 
+from bridge.admin.operations import OperationError
+from bridge.admin.operations_journal import JournalInspection
 from bridge.event import Event, Malformed
 from bridge.forwarder import Forwarder
 from bridge.journal import Batch, DeadLetterQuery, Journal, JournalError, JournalOptions, JournalReader
 from bridge.journal.damage import is_damage
 from bridge.metrics import Metrics, SinkMetrics
-from bridge.operations import OperationError
-from bridge.operations_journal import JournalInspection
 from bridge.sink import Entry, Failure, SinkSettings
 
 IN_CHECK: Final = 300

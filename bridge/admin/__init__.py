@@ -1,0 +1,1 @@
+"""The HTTP port: probes, metrics, status, and the operations on the journal."""

@@ -1,0 +1,263 @@
+"""Settings in, a bridge ready to run out: the one place that knows both the configuration and the parts."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+
+import structlog
+
+from bridge.admin.health import Health, Thresholds
+from bridge.admin.operations_journal import JournalOperations, SinkLimits
+from bridge.admin.routes import Routes
+from bridge.admin.server import Server
+from bridge.forwarder import Forwarder
+from bridge.gaps import Presence
+from bridge.journal import Journal, JournalOptions
+from bridge.metrics import Metrics, SinkMetrics, StreamMetrics
+from bridge.sink import Sink, SinkSettings
+from bridge.source import Source
+from bridge.sources.dockercloud.source import DockerCloudSource
+from bridge.sources.dockercloud.url import DockerCloudOptions
+from bridge.sources.engine.source import EngineOptions, EngineSource
+from bridge.stream import Stream, StreamPolicy
+from bridge.supervisor import Requests, Supervisor
+from config.load import ConfigError
+from config.plugins import installed, load_plugin
+from config.rotation import Latest, Rotating
+from config.settings import DockerCloudSettings, EngineSettings, Settings
+
+log = structlog.get_logger(__name__)
+
+VERSION: Final = version("event-bridge")
+USER_AGENT: Final = f"event-bridge/{VERSION}"
+
+Made = TypeVar("Made")
+
+
+class Parts:
+    """What streams and sinks are made of. To make these may fail, to put them together can't.
+
+    Args:
+        settings: Of everything.
+        latest: Where secrets come from when something is opened.
+        streams: The streams to make something for.
+        sinks: The sinks to make something for.
+
+    Raises:
+        ConfigError: With everything that can't be made.
+    """
+
+    def __init__(self, settings: Settings, latest: Latest, streams: Iterable[str], sinks: Iterable[str]) -> None:
+        self._settings = settings
+        self._latest = latest
+        self._problems: list[str] = []
+        self._sources = self._made("streams", streams, lambda name: source(name, settings.streams[name], latest))
+        self._sinks = self._made("sinks", sinks, lambda name: make_sink(name, settings.sinks[name]))
+        if self._problems:
+            raise ConfigError(self._problems)
+
+    def stream(self, name: str, journal: Journal, metrics: Metrics, presence: Presence | None = None) -> Stream:
+        """A stream; with the presence of the one that it takes over from, if there is one."""
+        stream = self._settings.streams[name]
+        return Stream(
+            name,
+            stream.namespace,
+            self._sources[name],
+            journal,
+            metrics=StreamMetrics(metrics, name),
+            policy=StreamPolicy(
+                backoff=(stream.backoff.first, stream.backoff.max),
+                auth_backoff=(stream.auth_backoff.first, stream.auth_backoff.max),
+                stable_after=stream.stable_after,
+                max_event_bytes=self._settings.journal.max_event_bytes,
+            ),
+            presence=presence,
+        )
+
+    def forwarder(self, name: str, journal: Journal, metrics: Metrics) -> Forwarder:
+        """A forwarder, which gets another sink when secrets have changed and the sink is opened."""
+        settings = made_with = self._settings.sinks[name]
+        rotating = Rotating(self._latest, lambda now: now.sinks.get(name), settings)
+
+        def renewed() -> Sink | None:
+            nonlocal made_with
+            now = rotating.now()
+            if now is made_with:
+                return None
+            sink, made_with = make_sink(name, now), now
+            log.info("the sink has other secrets now", sink=name)
+            return sink
+
+        return Forwarder(name, self._sinks[name], settings, journal, metrics=SinkMetrics(metrics, name), renewed=renewed)
+
+    def _made(self, section: str, names: Iterable[str], make: Callable[[str], Made]) -> dict[str, Made]:
+        made: dict[str, Made] = {}
+        for name in names:
+            try:
+                made[name] = make(name)
+            except Exception as error:  # noqa: BLE001 - a plug-in may raise anything
+                self._problems.append(f"{section}.{name}: can't be made: {type(error).__name__}: {error}")
+        return made
+
+
+class Bridge(NamedTuple):
+    """All of one process."""
+
+    journal: Journal
+    metrics: Metrics
+    health: Health
+    supervisor: Supervisor
+    latest: Latest
+
+
+def build(settings: Settings, latest: Latest, requests: Requests | None = None) -> Bridge:
+    """Make everything; nothing runs yet.
+
+    Args:
+        settings: What to make.
+        latest: Where secrets come from when something is opened.
+        requests: See `Supervisor`.
+
+    Raises:
+        ConfigError: A stream or a sink can't be made.
+        JournalError: The journal can't be opened.
+    """
+    parts = Parts(settings, latest, settings.streams, settings.sinks)
+    metrics = Metrics(VERSION)
+    metrics.journal_limit.set(settings.journal.max_bytes)
+    journal = open_journal(settings, metrics)
+    journal.forget_sinks_except(set(settings.sinks))
+    for name, sink in settings.sinks.items():
+        journal.add_sink(name, sink.start_at)
+    supervisor = Supervisor(
+        journal,
+        [parts.stream(name, journal, metrics) for name in settings.streams],
+        [parts.forwarder(name, journal, metrics) for name in settings.sinks],
+        restarts=metrics.thread_restarts,
+        grace=settings.shutdown.grace,
+        requests=requests,
+    )
+    health = Health(journal, supervisor.running, thresholds=thresholds(settings), version=VERSION)
+    metrics.observe(health)
+    return Bridge(journal, metrics, health, supervisor, latest)
+
+
+def thresholds(settings: Settings) -> Thresholds:
+    """What health is measured by."""
+    return Thresholds(settings.health.stream_grace, settings.health.sink_grace)
+
+
+def serve(settings: Settings, bridge: Bridge, *, or_any_port: bool = False) -> Server | None:
+    """Open the HTTP port, if there is to be one; if that is taken, maybe any other.
+
+    Raises:
+        ConfigError: The address can't be listened on.
+    """
+    if settings.http.address is None:
+        return None
+    host, port = settings.http.address
+    http = Rotating(bridge.latest, lambda now: now.http, settings.http)
+
+    def token() -> str | None:
+        secret = http.now().token
+        return secret.get_secret_value() if secret else None
+
+    def limits() -> dict[str, SinkLimits]:
+        return limits_of({forwarder.name: forwarder.settings for forwarder in bridge.supervisor.running().forwarders})
+
+    operations = JournalOperations(bridge.journal, limits, running=True)
+    listen = partial(
+        Server,
+        health=bridge.health,
+        registry=bridge.metrics.registry,
+        last_tick=lambda: bridge.supervisor.last_tick,
+        routes=Routes(operations, token),
+    )
+    try:
+        return listen(host, port)
+    except OSError as error:
+        if or_any_port:
+            return listen(host, 0)
+        raise ConfigError([f"http.listen: {host}:{port}: {error.strerror}; choose another address, or off"]) from None
+
+
+def limits_of(sinks: Mapping[str, SinkSettings]) -> dict[str, SinkLimits]:
+    """What a replay has to know of the sinks."""
+    return {name: SinkLimits(sink.retry.max_pending, sink.start_at) for name, sink in sinks.items()}
+
+
+def open_journal(settings: Settings, metrics: Metrics) -> Journal:
+    """Open the journal that the settings name.
+
+    Raises:
+        JournalError: It can't be opened.
+    """
+    journal = settings.journal
+    options = JournalOptions(
+        path=journal.path,
+        durability=journal.durability,
+        max_bytes=journal.max_bytes,
+        when_full=journal.when_full,
+        window=journal.dedup.window,
+        window_events=journal.dedup.max_events,
+    )
+    return Journal(options, metrics.journal_commit.observe)
+
+
+def source(name: str, settings: DockerCloudSettings | EngineSettings, latest: Latest) -> Source:
+    """Make what a stream's sessions are opened with."""
+    if isinstance(settings, EngineSettings):
+        return EngineSource(
+            EngineOptions(
+                url=settings.url,
+                namespace=settings.namespace,
+                connect_timeout=settings.connect_timeout,
+                ca_file=settings.ca_file,
+                cert_file=settings.cert_file,
+                key_file=settings.key_file,
+            )
+        )
+    rotating = Rotating(latest, lambda now: now.streams.get(name), settings)
+    return docker_cloud_source(settings, lambda: rotating.now().authorization())
+
+
+def docker_cloud_source(settings: DockerCloudSettings, authorization: Callable[[], str | None]) -> DockerCloudSource:
+    """Make what a websocket stream's sessions are opened with."""
+    options = DockerCloudOptions(
+        url=settings.url,
+        namespace=settings.namespace,
+        path=settings.path,
+        types=tuple(settings.types),
+        objects=tuple(settings.objects),
+        parents=tuple(settings.parents),
+        ping_interval=settings.ping_interval,
+        ping_timeout=settings.ping_timeout,
+        idle_timeout=settings.idle_timeout,
+        connect_timeout=settings.connect_timeout,
+        max_frame_bytes=settings.max_frame_bytes,
+        ca_file=str(settings.ca_file) if settings.ca_file else None,
+        proxy=settings.proxy.get_secret_value() if settings.proxy else None,
+        user_agent=USER_AGENT,
+    )
+    return DockerCloudSource(options, authorization, time.monotonic)
+
+
+def settings_for_demo(streams: dict[str, Any], journal: Path) -> Settings:
+    """What a demo runs with: these streams, and standard output."""
+    sink = load_plugin(installed(), "stdout").Settings(type="stdout", start_at="earliest")
+    return Settings.model_validate(
+        {
+            "journal": {"path": journal},
+            "shutdown": {"grace": 2},
+            "streams": streams,
+            "sinks": {"stdout": sink},
+        }
+    )
+
+
+def make_sink(name: str, settings: SinkSettings) -> Sink:
+    """Make a sink of the plug-in that the settings' type names."""
+    return load_plugin(installed(), settings.type)(name, settings)

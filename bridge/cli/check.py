@@ -1,0 +1,68 @@
+"""`event-bridge check`: whether the configuration can be used and, if asked for, whether streams and sinks can be reached."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from bridge import app
+from bridge.sink import SinkSettings, Unavailable, remarks_of
+from bridge.source import Ended
+from config.load import load
+from config.rotation import Latest
+from config.settings import DockerCloudSettings, EngineSettings
+
+
+class ConnectFailed(Exception):
+    """Something could not be reached."""
+
+
+def check(config: Path | None, *, connect: bool) -> None:
+    """Validate the configuration; if wanted, try every stream and sink.
+
+    Raises:
+        ConfigError: The configuration can't be used.
+        ConnectFailed: Something could not be reached.
+    """
+    settings = load(config)
+    print(f"configuration ok: streams {', '.join(settings.streams)}; sinks {', '.join(settings.sinks)}")
+    if not connect:
+        return
+    attempts: list[tuple[str, Callable[[], Sequence[str]]]] = []
+    latest = Latest(settings, lambda: settings)
+    for name, stream in settings.streams.items():
+        attempts.append((f"stream {name}", partial(_try_stream, name, stream, latest)))
+    for name, sink in settings.sinks.items():
+        attempts.append((f"sink {name}", partial(_try_sink, name, sink, settings.journal.max_event_bytes)))
+    failed = [what for what, attempt in attempts if not _succeeds(what, attempt)]
+    if failed:
+        raise ConnectFailed(f"not reached: {', '.join(failed)}")
+
+
+def _try_stream(name: str, settings: DockerCloudSettings | EngineSettings, latest: Latest) -> Sequence[str]:
+    app.source(name, settings, latest).open(None).close()
+    return ()
+
+
+def _try_sink(name: str, settings: SinkSettings, max_event_bytes: int) -> Sequence[str]:
+    sink = app.make_sink(name, settings.for_a_check())
+    try:
+        sink.open()
+        return remarks_of(sink, max_event_bytes)
+    finally:
+        sink.close()
+
+
+def _succeeds(what: str, attempt: Callable[[], Sequence[str]]) -> bool:
+    """Try it, and print how it went and what there is to say."""
+    try:
+        remarks = attempt()
+    except (Ended, Unavailable) as error:
+        print(f"{what}: {error.reason}: {error}")
+        return False
+    except Exception as error:  # noqa: BLE001 - of a stranger's sink any exception means that it is not available
+        print(f"{what}: internal: {type(error).__name__} in the sink")
+        return False
+    print(f"{what}: ok")
+    for remark in remarks:
+        print(f"{what}: {remark}")
+    return True

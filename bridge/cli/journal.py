@@ -1,0 +1,188 @@
+"""What `event-bridge journal` and `event-bridge quarantine` do."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO, Final, NamedTuple
+
+import msgspec
+
+from bridge.admin.operations import EVENTS, FRAMES, ROWS, Frame, Inspection, OperationError, Stored, StoredEvent
+from bridge.cli.output import Table, count, plain, size, time
+from bridge.cli.target import Where, changing, looking
+from bridge.cli.terminal import Progress, line_width
+
+DONE: Final = 0
+DAMAGED: Final = 1
+
+_SHOWN: Final = 20
+"""Damaged stretches that are told one by one."""
+
+_BEGINNING: Final = 200
+"""Bytes of a malformed message that are shown in a table."""
+
+
+class Wanted(NamedTuple):
+    """Which stored events are to be exported; None lets all pass.
+
+    Attributes:
+        after: Those behind this place.
+        since: Those received then or later.
+        types: Those of these types.
+    """
+
+    after: int = 0
+    since: datetime | None = None
+    types: frozenset[str] = frozenset()
+
+    def has(self, event: StoredEvent) -> bool:
+        """Whether an event is among them."""
+        if self.since is not None and event.received < self.since:
+            return False
+        return not self.types or msgspec.json.decode(event.event, type=_Type).type in self.types
+
+
+class _Type(msgspec.Struct):
+    type: str
+
+
+def verify(where: Where) -> int:
+    """Look for damage, by SQLite's own check and by every row's checksum; return the exit status.
+
+    Raises:
+        OperationError: One can't look.
+    """
+    with looking(where) as inspection:
+        stored = inspection.stored()
+        damage = inspection.damage()
+        sound, lost = _verify_rows(inspection, stored)
+    for place, events in lost[:_SHOWN]:
+        print(f"lost: {count(events, 'event')} from place {place} on")
+    if len(lost) > _SHOWN:
+        print(f"lost: {len(lost) - _SHOWN:,} more such stretches")
+    if damage:
+        print(f"the file itself is damaged: {plain(damage)}")
+    total = sum(events for _, events in lost)
+    places = f"places {stored.first} to {stored.next - 1}" if stored.first < stored.next else "nothing is stored"
+    print(f"{count(sound, 'event')} sound, {total:,} lost; {places}, {_size(stored)}")
+    if damage or lost:
+        print("damaged; `event-bridge journal export` saves what can be read", file=sys.stderr)
+        return DAMAGED
+    return DONE
+
+
+def export(where: Where, wanted: Wanted, output: Path | None) -> int:
+    """Write stored events as lines of JSON, as far as they can be read; return the exit status.
+
+    Raises:
+        OperationError: One can't look, or not write.
+        BrokenPipeError: Nobody reads any more.
+    """
+    with looking(where) as inspection, _written(output) as (file, live):
+        stored = inspection.stored()
+        begin, end = max(wanted.after, stored.first - 1), stored.next - 1
+        progress = Progress("export", max(0, end - begin), live=None if live else False)
+        at, exported, damaged = begin, 0, 0
+        while at < end:
+            page = inspection.events(at, EVENTS)
+            if page.upto <= at:
+                break
+            # What was appended since is not asked for: it would never end.
+            events = [event for event in page.events if event.seq <= end and wanted.has(event)]
+            file.write(b"".join(bytes(event.event) + b"\n" for event in events))
+            at, exported, damaged = page.upto, exported + len(events), damaged + page.damaged
+            progress.at(min(at, end) - begin)
+    progress.clear()
+    place = f", places {begin + 1} to {end}" if end > begin else ""
+    print(f"exported {count(exported, 'event')}{place}", file=sys.stderr)
+    if damaged:
+        print(f"damaged: {count(damaged, 'event')} could not be read", file=sys.stderr)
+        return DAMAGED
+    return DONE
+
+
+def prune(where: Where) -> int:
+    """Delete what nobody needs; return the exit status.
+
+    Raises:
+        OperationError: It can't be done.
+    """
+    with changing(where) as operations:
+        freed = operations.prune()
+        print(f"{size(freed)} became free, {_size(operations.stored())} are in use")
+    return DONE
+
+
+def quarantine(where: Where, *, as_json: bool) -> int:
+    """Print the malformed messages that are kept, as a table or as lines of JSON with all that is kept; return the exit status.
+
+    Raises:
+        OperationError: One can't look.
+    """
+    table, shown = Table([">ID", "STREAM", "RECEIVED", "REASON", ">BYTES", "BEGINNING"], line_width()), 0
+    with looking(where) as inspection:
+        for page in _frames(inspection):
+            shown += len(page)
+            print("\n".join(map(_json, page) if as_json else table.lines([_row(frame) for frame in page])))
+    if not as_json:
+        print(count(shown, "malformed message") if shown else "no malformed messages", file=sys.stderr)
+    return DONE
+
+
+def _size(stored: Stored) -> str:
+    return "an unknown size" if stored.bytes is None else size(stored.bytes)
+
+
+def _verify_rows(inspection: Inspection, stored: Stored) -> tuple[int, list[tuple[int, int]]]:
+    begin, end = stored.first - 1, stored.next - 1
+    progress = Progress("verify", max(0, end - begin))
+    at, sound, lost = begin, 0, list[tuple[int, int]]()
+    while at < end:
+        page = inspection.verify(at, ROWS)
+        if page.upto <= at:
+            break
+        at, sound = page.upto, sound + page.events
+        lost += page.damaged
+        progress.at(min(at, end) - begin)
+    progress.clear()
+    return sound, lost
+
+
+@contextmanager
+def _written(output: Path | None) -> Iterator[tuple[BinaryIO, bool]]:
+    """Where an export goes, and whether standard error may show a changing line meanwhile."""
+    if output is None:
+        yield sys.stdout.buffer, not sys.stdout.isatty()
+        sys.stdout.buffer.flush()
+        return
+    try:
+        with output.open("wb") as file:
+            yield file, True
+    except OSError as error:
+        raise OperationError(f"{output}: {error.strerror}") from None
+
+
+def _frames(inspection: Inspection) -> Iterator[list[Frame]]:
+    after: int | None = 0
+    while after is not None:
+        page = inspection.quarantine(after, FRAMES)
+        if page.quarantine:
+            yield page.quarantine
+        after = page.next
+
+
+def _row(frame: Frame) -> list[str]:
+    beginning = frame.frame[:_BEGINNING].decode(errors="replace")
+    return [str(frame.id), frame.stream, time(frame.received), frame.reason, f"{len(frame.frame):,}", beginning]
+
+
+def _json(frame: Frame) -> str:
+    """All that is kept of a message: as text if it is some, else as base64."""
+    line = {"id": frame.id, "stream": frame.stream, "received": frame.received, "reason": frame.reason}
+    content: dict[str, object] = {"base64": frame.frame}
+    with contextlib.suppress(UnicodeDecodeError):
+        content = {"text": frame.frame.decode()}
+    return msgspec.json.encode(line | content).decode()

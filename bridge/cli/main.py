@@ -1,0 +1,235 @@
+"""The command `event-bridge`: arguments in, an exit status out.
+
+Exit status: 0 all went well; 1 something could not be reached or done, or damage was found; 2 the arguments make no sense;
+78 the configuration does not; 130 Ctrl-C.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from bridge import app, logs
+from bridge.admin.operations import OperationError
+from bridge.cli import arguments as inspect_arguments
+from bridge.cli import check as checking
+from bridge.cli import run as commands
+from bridge.cli.check import ConnectFailed
+from bridge.cli.dead_letters import Refused
+from bridge.cli.run import INTERRUPTED, Filters, OptionError
+from bridge.journal import JournalError
+from bridge.simulator.server import SimulatorSettings
+from config.load import ConfigError
+from config.schema import json_schema
+
+UNREACHABLE: Final = 1
+BAD_ARGUMENTS: Final = 2
+BAD_CONFIGURATION: Final = 78
+"""EX_CONFIG of sysexits.h: to try again without a change is no use."""
+
+COMMANDS: Final = ("run", "check", "listen", "demo", "simulate", "schema", *inspect_arguments.COMMANDS)
+
+_DESCRIPTION: Final = """\
+Listens to Docker Cloud event streams and Docker Engines, commits every event to a durable journal, and delivers it to
+Kafka, MQTT, webhooks and standard output, at least once and in order per resource."""
+
+_EPILOG: Final = """\
+first steps:
+  event-bridge demo                       see it work: a simulated stream, the bridge, events on standard output
+  event-bridge check --config bridge.yaml --connect
+  event-bridge run --config bridge.yaml
+
+The configuration is --config, or $BRIDGE_CONFIG, ./bridge.yaml, /etc/event-bridge/bridge.yaml, and BRIDGE_* variables over it:
+BRIDGE_SINKS__ALERTS__URL sets sinks.alerts.url. The variables of the original clients (DOCKERCLOUD_USER,
+DOCKERCLOUD_APIKEY, ...) are enough for a first run.
+
+while it runs, and after it died:
+  event-bridge backlog                    what waits at each sink, and for how long
+  event-bridge dead-letters list          what could not be delivered, and why; `replay` sends it again
+
+exit status: 0 all well, 1 something could not be reached or done, or is damaged, 2 wrong arguments, 78 wrong configuration"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments (the process's own if None); return its exit status."""
+    args = parser().parse_args(arguments)
+    logs.configure(getattr(args, "log_format", None) or "auto", "info")
+    try:
+        return _run(args)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"event-bridge: {problem}", file=sys.stderr)
+    except (JournalError, OptionError) as error:
+        print(f"event-bridge: {error}", file=sys.stderr)
+    except (ConnectFailed, OperationError) as error:
+        print(f"event-bridge: {error}", file=sys.stderr)
+        return UNREACHABLE
+    except Refused as error:
+        print(f"event-bridge: {error}", file=sys.stderr)
+        return BAD_ARGUMENTS
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Somebody like `head` has seen enough.
+        _let_go_of_output()
+        return 0
+    return BAD_CONFIGURATION
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.command in inspect_arguments.COMMANDS:
+        return _look_inside(args)
+    all_ended = True
+    match args.command:
+        case "run":
+            all_ended = commands.run(args.config, args.log_format)
+        case "demo":
+            all_ended = commands.demo(args.engine, args.duration, args.rate, args.seed)
+        case "listen":
+            filters = Filters(*map(_values, (args.type, args.object, args.parent)))
+            commands.listen(args.config, args.url, args.namespace, filters)
+        case "simulate":
+            commands.simulate(_simulator_settings(args))
+        case "check":
+            checking.check(args.config, connect=args.connect)
+        case "schema":
+            print(json.dumps(json_schema(), indent=2))
+    if not all_ended:
+        # A thread hangs in a call to the outside. What it has not finished is in the journal; waiting for it helps nobody.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    return 0
+
+
+def _look_inside(args: argparse.Namespace) -> int:
+    try:
+        status = inspect_arguments.run(args)
+        # What nobody reads any more is to be noticed here, not when the interpreter ends.
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _let_go_of_output()
+        raise OperationError(f"can't be written: {error.strerror}") from None
+    return status
+
+
+def _let_go_of_output() -> None:
+    """Lose what could not be written, about which Python would complain when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: what it takes, and what `--help` says."""
+    root = argparse.ArgumentParser(
+        "event-bridge", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    root.add_argument("--version", action="version", version=f"event-bridge {app.VERSION}")
+    subparsers = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, example: str) -> argparse.ArgumentParser:
+        return subparsers.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    run = command("run", "run the bridge until SIGTERM or Ctrl-C", "event-bridge run --config bridge.yaml")
+    check = command("check", "validate the configuration", "event-bridge check --config bridge.yaml --connect")
+    check.add_argument("--connect", action="store_true", help="try to reach every stream and every sink, too")
+    listen = command(
+        "listen",
+        "print live events of one namespace, one line of JSON each, until Ctrl-C",
+        "event-bridge listen --namespace acme --type container,service",
+    )
+    for config_user in (run, check, listen):
+        config_user.add_argument("--config", type=Path, metavar="FILE", help="the configuration (see event-bridge --help)")
+    run.add_argument("--log-format", choices=("auto", "human", "json"), help="human on a terminal, JSON elsewhere (auto)")
+    listen.add_argument(
+        "--url", metavar="URL", help="the service, if not the one of the configuration (wss://ws.cloud.docker.com)"
+    )
+    listen.add_argument("--namespace", metavar="NAME", help="whose events; the account's own if not given")
+    listen.add_argument(
+        "--type", action="append", default=[], metavar="TYPE", help="only events of this type; repeatable, or a,b"
+    )
+    listen.add_argument("--object", action="append", default=[], metavar="URI", help="only events of this resource; repeatable")
+    listen.add_argument("--parent", action="append", default=[], metavar="URI", help="only events below this one; repeatable")
+    demo = command("demo", "see it work: simulator (or a Docker Engine), bridge and stdout sink in one go", "event-bridge demo")
+    demo.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds; Ctrl-C otherwise")
+    demo.add_argument("--engine", metavar="URL", help="follow this Docker Engine instead, like unix:///var/run/docker.sock")
+    demo.add_argument("--rate", type=float, default=2.0, metavar="N", help="simulated events per second (2)")
+    demo.add_argument("--seed", type=int, default=1, metavar="N", help="same seed, same story (1)")
+    _add_simulator_options(
+        command("simulate", "be a Stream API server that makes events up", "event-bridge simulate --rate 100")
+    )
+    inspect_arguments.add(command)
+    command("schema", "print the JSON schema of the configuration", "event-bridge schema > bridge.schema.json")
+    return root
+
+
+def _add_simulator_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--listen", default="127.0.0.1:8750", metavar="HOST:PORT", help="where to listen (127.0.0.1:8750)")
+    add("--username", default="", help="the account; its namespace is the path without one")
+    add(
+        "--api-key", help="ask for this API key, or BRIDGE_SIMULATOR_API_KEY from the environment; none are asked for otherwise"
+    )
+    add("--namespace", action="append", default=[], help="serve this namespace; repeatable; every one if not given")
+    add("--rate", type=float, default=10.0, metavar="N", help="events per second over all namespaces; 0: full speed (10)")
+    add("--count", type=int, metavar="N", help="stop making events after so many")
+    add("--seed", type=int, metavar="N", help="same seed, same story; another one each time if not given")
+    add("--replay", type=Path, metavar="FILE.jsonl", help="send these events once, instead of a made-up story")
+    faults = parser.add_argument_group("faults", "all off, unless asked for")
+    fault = faults.add_argument
+    fault("--duplicates", type=float, default=0.0, metavar="SHARE", help="this share of events comes a second time (0.1)")
+    fault(
+        "--malformed", type=float, default=0.0, metavar="SHARE", help="after this share of events comes something that is none"
+    )
+    fault("--fragmented", type=float, default=0.0, metavar="SHARE", help="this share of events comes in several frames")
+    fault("--disconnect-every", type=float, metavar="S", help="end connections at this age")
+    fault("--silence-after", type=float, metavar="S", help="fall silent at this age, not even answering pings; 0: at once")
+    fault("--refuse", type=int, metavar="STATUS", help="refuse every handshake with this HTTP status")
+    fault("--retry-after", type=int, metavar="S", help="the Retry-After of such a refusal")
+    fault("--error-after", type=float, metavar="S", help="send the UNAUTHORIZED error frame at this age")
+    fault("--credentials-expire", type=float, metavar="S", help="refuse the credentials from this time on")
+
+
+def _values(options: Sequence[str]) -> list[str]:
+    """What a repeatable option was given, separated by commas or not."""
+    return [value for option in options for value in option.split(",") if value]
+
+
+def _simulator_settings(args: argparse.Namespace) -> SimulatorSettings:
+    host, _, port = args.listen.rpartition(":")
+    if not host or not port.isdecimal():
+        raise OptionError(f"--listen: must be HOST:PORT, like 127.0.0.1:8750, not {args.listen!r}")
+    try:
+        return SimulatorSettings(
+            host=host.strip("[]"),
+            port=int(port),
+            username=args.username,
+            api_key=args.api_key or os.environ.get("BRIDGE_SIMULATOR_API_KEY"),
+            namespaces=tuple(args.namespace),
+            rate=args.rate,
+            count=args.count,
+            seed=args.seed,
+            replay=args.replay,
+            duplicates=args.duplicates,
+            malformed=args.malformed,
+            fragmented=args.fragmented,
+            disconnect_every=args.disconnect_every,
+            silence_after=args.silence_after,
+            refuse=args.refuse,
+            retry_after=args.retry_after,
+            error_after=args.error_after,
+            credentials_expire=args.credentials_expire,
+        )
+    except ValueError as error:
+        raise OptionError(f"--{str(error).replace('_', '-', 1)}") from None

@@ -1,0 +1,268 @@
+"""What goes into the journal and what comes out of it."""
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from bridge.event import Event, Malformed
+from bridge.sink import Entry, Reason
+
+DeathReason = Literal["rejected", "too_large", "too_old", "too_many_attempts"]
+"""Why an event became a dead letter, a small fixed set."""
+
+
+class Closed(Exception):
+    """The journal was closed while somebody waited for it."""
+
+
+class JournalOptions(msgspec.Struct, frozen=True):
+    """How the journal keeps its promises.
+
+    Attributes:
+        durability: "full" syncs every commit to the disk; "normal" may lose the last moments in a power failure.
+        max_bytes: How large the journal may become.
+        when_full: "block" stops reading the streams; "drop_oldest" drops the oldest dead letters, and then what
+            the slowest sink has not delivered.
+        window: Seconds for which uuids are remembered.
+        window_events: How many uuids are remembered at most; no more than fit into a quarter of what the journal may take.
+    """
+
+    path: Path
+    durability: Literal["full", "normal"] = "full"
+    max_bytes: int = 1 << 30
+    when_full: Literal["block", "drop_oldest"] = "block"
+    window: float = 86400.0
+    window_events: int = 1_000_000
+
+
+class Appended(NamedTuple):
+    """What became of a batch: how many events were new, and how many were seen before."""
+
+    accepted: int
+    duplicate: int
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """What one read of a stream brought, normalized.
+
+    Attributes:
+        stream: The stream's name.
+        received: When, in seconds since the epoch.
+        position: From where the stream resumes once this is committed; None leaves it as it was.
+    """
+
+    stream: str
+    received: float
+    events: list[Event]
+    malformed: list[Malformed]
+    position: str | None = None
+
+
+class Retry(msgspec.Struct, frozen=True):
+    """An event of one sink that failed by itself, or waits behind one that did.
+
+    Attributes:
+        seq: Its place in the journal.
+        received: When it was received, in seconds since the epoch.
+        json: The event.
+        lane: What keeps its order: the resource URI, or something of its own if the sink's ordering is `none`.
+        attempts: How often it was tried.
+        due: When it is due again, in seconds since the epoch; 0 while it waits behind another.
+        since: When it entered the queue.
+        reason: Why it failed last, as a label.
+        error: Why, in words.
+    """
+
+    seq: int
+    received: float
+    json: bytes
+    lane: str
+    attempts: int
+    due: float
+    since: float
+    reason: Reason
+    error: str
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """An event that a sink will not be offered again unless somebody replays it.
+
+    Attributes:
+        lane: What keeps its order if it is replayed, as for a `Retry`.
+        attempts: How often it was tried.
+        first_failed: When it failed first, in seconds since the epoch.
+        died: When it was given up.
+        reason: Why it was given up, as a label.
+        error: The last error, in words.
+    """
+
+    seq: int
+    received: float
+    json: bytes
+    lane: str
+    attempts: int
+    first_failed: float
+    died: float
+    reason: DeathReason
+    error: str
+
+
+class DeadLetterQuery(msgspec.Struct, frozen=True):
+    """Which dead letters are meant: those to which all that is said applies.
+
+    Attributes:
+        sink: Whose they are.
+        reason: Why they were given up.
+        since: They were given up at this time or later, in seconds since the epoch.
+        uuid: The event's uuid.
+        type: The event's type. A damaged dead letter has neither a type nor a uuid.
+    """
+
+    sink: str | None = None
+    reason: str | None = None
+    since: float | None = None
+    uuid: str | None = None
+    type: str | None = None
+
+
+class StoredDeadLetter(msgspec.Struct, frozen=True):
+    """A dead letter as it lies in the journal.
+
+    Attributes:
+        id: Its number; numbers grow, over all sinks, and are never used twice.
+        damaged: Whether bytes of it changed on the disk, so that nothing in it can be believed; it is never replayed.
+    """
+
+    id: int
+    sink: str
+    letter: DeadLetter
+    damaged: bool = False
+
+
+class DeadLetters(msgspec.Struct, frozen=True):
+    """One page of dead letters.
+
+    Attributes:
+        found: Those that were asked for, oldest first; perhaps none, although later pages have some.
+        upto: The id of the last one that was looked at, from which to go on; the `after` of the question at the end.
+    """
+
+    found: list[StoredDeadLetter]
+    upto: int
+
+
+class Quarantined(msgspec.Struct, frozen=True):
+    """What is kept of a malformed message: its beginning. `received` is in seconds since the epoch."""
+
+    id: int
+    stream: str
+    received: float
+    reason: str
+    frame: bytes
+
+
+class Extent(msgspec.Struct, frozen=True):
+    """The places of what is stored: from `first` up to `next`, the place of the next event; equal if nothing is stored."""
+
+    first: int
+    next: int
+
+
+class Extract(msgspec.Struct, frozen=True):
+    """One page of stored events.
+
+    Attributes:
+        entries: The events in order.
+        upto: The last place that was looked at, from which to go on; the `after` of the question at the end.
+        damaged: How many events up to there can't be read.
+    """
+
+    entries: list[Entry]
+    upto: int
+    damaged: int
+
+
+class Verified(msgspec.Struct, frozen=True):
+    """One page of a check.
+
+    Attributes:
+        upto: The last place that was looked at, from which to go on; the `after` of the question at the end.
+        events: How many events up to there are sound.
+        damaged: What is not: a place, and how many events from there on.
+    """
+
+    upto: int
+    events: int
+    damaged: list[tuple[int, int]]
+
+
+class Settlement(msgspec.Struct, frozen=True):
+    """The outcome of one delivery, recorded in one transaction.
+
+    Every event of `[first, upto)` and every one in `resolved` must be accounted for exactly once: as delivered, filtered, in
+    `retries` or in `dead`. An event in `retries` that was in the queue before just stays there, and is not in `resolved`.
+
+    Attributes:
+        first: The first new event; `first == upto` if none of them is new.
+        upto: Where the cursor moves to.
+        delivered: How many were acknowledged.
+        filtered: How many the sink does not want.
+        retries: What enters the retry queue, or stays there with a new due time.
+        resolved: The places of events that leave the retry queue.
+        dead: What becomes a dead letter.
+    """
+
+    first: int = 0
+    upto: int = 0
+    delivered: int = 0
+    filtered: int = 0
+    retries: list[Retry] = []
+    resolved: list[int] = []
+    dead: list[DeadLetter] = []
+
+
+class StreamBooks(msgspec.Struct):
+    """What came in through one stream: `received = accepted + duplicate + sum(malformed)`."""
+
+    received: int = 0
+    accepted: int = 0
+    duplicate: int = 0
+    malformed: dict[str, int] = {}
+    position: str | None = None
+
+
+class SinkBooks(msgspec.Struct):
+    """What became of it at one sink.
+
+    `accepted + replayed = delivered + filtered + dead + dropped + pending`, and `dead = dead_letters + replayed + discarded`.
+
+    Attributes:
+        accepted: How many events the journal took since the sink exists, and those whose dead letters it found then.
+        pending: How many lie after the cursor or wait in the retry queue.
+        retrying: How many of them wait in the retry queue.
+        dead: How often an event became a dead letter.
+        dead_letters: How many dead letters lie there now.
+        replayed: How many dead letters were sent back to the retry queue.
+        discarded: How many dead letters were deleted, by an operator or for room.
+    """
+
+    accepted: int
+    delivered: int
+    filtered: int
+    dead: int
+    dropped: int
+    pending: int
+    retrying: int
+    dead_letters: int
+    replayed: int = 0
+    discarded: int = 0
+
+
+class Books(msgspec.Struct):
+    """All counts at one instant, and the journal's own state."""
+
+    streams: dict[str, StreamBooks]
+    sinks: dict[str, SinkBooks]
+    bytes: int
+    trouble: str | None

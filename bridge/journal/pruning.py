@@ -1,0 +1,132 @@
+"""Space in the journal: what is deleted because nobody needs it, and what has to go when the journal is full."""
+
+import threading
+from collections.abc import Mapping
+from typing import Final, Literal
+
+import structlog
+
+from bridge.journal import tables
+from bridge.journal.cursor import Cursor
+from bridge.journal.dead_letters import Letters
+from bridge.journal.writer import RESERVE, Store
+
+log = structlog.get_logger(__name__)
+
+_PRUNE_ROWS: Final = 256
+"""Rows deleted in one transaction at most, so that nobody waits long for the write lock."""
+
+_DROP_ROWS: Final = 16
+"""Batches dropped at a time, when the oldest have to go."""
+
+_ENOUGH_SHARE: Final = 64
+"""Which part of the journal has to be free before it takes events again, once it was full."""
+
+
+class Space:
+    """Makes room in the journal. It has no state of its own; every method is for whoever holds the journal's write lock.
+
+    Args:
+        store: Where room is made.
+        sinks: The journal's cursors, by the sinks' names; as it adds and forgets sinks, they change.
+        changed: The journal's lock under which cursors move.
+        letters: The dead letters.
+        when_full: "block" leaves all that is not delivered; "drop_oldest" drops the oldest dead letters, and then the oldest
+            of the rest.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        sinks: Mapping[str, Cursor],
+        changed: threading.Condition,
+        letters: Letters,
+        when_full: Literal["block", "drop_oldest"],
+    ) -> None:
+        self._store = store
+        self._sinks = sinks
+        self._changed = changed
+        self._letters = letters
+        self._when_full = when_full
+
+    def has_room(self, floor: int) -> bool:
+        """Tell whether the journal may take events; if it may not, make room first, as `prune_some` does and `when_full` says.
+
+        Args:
+            floor: The place before which no uuid is remembered.
+        """
+        store = self._store
+        return (store.used < store.limit() and not store.has_trouble("room")) or self._make_room(floor)
+
+    def prune_some(self, floor: int) -> bool:
+        """Delete some rows that nobody needs; tell whether there may be more.
+
+        Args:
+            floor: The place before which no uuid is remembered.
+        """
+        deleted = 0
+        with self._store.watching_the_disk("prune"), self._store.transaction(synced=False) as db:
+            # The table, not memory: sinks that nobody has added yet keep their events, too.
+            passed = tables.least_cursor(db) or tables.next_seq(db)
+            deleted = max(tables.delete_batches(db, passed, _PRUNE_ROWS), tables.delete_seen(db, floor, _PRUNE_ROWS))
+        return deleted == _PRUNE_ROWS
+
+    def jump(self, sinks: Mapping[str, Cursor], end: int) -> None:
+        """Move cursors to a place and count what they jump over as dropped.
+
+        Raises:
+            sqlite3.Error: It can't be recorded; no cursor has moved.
+        """
+        after = {name: cursor.jumped(end) for name, cursor in sinks.items() if cursor.row.cursor < end}
+        with self._store.transaction(synced=False) as db:
+            for name, row in after.items():
+                tables.save_sink(db, name, row)
+        with self._changed:
+            for name, row in after.items():
+                sinks[name].row = row
+
+    def _make_room(self, floor: int) -> bool:
+        """Bring the journal below its limit, or tell that it is full."""
+        store = self._store
+        limit = store.limit()
+        # Well below it, so that a sink that is a little too slow does not make it full and not full all the time.
+        enough = limit - limit // _ENOUGH_SHARE
+        while store.used > enough and self.prune_some(floor):
+            pass
+        if self._when_full == "drop_oldest":
+            with store.watching_the_disk("drop"):
+                self._letters.discard_oldest(limit * 15 // 16)
+                self._drop_oldest(limit * 15 // 16)
+        if store.used <= enough:
+            store.set_trouble("room", None)
+            return True
+        store.set_trouble("room", f"{store.path}: {self._how_full(limit)}; {self._whose_fault()}")
+        return False
+
+    def _how_full(self, limit: int) -> str:
+        if limit < self._store.max_bytes:
+            return f"the disk is full but for a reserve of {RESERVE >> 20} MiB"
+        return f"full, journal.max_bytes is {limit}"
+
+    def _whose_fault(self) -> str:
+        most = self._letters.most()
+        if most is None:
+            return "a sink is behind"
+        name, count = most
+        return (
+            f"a sink is behind, or has many dead letters: {name} has {count}; `event-bridge dead-letters` replays or drops them"
+        )
+
+    def _drop_oldest(self, enough: int) -> None:
+        """Drop the oldest batches, which the slowest sinks have not delivered, until no more than enough is in use."""
+        before = {name: cursor.row.dropped for name, cursor in self._sinks.items()}
+        while self._store.used > enough:
+            end = tables.oldest_end(self._store.db, _DROP_ROWS)
+            if end is None:
+                break
+            self.jump(self._sinks, end)
+            with self._store.transaction(synced=False) as db:
+                tables.delete_batches(db, end, _DROP_ROWS)
+        dropped = {name: cursor.row.dropped - before[name] for name, cursor in self._sinks.items()}
+        if any(dropped.values()):
+            log.error("the journal is full, the oldest undelivered events were dropped", events=dropped)

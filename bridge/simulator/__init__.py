@@ -1,0 +1,1 @@
+"""A Docker Cloud Stream API server for demos and tests."""

@@ -1,0 +1,1 @@
+"""The Docker Cloud Stream API as a source."""

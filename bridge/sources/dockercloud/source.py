@@ -1,0 +1,416 @@
+"""The Docker Cloud Stream API as a kind of stream: a websocket that talks and never replays.
+
+Handshake, TLS, proxies, masking and sending are websocket-client's; this is the only file that knows it. Reading is ours:
+one read takes whatever the socket holds, and `bridge.frames` cuts it into messages. What websocket-client would do wrong
+for a daemon is kept out here, each at its place: it follows redirects with the credentials, keeps cookies for the whole
+process, and knows no limit in time for a connection that is being made.
+
+How the service and its clients behaved: docs/events.md.
+"""
+
+import base64
+import math
+import select
+import socket
+import ssl
+import struct
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.message import Message
+from functools import lru_cache
+from http import HTTPStatus
+from http.cookiejar import CookieJar
+from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
+from threading import Lock, Thread
+from types import SimpleNamespace
+from typing import Any, Final, cast
+from urllib.parse import unquote, urlsplit
+from urllib.request import Request
+
+import msgspec
+import websocket
+from websocket import _handshake
+from websocket._cookiejar import SimpleCookieJar
+
+from bridge import frames
+from bridge.policy import Keepalive, parse_retry_after
+from bridge.source import Ended, EndReason, Read
+from bridge.sources.dockercloud.url import DockerCloudOptions, stream_url
+
+_LARGEST_READ: Final = 1024 * 1024
+_SMALLEST_READ: Final = 4 * 1024
+_SIGN_OF_LIFE: Final = 1024
+"""Bytes of an unfinished message that count as life. With less, a server that sends a byte a second would live for ever."""
+
+_TLS_RECORD: Final = 16 * 1024
+_LONGEST_WAIT: Final = 60.0
+_LONGEST_TEXT: Final = 200
+# We send little. A small buffer shows soon that the peer has stopped reading; Linux would let it grow to megabytes.
+_SEND_BUFFER: Final = (socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_NORMAL: Final = 1000
+_GOING_AWAY: Final = 1001
+
+
+class _NoCookies(SimpleCookieJar):
+    """Keeps nothing. The library's own jar is one for the whole process, so that accounts would share their cookies."""
+
+    def add(self, set_cookie: str | None) -> None:
+        pass
+
+
+_handshake.CookieJar = _NoCookies()
+
+
+class DockerCloudSource:
+    """Opens sessions of one stream; cookies outlive them, since the original service balanced its load by one (`liveid`).
+
+    Args:
+        options: Where and how.
+        authorization: The value of the Authorization header, asked for at every opening; None sends none.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, options: DockerCloudOptions, authorization: Callable[[], str | None], clock: Callable[[], float]
+    ) -> None:
+        self._options = options
+        self._authorization = authorization
+        self._clock = clock
+        self._url = stream_url(options)
+        self._cookies = CookieJar()
+
+    def open(self, position: str | None) -> "DockerCloudSession":  # noqa: ARG002 - this kind of stream has no replay
+        """Open a session within `connect_timeout`; `position` is ignored, since the service can't resume.
+
+        Raises:
+            Ended: It could not be opened.
+        """
+        authorization = self._authorization()
+        if authorization is not None and not authorization.isprintable():
+            raise Ended("the credentials contain a line break or another control character", "unauthorized")
+        web = self._websocket()
+        try:
+            _connect(web, self._url, self._request(authorization), self._options.connect_timeout)
+        except websocket.WebSocketBadStatusException as error:
+            self._keep_cookies(error.resp_headers or {})
+            raise _refusal(error, authorization or "") from None
+        except (websocket.WebSocketException, OSError, ValueError) as error:
+            raise _redirection(web) or _failure(error) from None
+        self._keep_cookies(web.getheaders() or {})
+        return DockerCloudSession(web, self._options, self._clock)
+
+    def _websocket(self) -> websocket.WebSocket:
+        tls: dict[str, Any] = {}
+        if self._url.startswith("wss:"):
+            try:
+                tls["context"] = tls_context(self._options.ca_file)
+            except OSError as error:
+                why = error.strerror or "it holds no certificate"
+                raise Ended(f"ca_file {self._options.ca_file} can't be used: {why}", "tls") from None
+        return websocket.WebSocket(sockopt=[_SEND_BUFFER], sslopt=tls, skip_utf8_validation=True)
+
+    def _request(self, authorization: str | None) -> dict[str, Any]:
+        request = Request(self._http_url())  # noqa: S310 - only a carrier for the cookie rules; nothing is opened
+        self._cookies.add_cookie_header(request)
+        headers = {"User-Agent": self._options.user_agent, "Authorization": authorization}
+        return {
+            "header": headers,
+            "cookie": request.get_header("Cookie"),
+            # The library would send the credentials to wherever a redirect points.
+            "redirect_limit": 0,
+            "timeout": self._options.connect_timeout,
+            **_proxy(self._options.proxy),
+        }
+
+    def _keep_cookies(self, headers: dict[str, str]) -> None:
+        answer = Message()
+        with suppress(CookieError):
+            # The library has joined several Set-Cookie lines into one.
+            for cookie in SimpleCookie(headers.get("set-cookie", "")).values():
+                answer["Set-Cookie"] = cookie.OutputString()
+        response: Any = SimpleNamespace(info=lambda: answer)  # All that the jar looks at.
+        self._cookies.extract_cookies(response, Request(self._http_url()))  # noqa: S310 - see _request
+
+    def _http_url(self) -> str:
+        return "http" + self._url.removeprefix("ws")
+
+
+class DockerCloudSession:
+    """One open websocket; made by `DockerCloudSource.open`."""
+
+    def __init__(self, web: websocket.WebSocket, options: DockerCloudOptions, clock: Callable[[], float]) -> None:
+        self._web = web
+        self._socket = cast("socket.socket", web.sock)
+        self._tls = self._socket if isinstance(self._socket, ssl.SSLSocket) else None
+        self._socket.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+        self._options = options
+        self._clock = clock
+        self._keepalive = Keepalive(options.ping_interval, options.ping_timeout, options.idle_timeout, clock())
+        self._frames = frames.FrameReader(options.max_frame_bytes)
+        self._room = _SMALLEST_READ
+        self._unfinished = 0
+        self._ending: Ended | None = None
+        self._lock = Lock()  # Held by abort and close, so that abort can't meet a file descriptor that was closed and reused.
+        self._aborted = False
+
+    def read(self) -> Read:
+        """Wait until something arrives or a ping is due, at most a minute, and take all that is there.
+
+        Raises:
+            Ended: The session is over. What came before was returned by earlier calls.
+        """
+        # What is there to be read comes before the clock: after a pause of this process an answer may be waiting.
+        if self._ending is None and not self._readable(self._keepalive.wait(self._clock())):
+            self._keep_alive()
+            return Read()
+        data = self._receive() if self._ending is None else b""
+        if data:
+            return self._take(data)
+        if self._ending is not None:
+            raise self._ending
+        return Read()
+
+    def abort(self) -> None:
+        """Wake a blocked `read`, which then raises `Ended`. Never raises, may be called twice."""
+        with self._lock:
+            self._aborted = True
+            _cut(self._web)
+
+    def close(self) -> None:
+        """Say goodbye if there is room for it, and release the socket. Never raises, may be called twice."""
+        with self._lock:
+            if self._ending is None:
+                with suppress(websocket.WebSocketException, OSError, ValueError):
+                    self._web.send_close(_GOING_AWAY)
+            # Not the library's close: it waits for an answer, and does nothing after a close of the peer's.
+            self._web.shutdown()  # type: ignore[no-untyped-call]  # It has no annotations.
+
+    def _readable(self, seconds: float) -> bool:
+        if self._tls is not None and self._tls.pending():
+            return True
+        return bool(self._poll.poll(math.ceil(min(seconds, _LONGEST_WAIT) * 1000)))
+
+    def _keep_alive(self) -> None:
+        match self._keepalive.due(self._clock()):
+            case "ping":
+                self._send(frames.PING, b"")
+            case "dead":
+                silence = self._options.ping_interval + self._options.ping_timeout
+                self._ending = Ended(f"nothing was heard for {silence:g} s, not even an answer to a ping", "dead")
+            case "idle":
+                self._ending = Ended(f"alive, but without an event for {self._options.idle_timeout:g} s", "idle")
+
+    def _receive(self) -> bytes:
+        """Take what has arrived; if that was the last, `_ending` says why.
+
+        The room grows with what comes, so that a thousand silent streams don't hold a large buffer each. TLS gives at
+        most one record at a time, of any size, and so is asked again.
+        """
+        chunks: list[bytes] = []
+        room = _LARGEST_READ if self._tls is not None else self._room
+        try:
+            while room > 0:
+                chunk = self._socket.recv(min(room, _TLS_RECORD) if self._tls is not None else room)
+                if not chunk:
+                    self._ending = Ended("the connection was closed without a close frame", "network")
+                    break
+                chunks.append(chunk)
+                room -= len(chunk) if self._tls is not None else room
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            pass
+        except OSError as error:
+            self._ending = _failure(error)
+        if self._ending is not None and self._aborted:
+            self._ending = Ended("closed by us", "closed")
+        data = b"".join(chunks)
+        self._room = max(_SMALLEST_READ, min(_LARGEST_READ, 2 * len(data)))
+        return data
+
+    def _take(self, data: bytes) -> Read:
+        messages, controls, error = self._frames.feed(data)
+        self._unfinished += len(data)
+        if messages or controls or self._unfinished >= _SIGN_OF_LIFE:
+            self._keepalive.heard(self._clock(), event=bool(messages))
+            self._unfinished = 0
+        pings = [control.payload for control in controls if control.opcode == frames.PING]
+        if pings:
+            # RFC 6455, section 5.5.3: of several pings only the last needs an answer.
+            self._send(frames.PONG, pings[-1])
+        if controls and controls[-1].opcode == frames.CLOSE:
+            self._send(frames.CLOSE, struct.pack("!H", _NORMAL))
+            self._ending = Ended(f"closed by the server: {_close_text(controls[-1].payload)}", "closed")
+        if error is not None:
+            self._send(frames.CLOSE, struct.pack("!H", error.code))
+            self._ending = Ended(f"the server broke the protocol: {error}", "protocol")
+        return Read(messages, heard=True)
+
+    def _send(self, opcode: int, payload: bytes) -> None:
+        """Send a control frame. That the peer is gone is left to reading to find: what it sent before is still there."""
+        self._socket.settimeout(self._options.ping_timeout)
+        try:
+            self._web.send(payload, opcode)
+        except (websocket.WebSocketTimeoutException, TimeoutError):
+            self._ending = Ended(f"the server took nothing for {self._options.ping_timeout:g} s", "dead")
+        except (websocket.WebSocketException, OSError):
+            pass
+        finally:
+            self._socket.setblocking(False)  # noqa: FBT003 - see __init__
+
+
+def tls_context(ca_file: str | None) -> ssl.SSLContext:
+    """Give the one TLS context of this process for a file of trusted certificates, or for the system's.
+
+    Sharing saves about 18 KiB per connection (docs/benchmarks.md). A file that has changed gives a new one.
+
+    Raises:
+        OSError: The file can't be read or holds no certificate (`ssl.SSLError` is an OSError).
+    """
+    with _tls_lock:
+        return _load_tls_context(ca_file, Path(ca_file).stat().st_mtime_ns if ca_file else 0)
+
+
+_tls_lock: Final = Lock()
+
+
+@lru_cache(maxsize=16)
+def _load_tls_context(ca_file: str | None, changed: int) -> ssl.SSLContext:  # noqa: ARG001 - part of the cache's key
+    return ssl.create_default_context(cafile=ca_file)
+
+
+def _connect(web: websocket.WebSocket, url: str, request: dict[str, Any], seconds: float) -> None:
+    """Connect in a thread of its own, so that nothing in it can hold us for longer: neither a resolver nor a dripping peer.
+
+    The library's timeout is one per system call. A thread that was given up ends by it, or because its socket was cut; only
+    a proxy that drips could keep one, since the library shows the socket after the tunnel has been made.
+    """
+    outcome: Future[None] = Future()
+
+    def connect() -> None:
+        try:
+            web.connect(url, **request)  # type: ignore[no-untyped-call]  # It has no annotations.
+        except BaseException as error:  # noqa: BLE001 - it is raised where the outcome is waited for
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(None)
+
+    Thread(target=connect, name="connect", daemon=True).start()
+    try:
+        failure = outcome.exception(seconds)
+    except TimeoutError as error:
+        outcome.add_done_callback(lambda _: web.shutdown())  # type: ignore[no-untyped-call]  # It has no annotations.
+        _cut(web)
+        failure = error
+    if failure is not None:
+        raise failure
+
+
+def _cut(web: websocket.WebSocket) -> None:
+    """End both directions at once; a thread that is blocked on the socket wakes.
+
+    Not the library's abort, which does nothing during the handshake. Not `SSLSocket.shutdown`, which would take the TLS
+    state from under the reading thread.
+    """
+    if web.sock is not None:
+        with suppress(OSError):
+            socket.socket.shutdown(web.sock, socket.SHUT_RDWR)
+
+
+def _proxy(url: str | None) -> dict[str, Any]:
+    if url is None:
+        return {}  # The library reads the environment.
+    proxy = urlsplit(url)
+    login = (unquote(proxy.username), unquote(proxy.password or "")) if proxy.username else None
+    return {"http_proxy_host": proxy.hostname, "http_proxy_port": proxy.port or 80, "http_proxy_auth": login}
+
+
+class _ErrorBody(msgspec.Struct):
+    """What the service says about a refusal: the documented field, and the one that a lockout was seen to use."""
+
+    error: str = ""
+    detail: str = ""
+
+
+def _refusal(error: websocket.WebSocketBadStatusException, authorization: str) -> Ended:
+    """An answer other than the upgrade; its text is shown in part, without our credentials if it repeats them."""
+    status, headers = error.status_code, error.resp_headers or {}
+    try:
+        body = msgspec.json.decode(error.resp_body or b"", type=_ErrorBody)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        body = _ErrorBody()
+    said = body.error or body.detail
+    for secret in _secrets(authorization):
+        said = said.replace(secret, "***")
+    if not status:
+        return Ended("the answer is not HTTP", "protocol")
+    phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else ""
+    text = _one_line(f"the server answered {status} {phrase}") + (f": {_one_line(said)}" if said else "")
+    retry_after = parse_retry_after(headers.get("retry-after"), datetime.now(UTC))
+    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        return Ended(text, "unauthorized", retry_after=retry_after)
+    patience = status == HTTPStatus.TOO_MANY_REQUESTS or (status == HTTPStatus.SERVICE_UNAVAILABLE and retry_after is not None)
+    return Ended(text, "throttled" if patience else "refused", retry_after=retry_after)
+
+
+def _secrets(authorization: str) -> list[str]:
+    """What must not be shown of a header's value: the part after the scheme, and the password that it may encode."""
+    token = authorization.rpartition(" ")[2]
+    try:
+        password = base64.b64decode(token, validate=True).decode(errors="replace").partition(":")[2]
+    except ValueError:
+        password = token.partition(":")[2]
+    return [secret for secret in (token, password) if secret]
+
+
+def _redirection(web: websocket.WebSocket) -> Ended | None:
+    """A redirect, which is not followed; where to is shown without credentials and query."""
+    response = web.handshake_response
+    if response is None or response.status not in _REDIRECTS:
+        return None
+    try:
+        target = urlsplit(response.headers.get("location", ""))
+        where = target._replace(netloc=target.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    except ValueError:
+        where = "?"
+    return Ended(f"the server redirects ({response.status}) to {_one_line(where)}: if that is right, set it as url", "refused")
+
+
+_FAILURES: Final[tuple[tuple[type[Exception] | tuple[type[Exception], ...], EndReason, str], ...]] = (
+    (websocket.WebSocketAddressException, "network", "the host name was not resolved: {}"),
+    ((websocket.WebSocketTimeoutException, TimeoutError), "network", "no answer in time"),
+    (websocket.WebSocketConnectionClosedException, "network", "the connection was closed during the handshake"),
+    (websocket.WebSocketProxyException, "network", "the proxy: {}"),
+    (websocket.WebSocketException, "protocol", "the answer is not that of a websocket: {}"),
+    (ssl.SSLCertVerificationError, "tls", "the server's certificate is not accepted: {}"),
+    ((ssl.SSLEOFError, ssl.SSLZeroReturnError), "network", "the connection was closed in the middle of TLS"),
+    (ssl.SSLError, "tls", "TLS failed: {}"),
+    (OSError, "network", "{}"),
+    # It tells of a setting, and may quote a part of the proxy's password.
+    (ValueError, "refused", "host or proxy are not usable: check url, proxy and the environment's http_proxy, https_proxy"),
+)
+"""Why there is no connection, or no longer: the first row that fits; `{}` is the exception's own text."""
+
+
+def _failure(error: Exception) -> Ended:
+    detail = _one_line(getattr(error, "strerror", None) or str(error))
+    if isinstance(error, websocket.WebSocketProxyException) and detail.endswith("status: 407"):
+        return Ended(f"the proxy refuses our credentials: {detail}", "unauthorized")
+    reason, words = next((reason, words) for kinds, reason, words in _FAILURES if isinstance(error, kinds))
+    return Ended(words.format(detail), reason)
+
+
+def _close_text(payload: bytes) -> str:
+    if len(payload) < struct.calcsize("!H"):
+        return "no code"
+    (code,) = struct.unpack_from("!H", payload)
+    return _one_line(f"{code} {payload[2:].decode(errors='replace')}")
+
+
+def _one_line(text: str) -> str:
+    """What a stranger wrote, fit for a log: short, and without control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:_LONGEST_TEXT]

@@ -1,0 +1,337 @@
+"""The file that knows kafka-python: connecting, and handing over whole record batches.
+
+What kafka-python 3.0 does wrong, and what is done about it:
+
+- Its idempotent producer wedges for ever after a long outage, and dies of a single refused record: idempotence is off.
+- Its buffer has no bound: at most one batch per partition is handed over at a time, and its fate is awaited.
+- It may never tell what became of a batch: there is a deadline of our own, after which the producer is thrown away. It is never
+  waited for: `close` ends it by force, what is under way included.
+- It tells causes only in its log: what its threads log is overheard while something is awaited, and kept from everybody else.
+
+A batch is put into the producer's own buffer as a whole; metadata, connections, TLS, SASL, requests and retries remain the
+library's. That touches its inner parts, which are looked at first: where they do not look as expected, records are handed over
+one by one by `send`, lingering so long that those of a partition become one batch, too. What asks the library about topics is
+in `kafka_metadata` and `kafka_admin`.
+"""
+
+import inspect
+import random
+import threading
+import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from kafka import KafkaProducer  # type: ignore[import-untyped]
+from kafka.errors import BrokerResponseError, KafkaError  # type: ignore[import-untyped]
+from kafka.net.compat import KafkaNetClient  # type: ignore[import-untyped]
+from kafka.net.manager import KafkaConnectionManager  # type: ignore[import-untyped]
+from kafka.net.sasl.oauth import AbstractTokenProvider  # type: ignore[import-untyped]
+from kafka.net.selector import NetworkSelector  # type: ignore[import-untyped]
+from kafka.producer.producer_batch import ProducerBatch  # type: ignore[import-untyped]
+from kafka.record.default_records import DefaultRecordBatchBuilder  # type: ignore[import-untyped]
+from kafka.record.memory_records import MemoryRecordsBuilder  # type: ignore[import-untyped]
+from kafka.structs import TopicPartition  # type: ignore[import-untyped]
+
+from bridge.sink import Unavailable
+from sinks.kafka.errors import BYSTANDER, LOGIN_REFUSED, Refusal, overheard, without
+from sinks.kafka.log import Overheard
+from sinks.kafka.metadata import Metadata
+from sinks.kafka.preflight import describe
+from sinks.kafka.pulse import INTERVAL, Pulse
+from sinks.kafka.records import Partition, Record, encode
+from sinks.kafka.remarks import About
+from sinks.kafka.settings import KafkaSettings, connection_options, milliseconds, producer_options
+
+Outcome = Sequence[Refusal | None]
+"""What became of each record of a batch: None if it was acknowledged. Empty if all were."""
+
+_MARGIN: Final = 1.0
+"""Seconds beyond the delivery timeout after which the producer is not trusted any more."""
+_PATIENCE: Final = 5.0
+"""Seconds that ending a producer by force may take."""
+
+
+class _Token(AbstractTokenProvider):  # type: ignore[misc]  # The library has no types.
+    def __init__(self, token: str) -> None:
+        super().__init__()
+        self._token = token
+
+    def token(self) -> str:
+        return self._token
+
+
+class _Connections(KafkaConnectionManager):  # type: ignore[misc]  # The library has no types.
+    """The library's connections, with three things put right, and a question that it does not answer."""
+
+    def __init__(self, net: Any, **options: Any) -> None:
+        super().__init__(net, **options)
+        # The producer takes this setting and forgets it: topics would be created in any case.
+        self.cluster.config["allow_auto_create_topics"] = options["allow_auto_create_topics"]
+
+    def throttled(self) -> float:
+        """For how many seconds brokers want nothing from us, because a quota is used up."""
+        ends = [connection._throttle_time for connection in tuple(self._conns.values())]  # noqa: SLF001 - it has no public name
+        return max([end - time.monotonic() for end in ends], default=0.0)
+
+    async def knock(self, seconds: float) -> None:
+        """Connect to one of the brokers and log in, or fail at once and say why; the library would try again and again."""
+        deadline = time.monotonic() + seconds
+        brokers = self.cluster.bootstrap_brokers()
+        random.shuffle(brokers)
+        for left in range(len(brokers), 0, -1):
+            node = brokers[left - 1].node_id
+            share = (deadline - time.monotonic()) / left
+            connection = self.get_connection(
+                node, milliseconds(share), pop_on_close=False, refresh_metadata_on_err=False, reset_backoff_on_connect=False
+            )
+            try:
+                await connection
+            except KafkaError:
+                if left == 1:
+                    raise
+            else:
+                return
+            finally:
+                self._conns.pop(node, connection).close()
+                self.reset_backoff(node)
+
+    async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
+        """Connect; and do not forget what the broker said if it hung up right after, as it does when it refuses a login."""
+        transport = await super()._build_transport(node, timeout_at)
+        receive = transport._sock_recv  # noqa: SLF001 - the only place where both are known
+        ended: list[Exception] = []
+
+        def receive_last_words() -> tuple[bytes, Exception | None]:
+            data, error = (b"", ended.pop()) if ended else receive()
+            if data and error is not None:
+                ended.append(error)
+                return data, None
+            return data, error
+
+        transport._sock_recv = receive_last_words  # noqa: SLF001
+        return transport
+
+
+class _WholeBatch(ProducerBatch):  # type: ignore[misc]  # The library has no types.
+    """A batch that the producer does not cut in halves when it is too large, since that would be nobody's futures."""
+
+    @property
+    def record_count(self) -> int:
+        return 1
+
+
+class Client:
+    """A producer, and everything around it. To be used by one thread; when anything was wrong, to be closed and made anew.
+
+    Args:
+        settings: The sink's settings.
+        interval: Seconds without anything to deliver after which brokers are asked whether they are there.
+
+    Attributes:
+        whole_batches: Whether batches are handed over as a whole.
+    """
+
+    def __init__(self, settings: KafkaSettings, interval: float = INTERVAL) -> None:
+        self.whole_batches = False
+        self._settings = settings
+        self._overheard = Overheard()
+        self._interval = interval
+        self._net: Any = None
+        self._connections: Any = None
+        self._producer: Any = None
+        self._metadata: Metadata
+        self._pulse: Pulse
+
+    def connect(self) -> None:
+        """Connect to the first broker that answers, and log in.
+
+        Raises:
+            Unavailable: That was not possible.
+        """
+        self._overheard.listen([threading.current_thread()])
+        try:
+            self._producer = KafkaProducer(
+                **self._options(),
+                **producer_options(self._settings),
+                kafka_client=self._make_net,
+            )
+        except KafkaError as error:
+            self._overheard.lines.append(str(error))
+            raise self.unavailable(f"no connection within {self._settings.connect_timeout:g} s") from error
+        self._overheard.listen([threading.current_thread(), self._producer._sender])  # noqa: SLF001 - it has no public name
+        self.whole_batches = looks_as_expected(self._producer)
+        self._metadata = Metadata(self._settings, self._producer, self._overheard, self.unavailable)
+        self._pulse = Pulse(self._metadata.ask, self._settings.connect_timeout, self._interval)
+
+    def notice(self) -> None:
+        """Notice that no broker is there any more, without waiting for anything.
+
+        Raises:
+            Unavailable: That is so.
+        """
+        self._alive()
+        if self._connections.throttled() > 0:
+            # They answer nothing until that is over.
+            self._pulse.heard()
+        elif self._pulse.is_gone():
+            raise self.unavailable(f"no answer within {self._settings.connect_timeout:g} s")
+
+    def partitions(self, topics: Collection[str]) -> dict[str, int | Refusal]:
+        """Tell how many partitions topics have, or why one can't be written to.
+
+        Raises:
+            Unavailable: The brokers do not tell.
+        """
+        self._alive()
+        return self._metadata.partitions(topics)
+
+    def produce(self, batches: Mapping[Partition, Sequence[Record]]) -> dict[Partition, Outcome]:
+        """Hand over one batch per partition, and wait for what becomes of them.
+
+        Returns:
+            The outcome of each batch.
+
+        Raises:
+            Unavailable: The brokers want us to wait so long that no acknowledgement could come in time.
+        """
+        self._alive()
+        pause = self._connections.throttled()
+        if pause > self._settings.delivery_timeout / 2:
+            raise Unavailable(f"{self._settings.where}: our quota is used up", "throttled", retry_after=pause)
+        self._overheard.lines.clear()
+        outcomes = self._produce_whole(batches) if self.whole_batches else self._produce_one_by_one(batches)
+        self._pulse.heard()
+        return outcomes
+
+    def unavailable(self, otherwise: str, delivered: Collection[int] = ()) -> Unavailable:
+        """Say why we do not get through, from what was overheard; if that was nothing, otherwise."""
+        settings = self._settings
+        reason, words = overheard(tuple(self._overheard.lines)) or ("timeout", otherwise)
+        if reason == "unauthorized" and words == LOGIN_REFUSED:
+            who = f"user {settings.username}" if settings.username else "our token"
+            words = f"login refused: {who} with {settings.sasl} is not accepted"
+        return Unavailable(without(settings.secrets, f"{settings.where}: {words}"), reason, delivered=delivered)
+
+    def describe(self, topic: str | None) -> About:
+        """Tell what the brokers know of a topic, or only of themselves; nothing is created by that."""
+        return describe(self._options(), topic)
+
+    def close(self) -> None:
+        """End everything by force. Never raises; nothing under way is waited for."""
+        producer, self._producer = self._producer, None
+        net, self._net = self._net, None
+        if producer is not None:
+            with suppress(Exception):
+                producer._sender.force_close()  # noqa: SLF001 - the public `close` waits for what is under way
+                producer._sender.join(_PATIENCE)  # noqa: SLF001
+            with suppress(Exception):
+                producer.close(timeout=0)
+            producer._closed = True  # noqa: SLF001 - or its finalizer tries again
+        if net is not None:
+            with suppress(Exception):
+                net.close()
+        self._overheard.stop()
+
+    def _alive(self) -> Any:
+        if self._producer is None:
+            raise Unavailable("the sink is not open", "internal")
+        return self._producer
+
+    def _make_net(self, **options: Any) -> KafkaNetClient:
+        """Make the library's network part, which is ours to close if it does not get as far as a producer, and try it."""
+        selector = NetworkSelector(**options)
+        manager = self._connections = _Connections(selector, **options)
+        self._net = KafkaNetClient(net=selector, manager=manager, **options)
+        manager.run(manager.knock, self._settings.connect_timeout)
+        return self._net
+
+    def _options(self) -> dict[str, Any]:
+        """What every connection is made with."""
+        options = connection_options(self._settings)
+        token = self._settings.token
+        return options if token is None else options | {"sasl_oauth_token_provider": _Token(token.get_secret_value())}
+
+    def _produce_whole(self, batches: Mapping[Partition, Sequence[Record]]) -> dict[Partition, Outcome]:
+        producer = self._producer
+        buffer = producer._accumulator  # noqa: SLF001 - see the module's docstring
+        waiting = {partition: _whole_batch(producer, partition, records) for partition, records in batches.items()}
+        for batch in waiting.values():
+            with buffer._tp_lock(batch.topic_partition):  # noqa: SLF001
+                buffer._batches[batch.topic_partition].append(batch)  # noqa: SLF001
+                buffer._incomplete.add(batch)  # noqa: SLF001
+        producer._sender.wakeup()  # noqa: SLF001
+        deadline = time.monotonic() + self._settings.delivery_timeout + _MARGIN
+        found: dict[Partition, Outcome] = {}
+        for partition, batch in waiting.items():
+            future = batch.produce_future
+            if future.wait(max(0.0, deadline - time.monotonic())) and future.is_done:
+                _, _, refusals = future.value
+                found[partition] = _outcome(refusals, len(batches[partition])) if refusals else ()
+            else:
+                found[partition] = [self._silence()] * len(batches[partition])
+        return found
+
+    def _produce_one_by_one(self, batches: Mapping[Partition, Sequence[Record]]) -> dict[Partition, Outcome]:
+        futures: dict[Partition, list[Any]] = {partition: [] for partition in batches}
+        for partition, records in batches.items():
+            for record in records:
+                try:
+                    futures[partition].append(
+                        self._producer.send(
+                            *(partition[0], record.entry.json, record.key, record.headers, partition[1], record.timestamp)
+                        )
+                    )
+                except KafkaError as error:
+                    futures[partition].append(error)
+        with suppress(KafkaError):
+            self._producer.flush(self._settings.delivery_timeout + _MARGIN)
+        return {partition: [self._result(future) for future in each] for partition, each in futures.items()}
+
+    def _result(self, future: Any) -> Refusal | None:
+        if isinstance(future, Exception):
+            return _refusal(future)
+        if not future.is_done:
+            return self._silence()
+        return _refusal(future.exception) if future.failed() else None
+
+    def _silence(self) -> Refusal:
+        return Refusal(None, f"no acknowledgement within {self._settings.delivery_timeout:g} s")
+
+
+def looks_as_expected(producer: Any) -> bool:
+    """Whether the library's inner parts are those that whole batches are made for."""
+    buffer = producer._accumulator  # noqa: SLF001 - see the module's docstring
+    there = all(hasattr(buffer, name) for name in ("_tp_lock", "_batches", "_incomplete")) and hasattr(producer, "_sender")
+    version = producer.max_usable_produce_magic(producer.config["api_version"])
+    records = MemoryRecordsBuilder(version, 0, 1024)
+    builder = getattr(records, "_builder", None)
+    fields = ("_buffer", "_num_records", "_last_offset", "_first_timestamp", "_max_timestamp")
+    made = isinstance(builder, DefaultRecordBatchBuilder) and all(hasattr(builder, name) for name in fields)
+    return there and made and "records" in inspect.signature(ProducerBatch).parameters
+
+
+def _whole_batch(producer: Any, partition: Partition, records: Sequence[Record]) -> _WholeBatch:
+    body, first, latest = encode(records)
+    whole = MemoryRecordsBuilder(2, producer.config["compression_attrs"], len(body))
+    builder = whole._builder  # noqa: SLF001 - see the module's docstring
+    builder._buffer += body  # noqa: SLF001
+    builder._num_records = len(records)  # noqa: SLF001
+    builder._last_offset = len(records) - 1  # noqa: SLF001
+    builder._first_timestamp, builder._max_timestamp = first, latest  # noqa: SLF001
+    whole.close()  # A batch that is closed counts as full, and is sent at once.
+    return _WholeBatch(TopicPartition(*partition), whole)
+
+
+def _outcome(refusals: Any, count: int) -> Outcome:
+    errors = [refusals(index) for index in range(count)]
+    return [_refusal(error) for error in errors]
+
+
+def _refusal(error: Exception) -> Refusal:
+    if isinstance(error, BrokerResponseError):
+        words = str(error.args[0]) if error.args and isinstance(error.args[0], str) else ""
+        return Refusal(error.errno, words)
+    if type(error) is KafkaError:
+        return BYSTANDER
+    return Refusal(None)

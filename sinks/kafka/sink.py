@@ -1,0 +1,287 @@
+"""Events as Kafka records, acknowledged by the brokers.
+
+A delivery goes in rounds. In each, every partition gets one record batch at most, and the next round begins when the fate of
+all is known. That is what keeps order: a batch is stored as a whole or not at all, so that nothing can overtake an event that
+failed. Events of one resource that go to different partitions go in different rounds. Usually one round is all.
+
+What is nobody's fault but the event's is found by halves: a batch that is refused as a whole is sent again in smaller ones,
+until the record that is to blame stands alone; so is one in which several are, since the library then tells of each only that
+it is invalid. When the brokers are to blame, the whole client is thrown away
+(`sinks.kafka.client` tells why) and `open` makes a new one.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import ClassVar, Final
+
+from bridge.sink import Entry, Failure, Reason, Unavailable
+from sinks.kafka.client import Client
+from sinks.kafka.errors import BYSTANDER, INVALID, UNAUTHORIZED, Refusal, Verdict, judge
+from sinks.kafka.names import Keys, Topics, problem_of
+from sinks.kafka.pulse import INTERVAL
+from sinks.kafka.records import Partition, Record, record_of, spread
+from sinks.kafka.remarks import About, remarks
+from sinks.kafka.settings import KafkaSettings
+
+_UNLIMITED: Final = 1 << 30
+_UNPLACED: Final = -1
+
+
+class _Batch:
+    """The records that go to a partition in one round.
+
+    Args:
+        room: Bytes that it holds at most, if there is more than one record.
+        most: Records that it holds at most.
+
+    Attributes:
+        records: The records.
+    """
+
+    def __init__(self, room: int, most: int) -> None:
+        self.records: list[Record] = []
+        self._room = room
+        self._most = most
+
+    def takes(self, record: Record) -> bool:
+        """Take a record, if there is room for it."""
+        room, records = self._room - record.size, self.records
+        if records and (room < 0 or len(records) >= self._most):
+            return False
+        self._room = room
+        records.append(record)
+        return True
+
+
+class _Call:
+    """What one `deliver` has come to so far.
+
+    Args:
+        limit: Bytes of a record batch at most.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._sizes: dict[Partition, int] = {}
+        self._rejected: list[Failure] = []
+        self._failed: list[tuple[Record, Reason, str]] = []
+        # For each lane in which something failed for now: the place of the first such record.
+        self._waiting: dict[str, int] = {}
+        self.todo: list[Record] = []
+        self.delivered: set[int] = set()
+
+    def next_round(self) -> dict[Partition, list[Record]]:
+        """Take what goes now out of what is to do: one batch per partition, and each lane in one partition only."""
+        batches: dict[Partition, _Batch] = {}
+        place: dict[str, Partition | None] = {}
+        left: list[Record] = []
+        for record in self.todo:
+            partition = record.partition
+            if place.setdefault(record.lane, partition) == partition:
+                batch = batches.get(partition)
+                if batch is None:
+                    batch = batches[partition] = _Batch(self._limit, self._sizes.get(partition, _UNLIMITED))
+                if batch.takes(record):
+                    continue
+            # Neither may anything later of its lane go now.
+            place[record.lane] = None
+            left.append(record)
+        self.todo = left
+        return {partition: batch.records for partition, batch in batches.items()}
+
+    def acknowledge(self, partition: Partition, records: Sequence[Record]) -> None:
+        """Note what was acknowledged; after that, a batch may be larger again."""
+        self.delivered.update([record.entry.seq for record in records])
+        if partition in self._sizes:
+            self._sizes[partition] *= 2
+
+    def divide(self, partition: Partition, records: Sequence[Record], parts: int = 2) -> None:
+        """Send records again, in so many parts."""
+        self._sizes[partition] = max(1, len(records) // parts)
+        self.again(records)
+
+    def again(self, records: Sequence[Record]) -> None:
+        """Send records again, in their old place."""
+        self.todo = sorted([*records, *self.todo], key=lambda record: record.place)
+
+    def reject(self, record: Record, reason: Reason, words: str) -> None:
+        """Note that a record failed for ever."""
+        self._rejected.append(Failure.rejected(record.entry, reason, words))
+
+    def retry(self, record: Record, reason: Reason, words: str) -> None:
+        """Note that a record failed for now; what comes after it in its lane waits for it."""
+        self._failed.append((record, reason, words))
+        self._waiting[record.lane] = min(record.place, self._waiting.get(record.lane, record.place))
+
+    def hold(self) -> None:
+        """Take what has to wait out of what is to do."""
+        if self._waiting:
+            held = {record.place for record in self.todo if self._waiting.get(record.lane, record.place) < record.place}
+            self._failed += [(record, "held", "") for record in self.todo if record.place in held]
+            self.todo = [record for record in self.todo if record.place not in held]
+
+    def failures(self) -> list[Failure]:
+        """What was not delivered."""
+        return self._rejected + [
+            Failure.held(record.entry)
+            if self._waiting[record.lane] < record.place
+            else Failure.retry(record.entry, reason, words)
+            for record, reason, words in self._failed
+        ]
+
+
+class KafkaSink:
+    """Sends events to Kafka.
+
+    Args:
+        name: The sink's name in the configuration.
+        settings: Its settings.
+        interval: Seconds without anything to deliver after which brokers are asked whether they are there.
+    """
+
+    Settings: ClassVar = KafkaSettings
+
+    def __init__(self, name: str, settings: KafkaSettings, interval: float = INTERVAL) -> None:
+        self.name = name
+        self._settings = settings
+        self._interval = interval
+        self._topics = Topics(settings.topic)
+        self._keys = Keys(settings.key)
+        self._turns = count()
+        self._client: Client | None = None
+        self._may_write = False
+
+    def open(self) -> None:
+        """Connect, and look for the topic, if it is always the same.
+
+        Raises:
+            Unavailable: Either is not possible.
+        """
+        self.close()
+        client = self._client = Client(self._settings, self._interval)
+        try:
+            client.connect()
+            if self._topics.fixed is not None:
+                self._look_for(client, self._topics.fixed)
+        except BaseException:
+            self.close()
+            raise
+
+    def deliver(self, entries: Sequence[Entry]) -> Sequence[Failure]:
+        """Send all entries; with none, see now and then whether the brokers are still there.
+
+        Raises:
+            Unavailable: The brokers are not available, with what they have acknowledged.
+        """
+        client = self._client
+        if client is None:
+            raise Unavailable("the sink is not open", "internal")
+        if not entries:
+            client.notice()
+        call = _Call(self._settings.record_batch_bytes)
+        try:
+            self._place(client, call, [self._record(place, entry) for place, entry in enumerate(entries)])
+            while call.todo:
+                self._send(client, call, call.next_round())
+        except Unavailable as error:
+            # Only here is it known what was acknowledged before.
+            error.delivered = call.delivered
+            raise
+        return call.failures()
+
+    def close(self) -> None:
+        """Drop all connections; what is under way is not waited for."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def remarks(self, max_event_bytes: int) -> Sequence[str]:
+        """Say what the brokers tell about the topic, and whether it is too small for our events; nothing is written."""
+        about = About() if self._client is None else self._client.describe(self._topics.fixed)
+        return list(remarks(self._settings, about, max_event_bytes))
+
+    def _record(self, place: int, entry: Entry) -> Record:
+        event = entry.fields
+        lane = event.resource_uri if self._settings.ordering == "resource" else event.uuid
+        return record_of(entry, place, lane, (self._topics.name(event), _UNPLACED), self._keys.key(event))
+
+    def _place(self, client: Client, call: _Call, records: Sequence[Record]) -> None:
+        """Give each record its partition; those that can have none fail."""
+        names = {record.partition[0] for record in records}
+        wrong = {name: Refusal(INVALID, problem) for name in names if (problem := problem_of(name))}
+        found = wrong | client.partitions(names - wrong.keys())
+        places = {
+            topic: [(topic, number) for number in range(known)] for topic, known in found.items() if isinstance(known, int)
+        }
+        turn = next(self._turns)
+        for record in records:
+            topic = record.partition[0]
+            known = found[topic]
+            if isinstance(known, Refusal):
+                self._refuse(call, topic, [record], judge(known))
+            else:
+                record.partition = places[topic][(turn if record.key is None else spread(record.key)) % known]
+                call.todo.append(record)
+        call.hold()
+
+    def _send(self, client: Client, call: _Call, batches: Mapping[Partition, Sequence[Record]]) -> None:
+        """Send a round of batches, and judge what was refused.
+
+        Raises:
+            Unavailable: It is the brokers' fault.
+        """
+        outcomes = client.produce(batches)
+        for partition, outcome in outcomes.items():
+            refused = {index for index, refusal in enumerate(outcome) if refusal is not None}
+            stored = [record for index, record in enumerate(batches[partition]) if index not in refused]
+            if stored:
+                call.acknowledge(partition, stored)
+        for partition, outcome in outcomes.items():
+            refused_records = [(batches[partition][index], refusal) for index, refusal in enumerate(outcome) if refusal]
+            if refused_records:
+                self._judge(client, call, partition, refused_records)
+        call.hold()
+
+    def _judge(self, client: Client, call: _Call, partition: Partition, refused: Sequence[tuple[Record, Refusal]]) -> None:
+        blamed = [(record, judge(refusal)) for record, refusal in refused if refusal is not BYSTANDER]
+        if not blamed:
+            call.divide(partition, [record for record, _ in refused])
+            return
+        topic = partition[0]
+        verdict = blamed[0][1]
+        if verdict.fault == "sink":
+            silent = all(refusal.code is None for _, refusal in refused)
+            raise client.unavailable(verdict.words) if silent else self._unavailable(verdict, topic)
+        if verdict.fault in {"topic", "name"}:
+            self._refuse(call, topic, [record for record, _ in refused], verdict)
+        elif len(blamed) > 1:
+            # What exactly is wrong is told of one record only. Where some are known to be innocent, few parts have several.
+            parts = 2 if len(blamed) == len(refused) else 2 * len(blamed)
+            call.divide(partition, [record for record, _ in refused], parts)
+        else:
+            call.again([record for record, refusal in refused if refusal is BYSTANDER])
+            record, its = blamed[0]
+            fail = call.reject if its.fault == "record" else call.retry
+            fail(record, its.reason, f"topic {topic}: {its.words}")
+
+    def _refuse(self, call: _Call, topic: str, records: Sequence[Record], verdict: Verdict) -> None:
+        """A topic takes nothing: if there is but one, that is the sink's trouble, else that of the events for it."""
+        if self._topics.fixed is not None:
+            raise self._unavailable(verdict, topic)
+        fail = call.reject if verdict.fault == "name" else call.retry
+        for record in records:
+            fail(record, verdict.reason, f"topic {topic}: {verdict.words}")
+
+    def _unavailable(self, verdict: Verdict, topic: str) -> Unavailable:
+        return Unavailable(f"{self._settings.where}, topic {topic}: {verdict.words}", verdict.reason)
+
+    def _look_for(self, client: Client, topic: str) -> None:
+        """See whether the only topic is there, unless its first event is to create it, and once whether we may write to it."""
+        if not self._settings.allow_auto_create_topics:
+            found = client.partitions([topic])[topic]
+            if isinstance(found, Refusal):
+                raise self._unavailable(judge(found), topic)
+        if not self._may_write:
+            if client.describe(topic).may_write is False:
+                raise self._unavailable(judge(Refusal(UNAUTHORIZED)), topic)
+            self._may_write = True

@@ -1,0 +1,229 @@
+"""The few packets of MQTT that a publisher needs besides CONNECT, and what their reason codes mean; pure.
+
+Layouts and codes are those of the OASIS standard MQTT 5.0, sections 2 and 3; 3.1.1 has the same packets without properties
+and reason codes.
+"""
+
+import struct
+from functools import lru_cache
+from typing import Final, Literal, NamedTuple
+
+from bridge.event import Fields
+from bridge.sink import Reason
+from sinks.mqtt.topic import clean_text
+
+CONNACK: Final = 0x20
+PUBACK: Final = 0x40
+PUBREC: Final = 0x50
+PUBREL: Final = 0x62
+PUBCOMP: Final = 0x70
+PINGRESP: Final = 0xD0
+DISCONNECT: Final = 0xE0
+ACKNOWLEDGEMENTS: Final = frozenset({PUBACK, PUBREC, PUBCOMP})
+PING: Final = b"\xc0\x00"
+GOODBYE: Final = b"\xe0\x00"
+
+_PUBLISH: Final = 0x30
+_LONGEST: Final = (1 << 28) - 1
+"""Bytes of a packet after its fixed header at most."""
+
+FAILED: Final = 0x80
+"""Reason codes from here on are failures."""
+
+SESSION_TAKEN_OVER: Final = 0x8E
+PACKET_TOO_LARGE: Final = 0x95
+BLAMES_A_PACKET: Final = frozenset({0x81, 0x82})
+"""Reasons for ending a connection that are about a packet, without saying what is wrong with it."""
+
+Packet = tuple[int, bytes]
+"""The first byte of a packet, and what follows its fixed header."""
+
+_u16: Final = struct.Struct(">H").pack
+
+
+class Malformed(ValueError):
+    """What came is not MQTT."""
+
+
+class Verdict(NamedTuple):
+    """What a refusal means.
+
+    Attributes:
+        fate: As for `Failure`; "unavailable" is the fault of the broker, or of the way to it.
+        reason: Why, as a label.
+        words: Why, in words.
+    """
+
+    fate: Literal["retry", "rejected", "unavailable"]
+    reason: Reason
+    words: str
+
+
+_REFUSALS: Final[dict[int, Verdict]] = {
+    0x80: Verdict("retry", "server_error", "unspecified error"),
+    0x81: Verdict("unavailable", "server_error", "malformed packet"),
+    0x82: Verdict("unavailable", "server_error", "protocol error"),
+    0x83: Verdict("retry", "server_error", "implementation specific error"),
+    0x84: Verdict("unavailable", "server_error", "unsupported protocol version; set `protocol` to the other one"),
+    0x85: Verdict("unavailable", "unauthorized", "client identifier not valid; set another `client_id`"),
+    0x86: Verdict("unavailable", "unauthorized", "bad user name or password"),
+    0x87: Verdict("retry", "unauthorized", "not authorized"),
+    0x88: Verdict("unavailable", "server_error", "server unavailable"),
+    0x89: Verdict("unavailable", "throttled", "server busy"),
+    0x8A: Verdict("unavailable", "unauthorized", "banned"),
+    0x8B: Verdict("unavailable", "unreachable", "server shutting down"),
+    0x8C: Verdict("unavailable", "unauthorized", "bad authentication method"),
+    0x8D: Verdict("unavailable", "timeout", "keep alive timeout"),
+    SESSION_TAKEN_OVER: Verdict(
+        "unavailable", "unreachable", "session taken over: is there another client with this `client_id`?"
+    ),
+    0x90: Verdict("rejected", "rejected", "topic name invalid"),
+    0x91: Verdict("retry", "server_error", "packet identifier in use"),
+    0x92: Verdict("retry", "server_error", "packet identifier not found"),
+    0x93: Verdict("unavailable", "server_error", "receive maximum exceeded; set a smaller `max_in_flight`"),
+    PACKET_TOO_LARGE: Verdict("rejected", "too_large", "packet too large"),
+    0x94: Verdict("unavailable", "server_error", "topic alias invalid"),
+    0x96: Verdict("unavailable", "throttled", "too high a rate"),
+    0x97: Verdict("unavailable", "throttled", "quota exceeded"),
+    0x98: Verdict("unavailable", "unreachable", "closed by an administrator"),
+    0x99: Verdict("rejected", "rejected", "payload format invalid"),
+    0x9A: Verdict(
+        "unavailable", "rejected", "retain not supported; set `retain: false`, `availability_topic: null` and no `state_topic`"
+    ),
+    0x9B: Verdict("unavailable", "rejected", "QoS not supported; set a smaller `qos`"),
+    0x9C: Verdict("unavailable", "not_found", "the broker wants us to use another server"),
+    0x9D: Verdict("unavailable", "not_found", "the broker has moved"),
+    0x9F: Verdict("unavailable", "throttled", "connection rate exceeded"),
+}
+
+# The return codes of a CONNACK of 3.1.1, which a broker of that age also answers to MQTT 5.
+_OLD_CODES: Final = {1: 0x84, 2: 0x85, 3: 0x88, 4: 0x86, 5: 0x87}
+
+
+def judge(code: int) -> Verdict:
+    """Say what a failure in an acknowledgement, in a CONNACK or in a DISCONNECT means."""
+    code = _OLD_CODES.get(code, code)
+    return _REFUSALS.get(code) or Verdict("retry", "server_error", f"reason code 0x{code:02x}")
+
+
+def varint(number: int) -> bytes:
+    """Encode a length in as many bytes as it needs, seven bits in each.
+
+    Raises:
+        ValueError: It is longer than a packet can be.
+    """
+    if number > _LONGEST:
+        raise ValueError("longer than a packet of MQTT can be")
+    encoded = bytearray()
+    while number > 127:
+        encoded.append(number & 127 | 128)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+def encode_publish(topic: bytes, payload: bytes, *, qos: int, retain: bool, packet_id: int, properties: bytes | None) -> bytes:
+    """Make a PUBLISH packet.
+
+    Args:
+        topic: The topic, of 65,535 bytes at most.
+        payload: What is published.
+        qos: Quality of service.
+        retain: Whether the broker shall keep it.
+        packet_id: Number of the packet; without meaning for QoS 0.
+        properties: Encoded properties; None for MQTT 3.1.1.
+
+    Raises:
+        ValueError: It is longer than a packet can be.
+    """
+    head = _u16(len(topic)) + topic
+    if qos:
+        head += _u16(packet_id)
+    if properties is not None:
+        head += varint(len(properties)) + properties
+    return bytes((_PUBLISH | qos << 1 | retain,)) + varint(len(head) + len(payload)) + head + payload
+
+
+def encode_release(packet_id: int) -> bytes:
+    """Make a PUBREL packet."""
+    return bytes((PUBREL, 2)) + _u16(packet_id)
+
+
+def encode_properties(fields: Fields, expiry: float | None) -> bytes:
+    """Make the properties of an event: UTF-8 text, its content type, expiry and what subscribers want to filter by."""
+    return _common_properties(fields.namespace, fields.type, fields.action, fields.state, expiry) + _pair("uuid", fields.uuid)
+
+
+@lru_cache(maxsize=4096)
+def _common_properties(namespace: str, kind: str, action: str, state: str, expiry: float | None) -> bytes:
+    encoded = b"\x01\x01\x03" + _text("application/json")
+    if expiry is not None:
+        encoded += b"\x02" + struct.pack(">I", int(expiry))
+    pairs = {"namespace": namespace, "type": kind, "action": action, "state": state}
+    return encoded + b"".join([_pair(name, value) for name, value in pairs.items()])
+
+
+def _pair(name: str, value: str) -> bytes:
+    return b"\x26" + _text(name) + _text(value)
+
+
+def _text(text: str) -> bytes:
+    encoded = clean_text(text)
+    return _u16(len(encoded)) + encoded
+
+
+def take_packets(buffer: bytearray, longest: int) -> list[Packet]:
+    """Take all complete packets out of what was received.
+
+    Args:
+        buffer: What was received; what is left is the beginning of a packet.
+        longest: Bytes of a packet that are accepted.
+
+    Raises:
+        Malformed: What was received is not MQTT, or longer than accepted.
+    """
+    packets: list[Packet] = []
+    start, end = 0, len(buffer)
+    while end - start >= 2:
+        size, body = buffer[start + 1], start + 2
+        if size > 127:
+            long = _long_size(buffer, start + 1)
+            if long is None:
+                break
+            size, body = long
+        if size > longest:
+            raise Malformed("a packet that nobody asked for")
+        if end - body < size:
+            break
+        packets.append((buffer[start], bytes(buffer[body : body + size])))
+        start = body + size
+    del buffer[:start]
+    return packets
+
+
+def _long_size(buffer: bytearray, at: int) -> tuple[int, int] | None:
+    """Read a length of more than one byte, and where it ends; None if it is not complete."""
+    size = 0
+    for index in range(4):
+        if at + index >= len(buffer):
+            return None
+        size |= (buffer[at + index] & 127) << 7 * index
+        if buffer[at + index] < 128:
+            return size, at + index + 1
+    raise Malformed("a length without an end")
+
+
+def is_whole(kind: int, body: bytes) -> bool:
+    """Whether nothing is missing from a packet that `read_acknowledgement` may be asked to read."""
+    return len(body) >= 2 or kind not in ACKNOWLEDGEMENTS
+
+
+def read_acknowledgement(body: bytes) -> tuple[int, int]:
+    """Read the packet's number and the reason code of a PUBACK, PUBREC or PUBCOMP.
+
+    Raises:
+        Malformed: There is no number.
+    """
+    if len(body) < 2:
+        raise Malformed("an acknowledgement of nothing")
+    return body[0] << 8 | body[1], body[2] if len(body) > 2 else 0

@@ -1,0 +1,202 @@
+"""Connections: how many, how large, how long."""
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from email.message import Message
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPResponse
+from threading import Thread
+
+import pytest
+
+from bridge.admin import listener
+from bridge.admin.exchange import Answer, Request, words
+from bridge.admin.listener import BODY, CONNECTIONS, Listener, Rules
+
+TIMEOUT = 20.0
+POST = "/change"
+
+
+class Place:
+    """A listener that says what it was asked, and refuses whoever has a header `Refuse`."""
+
+    def __init__(self) -> None:
+        self.asked: list[Request] = []
+        self.delay = 0.0
+        self._listener = Listener(("127.0.0.1", 0), Rules(self._method, self._refusal, self._answer))
+        self.port: int = self._listener.server_address[1]
+        Thread(target=self._listener.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.shutdown()
+        self._listener.server_close()
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=TIMEOUT)
+
+    def status_of(self, *lines: str, body: bytes = b"") -> int:
+        """The status of the answer to a raw request, after which the connection must be closed by the other side."""
+        with closing(self.connect()) as client:
+            client.sendall("\r\n".join([*lines, "Host: x", "", ""]).encode() + body)
+            answer = read_all(client)
+        assert answer.count(b"HTTP/1.1 ") == 1
+        return int(answer.split()[1])
+
+    @staticmethod
+    def _method(path: str) -> str:
+        return "POST" if path == POST else "GET"
+
+    @staticmethod
+    def _refusal(path: str, client: str, headers: Message) -> Answer | None:
+        del path
+        assert client == "127.0.0.1"
+        return words(HTTPStatus.FORBIDDEN, "no") if "Refuse" in headers else None
+
+    def _answer(self, request: Request, accept: str) -> Answer:
+        self.asked.append(request)
+        time.sleep(self.delay)
+        return words(HTTPStatus.OK, accept or "ok", {"X-Asked": request.query})
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    with closing(Place()) as made:
+        yield made
+
+
+def read_all(client: socket.socket) -> bytes:
+    """Everything until the other side closes."""
+    parts = []
+    while part := client.recv(65536):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def ask_again(client: socket.socket) -> int:
+    """The status of a request over a connection that is kept; its answer is read to the end, however it is cut on the way."""
+    client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    with closing(HTTPResponse(client)) as response:
+        response.begin()
+        response.read()
+        return response.status
+
+
+def ask(place: Place, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, str]:
+    with closing(HTTPConnection("127.0.0.1", place.port, timeout=TIMEOUT)) as connection:
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+
+
+def test_a_request_arrives_with_all_its_parts(place: Place) -> None:
+    assert ask(place, "GET", "/look?a=1&b=2", Accept="text/x")[1] == "text/x\n"
+    assert ask(place, "POST", f"{POST}?c=3", b'{"a":1}', **{"Content-Type": "application/json; charset=utf-8"})[0] == 200
+
+    assert place.asked == [Request("GET", "/look", "a=1&b=2"), Request("POST", POST, "c=3", b'{"a":1}')]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"), [("POST", "/look", "GET"), ("GET", POST, "POST"), ("HEAD", POST, "POST")]
+)
+def test_another_method_is_told_the_right_one(place: Place, method: str, path: str, allowed: str) -> None:
+    with closing(HTTPConnection("127.0.0.1", place.port, timeout=TIMEOUT)) as connection:
+        connection.request(method, path)
+        response = connection.getresponse()
+
+        assert (response.status, response.headers["Allow"]) == (405, allowed)
+    assert place.asked == []
+
+
+def test_who_is_refused_is_not_read_any_further(place: Place) -> None:
+    """What comes behind the headers would be taken for another request, were the connection kept."""
+    smuggled = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+
+    assert place.status_of(f"POST {POST} HTTP/1.1", "Refuse: yes", f"Content-Length: {len(smuggled)}", body=smuggled) == 403
+    assert place.asked == []
+
+
+@pytest.mark.parametrize("header", ["Content-Length: 35", "Transfer-Encoding: chunked"])
+def test_a_body_where_none_belongs_is_not_taken_for_a_request(place: Place, header: str) -> None:
+    assert place.status_of("GET /look HTTP/1.1", header, body=b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n") == 200
+    assert [request.path for request in place.asked] == ["/look"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (["Content-Length: 2"], 415),
+        (["Content-Length: 2", "Content-Type: text/plain"], 415),
+        (["Content-Length: 2", "Content-Type: application/x-www-form-urlencoded"], 415),
+        (["Content-Type: application/json"], 411),
+        (["Content-Type: application/json", "Content-Length: -1"], 411),
+        (["Content-Type: application/json", "Content-Length: 1_0"], 411),
+        (["Content-Type: application/json", "Content-Length: ²"], 411),
+        (["Content-Type: application/json", "Content-Length: 2", "Transfer-Encoding: chunked"], 411),
+        (["Content-Type: application/json", f"Content-Length: {BODY + 1}"], 413),
+        (["Content-Type: application/json", "Content-Length: " + "9" * 5000], 413),
+    ],
+)
+def test_a_body_that_can_t_be_read_is_refused_in_words(place: Place, headers: list[str], status: int) -> None:
+    assert place.status_of(f"POST {POST} HTTP/1.1", *headers, body=b"{}") == status
+    assert place.asked == []
+
+
+def test_the_largest_body_is_read(place: Place) -> None:
+    assert ask(place, "POST", POST, b" " * BODY, **{"Content-Type": "application/json"})[0] == 200
+    assert len(place.asked[0].body) == BODY
+
+
+def test_a_connection_too_many_is_told_so_and_the_others_go_on(place: Place) -> None:
+    with ExitStack() as stack:
+        held = [stack.enter_context(closing(place.connect())) for _ in range(CONNECTIONS)]
+        for client in held:
+            # Each of them has its thread: it was answered, and is kept.
+            assert ask_again(client) == 200
+        for _ in range(3):
+            assert place.status_of("GET / HTTP/1.1") == 503
+        assert ask_again(held[0]) == 200
+        before = len(place.asked)
+
+    deadline = time.monotonic() + TIMEOUT
+    while place.status_of("GET / HTTP/1.1", "Connection: close") != 200:
+        assert time.monotonic() < deadline, "connections that ended do not make room"
+    assert before == CONNECTIONS + 1
+
+
+@pytest.mark.parametrize(
+    "beginning", [b"GET /", b"GET / HTTP/1.1\r\nX: ", f"POST {POST} HTTP/1.1\r\nContent-Length: 60000\r\nX: ".encode()]
+)
+def test_a_client_that_sends_a_byte_now_and_then_does_not_keep_its_place(
+    place: Place, monkeypatch: pytest.MonkeyPatch, beginning: bytes
+) -> None:
+    monkeypatch.setattr(listener, "_CLIENT_TIMEOUT", 0.3)
+    with closing(place.connect()) as client:
+        client.sendall(beginning)
+        client.settimeout(0.02)
+        for _ in range(1000):
+            try:
+                if client.recv(1000) == b"":
+                    return
+            except TimeoutError:
+                client.sendall(b"x")
+            except ConnectionResetError:
+                return
+        pytest.fail("it is still connected")
+
+
+def test_a_client_that_waits_long_for_its_answer_is_not_hung_up_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "_CLIENT_TIMEOUT", 0.1)
+    place.delay = 0.3
+
+    assert ask(place, "GET", "/")[0] == 200
+    assert ask(place, "POST", POST, b"{}", **{"Content-Type": "application/json"})[0] == 200
+
+
+def test_nothing_is_said_of_the_language_it_is_written_in(place: Place) -> None:
+    with closing(HTTPConnection("127.0.0.1", place.port, timeout=TIMEOUT)) as connection:
+        connection.request("GET", "/")
+        response = connection.getresponse()
+
+        assert response.headers["Server"].strip() == "event-bridge"

@@ -1,0 +1,182 @@
+"""The paths of the operations: what they take, what they say, and what is wrong with a request."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.admin.exchange import Answer, Request
+from bridge.admin.operations import LETTERS, OperationError, Stored
+from bridge.admin.operations_journal import JournalOperations, SinkLimits
+from bridge.admin.routes import Routes
+from bridge.event import Malformed
+from bridge.journal import Closed
+from tests.bridge.journal_samples import append, bury, event, opened, uuid
+
+EVENTS = [event(number) for number in range(1, 11)]
+
+
+@pytest.fixture
+def routes(tmp_path: Path) -> Iterator[Routes]:
+    with opened(tmp_path / "journal.db", "alerts", "audit") as journal:
+        append(journal, EVENTS, [Malformed("not_json", b"\xff")])
+        bury(journal, "alerts", 1, EVENTS)
+        limits = {"alerts": SinkLimits(1000, "latest")}
+        yield Routes(JournalOperations(journal, lambda: limits, running=True), lambda: None)
+
+
+def get(routes: Routes, path: str) -> Any:
+    path, _, query = path.partition("?")
+    return told(routes.answer(Request("GET", path, query)))
+
+
+def post(routes: Routes, path: str, body: object) -> Any:
+    return told(routes.answer(Request("POST", path, body=json.dumps(body).encode())))
+
+
+def told(answer: Answer) -> Any:
+    """The JSON of an answer, or its status and words."""
+    if answer.content_type.startswith("application/json"):
+        assert answer.status == 200
+        return json.loads(answer.body)
+    return answer.status, answer.body.decode().strip()
+
+
+def test_every_path_has_a_method_and_others_have_none(routes: Routes) -> None:
+    gets = ["/dead-letters", "/quarantine", "/journal", "/journal/events", "/journal/verify", "/journal/check"]
+    posts = ["/dead-letters/replay", "/dead-letters/drop", "/journal/prune"]
+
+    assert {routes.method(path) for path in gets} == {"GET"}
+    assert {routes.method(path) for path in posts} == {"POST"}
+    assert [routes.method(path) for path in ("/", "/metrics", "/status", "/journal/", "/dead-letters/x")] == [None] * 5
+
+
+def test_dead_letters_are_listed_with_their_events(routes: Routes) -> None:
+    page = get(routes, "/dead-letters?sink=alerts&limit=2&after=1")
+
+    assert [letter["id"] for letter in page["dead_letters"]] == [2, 3]
+    assert page["next"] == 3
+    assert page["dead_letters"][0]["event"]["uuid"] == uuid(2)
+    assert page["dead_letters"][0]["received"] == "2026-11-23T10:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("query", "count"),
+    [
+        ("", 10),
+        ("reason=rejected&type=container", 10),
+        ("reason=too_old", 0),
+        ("since=3650d", 0),
+        ("since=1970-01-01T00:00:00Z", 10),
+        (f"uuid={uuid(4).upper()}", 1),
+        ("sink=audit", 0),
+        ("limit=1000000", 10),
+    ],
+)
+def test_every_filter_filters(routes: Routes, query: str, count: int) -> None:
+    assert len(get(routes, f"/dead-letters?{query}")["dead_letters"]) == count
+
+
+def test_dead_letters_are_replayed_and_dropped(routes: Routes) -> None:
+    assert post(routes, "/dead-letters/replay", {"sink": "alerts", "ids": [1, 2]}) == {
+        "taken": 2,
+        "replayed": 2,
+        "retrying": 2,
+        "room": 500,
+    }
+    assert post(routes, "/dead-letters/drop", {"ids": [2, 3, 4]}) == {"dropped": 2}
+    assert [letter["id"] for letter in get(routes, "/dead-letters")["dead_letters"]] == [5, 6, 7, 8, 9, 10]
+
+
+def test_stored_events_and_malformed_messages_are_shown(routes: Routes) -> None:
+    events = get(routes, "/journal/events?after=8&limit=100")
+
+    assert ([each["seq"] for each in events["events"]], events["upto"], events["damaged"]) == ([9, 10], 10, 0)
+    assert events["events"][0]["event"] == json.loads(EVENTS[8].json)
+    assert get(routes, "/quarantine")["quarantine"][0]["frame"] == "/w=="
+    assert (get(routes, "/journal")["first"], get(routes, "/journal")["next"]) == (1, 11)
+
+
+def test_the_journal_is_verified_and_pruned(routes: Routes) -> None:
+    assert get(routes, "/journal/verify?after=0&limit=5") == {"upto": 10, "events": 10, "damaged": []}
+    assert get(routes, "/journal/check") == {"damage": None}
+    assert post(routes, "/journal/prune", {}).keys() == {"freed"}
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/dead-letters?limit=x", "limit: "),
+        ("/dead-letters?limit=0", "limit: "),
+        ("/dead-letters?after=-1", "after: "),
+        ("/dead-letters?after=99999999999999999999", "after: "),
+        ("/dead-letters?reason=bad", "reason: "),
+        ("/dead-letters?since=yesterday", "since: must be a time"),
+        ("/dead-letters?uuid=1", "uuid: "),
+        ("/dead-letters?snik=alerts", "`snik`"),
+        ("/dead-letters?limit=1&limit=2", "twice"),
+        ("/dead-letters?limit", "name=value"),
+        ("/dead-letters?sink=%ff", "name=value"),
+        ("/quarantine?x=1", "`x`"),
+        ("/journal?x=1", "`x`"),
+        ("/journal/events?limit=", "limit: "),
+        ("/journal/verify?after=1.5", "after: "),
+        ("/journal/check?x=1", "`x`"),
+    ],
+)
+def test_a_senseless_parameter_is_told_by_name(routes: Routes, path: str, said: str) -> None:
+    status, words = get(routes, path)
+
+    assert status == 400
+    assert said in words
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("/dead-letters/replay", b'{"ids":[1]}', "sink"),
+        ("/dead-letters/replay", b'{"sink":"alerts","ids":["1"]}', "ids[0]: "),
+        ("/dead-letters/replay", b'{"sink":"alerts","ids":[]}', "ids: "),
+        ("/dead-letters/drop", b'{"ids":[-1]}', "ids[0]: "),
+        ("/dead-letters/drop", json.dumps({"ids": [1] * (LETTERS + 1)}).encode(), "ids: "),
+        ("/dead-letters/drop", b'{"ids":[1],"all":true}', "`all`"),
+        ("/dead-letters/drop", b'{"ids":[1', "not JSON"),
+        ("/dead-letters/drop", b"\xff", "not JSON"),
+        ("/dead-letters/drop", b"", "not JSON"),
+        ("/dead-letters/drop", b'{"ids":' + b"[" * 60_000, "ids[0]: "),
+        ("/journal/prune", b"[]", "object"),
+    ],
+)
+def test_a_senseless_body_changes_nothing_and_is_told(routes: Routes, path: str, body: bytes, said: str) -> None:
+    answer = routes.answer(Request("POST", path, body=body))
+
+    assert answer.status == 400
+    assert said in answer.body.decode()
+    assert len(get(routes, "/dead-letters")["dead_letters"]) == 10
+
+
+def test_a_sink_that_is_not_configured_is_a_conflict(routes: Routes) -> None:
+    status, words = post(routes, "/dead-letters/replay", {"sink": "audit", "ids": [1]})
+
+    assert (status, words) == (409, "no sink audit is configured, so that nothing can be sent to it again")
+
+
+def test_trouble_with_the_journal_is_told(routes: Routes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: JournalOperations) -> Stored:
+        raise OperationError("disk I/O error")
+
+    monkeypatch.setattr(JournalOperations, "stored", fails)
+
+    assert get(routes, "/journal") == (503, "disk I/O error")
+
+
+def test_a_process_that_stops_says_so_elsewhere(routes: Routes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stops(_: JournalOperations) -> Stored:
+        raise Closed
+
+    monkeypatch.setattr(JournalOperations, "stored", stops)
+
+    with pytest.raises(Closed):
+        get(routes, "/journal")

@@ -1,0 +1,77 @@
+"""What a check tries and says; as a process it is tried in tests/e2e/test_command.py."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from bridge.cli.check import ConnectFailed, check
+from bridge.simulator.server import Simulator, SimulatorSettings
+from bridge.sink import Entry, Failure
+
+
+@pytest.fixture(autouse=True)
+def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No configuration but that of the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BRIDGE_SECRETS_DIR", "")
+
+
+def test_a_check_that_reaches_nothing_names_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "bridge.yaml"
+    with Simulator(SimulatorSettings(port=0, username="bob", api_key="key")) as simulator:
+        config.write_text(f"streams: {{acme: {{url: '{simulator.url}'}}}}")
+        with pytest.raises(ConnectFailed, match="stream acme"):
+            check(config, connect=True)
+
+    # Whether logs are set up by now, and so do not go there as well, depends on which tests ran before.
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("configuration", "stream"))]
+    assert said[0] == "configuration ok: streams acme; sinks stdout"
+    assert said[1].startswith("stream acme: unauthorized: ")
+
+
+class _Sink:
+    """A stranger's sink: it can tell of a limit, or has a bug."""
+
+    def __init__(self, problem: Exception | None) -> None:
+        self.closed = False
+        self._problem = problem
+
+    def open(self) -> None:
+        if self._problem:
+            raise self._problem
+
+    def deliver(self, _: Sequence[Entry]) -> Sequence[Failure]:
+        return ()
+
+    def close(self) -> None:
+        self.closed = True
+
+    def remarks(self, max_event_bytes: int) -> Sequence[str]:
+        return [f"takes less than {max_event_bytes} bytes", "is slow"]
+
+
+@pytest.mark.parametrize("problem", [None, OSError("with-a-secret in it")])
+def test_a_check_shows_what_a_sink_remarks_and_survives_its_bugs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, problem: Exception | None
+) -> None:
+    config = tmp_path / "bridge.yaml"
+    sink = _Sink(problem)
+    monkeypatch.setattr("bridge.app.make_sink", lambda *_: sink)
+    with Simulator(SimulatorSettings(port=0)) as simulator:
+        config.write_text(
+            f"streams: {{acme: {{url: '{simulator.url}'}}}}\nsinks: {{far: {{type: stdout}}}}\n"
+            "journal: {max_event_bytes: 4711}"
+        )
+        if problem:
+            with pytest.raises(ConnectFailed, match="sink far"):
+                check(config, connect=True)
+        else:
+            check(config, connect=True)
+
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("sink")]
+    assert sink.closed
+    if problem:
+        assert said == ["sink far: internal: OSError in the sink"]
+    else:
+        assert said == ["sink far: ok", "sink far: takes less than 4711 bytes", "sink far: is slow"]

@@ -1,0 +1,122 @@
+"""The uuids that a file remembers: all of them are read, what is damaged is said, and a journal that closes does not wait."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from bridge.event import Event
+from bridge.journal import JournalOptions, tables
+from bridge.journal.dedup import Remembered
+from bridge.journal.writer import Store
+
+Remember = Callable[[], Remembered]
+NOW = 1000.0
+DEADLINE = 20.0
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with closing(Store(tmp_path / "journal.db", "normal", 1 << 30)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def is_closing() -> threading.Event:
+    return threading.Event()
+
+
+@pytest.fixture
+def remember(store: Store, is_closing: threading.Event) -> Iterator[Remember]:
+    made: list[Remembered] = []
+
+    def make() -> Remembered:
+        following = tables.next_seq(store.db)
+        options = JournalOptions(store.path, window=60.0)
+        clock, monotonic = (lambda: NOW), (lambda: 0.0)
+        made.append(Remembered(store, options, following, is_closing, clock=clock, monotonic=monotonic))
+        return made[-1]
+
+    yield make
+    is_closing.set()
+    for each in made:
+        each.end()
+
+
+def put(store: Store, numbers: range, received: float = NOW) -> None:
+    with store.transaction(synced=False) as db:
+        tables.insert_batch(db, tables.next_seq(db), received, {n.to_bytes(16, "big"): b"{}" for n in numbers})
+
+
+def unseen(remembered: Remembered, numbers: range) -> int:
+    """How many of these events are not remembered."""
+    remembered.wait()
+    return len(remembered.window.unseen([Event(n.to_bytes(16, "big"), b"{}") for n in numbers], {}))
+
+
+def test_all_are_read_in_however_large_batches_they_came(store: Store, remember: Remember) -> None:
+    first = 0
+    for size in (1, 5000, 3, 1, 9000, *[1] * 50, 4096, 4095):
+        put(store, range(first, first + size))
+        first += size
+
+    assert unseen(remember(), range(first + 7)) == 7
+
+
+def test_those_before_the_window_are_forgotten_and_what_is_between_does_not_matter(store: Store, remember: Remember) -> None:
+    put(store, range(10), received=NOW - 120)
+    put(store, range(10, 20_000))
+    with store.transaction(synced=False) as db:
+        db.execute("DELETE FROM seen WHERE first = 11")
+    put(store, range(20_000, 20_010))
+    remembered = remember()
+
+    assert unseen(remembered, range(20_000, 20_010)) == 0
+    assert unseen(remembered, range(20_000)) == 20_000
+    assert remembered.window.floor == 20_001
+
+
+def test_those_that_are_damaged_are_counted_and_cost_no_others(store: Store, remember: Remember) -> None:
+    for start in range(0, 30, 3):
+        put(store, range(start, start + 3))
+    with store.transaction(synced=False) as db:
+        db.execute("UPDATE seen SET uuids = substr(uuids, 2) WHERE first = 4")
+        db.execute("UPDATE seen SET uuids = 5 WHERE first = 7")
+    with capture_logs() as logs:
+        remembered = remember()
+
+        assert unseen(remembered, range(30)) == 6
+    assert [(line["log_level"], line["batches"]) for line in logs] == [("error", 2)]
+
+
+def test_a_journal_that_closes_does_not_wait_for_them(
+    store: Store, remember: Remember, is_closing: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading = threading.Event()
+
+    def endless(*_: object) -> Iterator[tables.Keys]:
+        while True:
+            reading.set()
+            yield tables.Keys(1, [], 0)
+
+    put(store, range(3))
+    monkeypatch.setattr(tables, "seen_keys", endless)
+    remembered = remember()
+    assert reading.wait(DEADLINE)
+    assert not remembered.complete
+    is_closing.set()
+    remembered.end()
+    remembered.wait()
+
+    assert remembered.complete
+
+
+def test_a_small_journal_remembers_fewer(tmp_path: Path) -> None:
+    with closing(Store(tmp_path / "small.db", "normal", 16 << 20)) as store, capture_logs() as logs:
+        ended = threading.Event()
+        Remembered(store, JournalOptions(store.path), 1, ended, clock=lambda: NOW, monotonic=lambda: 0.0).end()
+
+    assert [(line["wanted"], line["remembered"]) for line in logs] == [(1_000_000, (16 << 20) // 160)]

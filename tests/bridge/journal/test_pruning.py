@@ -1,0 +1,156 @@
+"""Space in the journal: nothing goes that somebody needs, unless it is full and the oldest may be dropped."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from structlog.testing import capture_logs
+
+from bridge.journal import file, pruning, tables
+from bridge.journal.cursor import Cursor
+from bridge.journal.dead_letters import Letters
+from bridge.journal.pruning import Space
+from bridge.journal.tables import SinkRow
+from bridge.journal.writer import Store
+
+Sinks = dict[str, Cursor]
+ROW = SinkRow(1, 1, 0, 0, 0, 0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with closing(Store(tmp_path / "journal.db", "normal", 200_000)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def add_sink(store: Store) -> Iterator[Callable[[Sinks, str, int], Cursor]]:
+    """Adds a sink whose cursor is at a place."""
+    connections = []
+
+    def add(sinks: Sinks, name: str, at: int) -> Cursor:
+        row = ROW._replace(cursor=at, delivered=at - 1)
+        with store.transaction(synced=False) as db:
+            tables.save_sink(db, name, row)
+        connections.append(file.connect(store.path, read_only=True))
+        sinks[name] = Cursor(row, 0, 0, connections[-1])
+        return sinks[name]
+
+    yield add
+    for connection in connections:
+        connection.close()
+
+
+def make(store: Store, sinks: Sinks, when_full: Literal["block", "drop_oldest"] = "block") -> Space:
+    changed = threading.Condition()
+    return Space(store, sinks, changed, Letters(store, sinks, changed), when_full)
+
+
+def put(store: Store, count: int, *, size: int = 1000) -> None:
+    with store.transaction(synced=False) as db:
+        first = tables.next_seq(db)
+        for seq in range(first, first + count):
+            tables.insert_batch(db, seq, 100.0, {seq.to_bytes(16, "big"): bytes(size)})
+
+
+def stored(store: Store) -> list[int]:
+    return [first for (first,) in store.db.execute("SELECT first FROM batches ORDER BY first")]
+
+
+def seen(store: Store) -> list[int]:
+    return [first for (first,) in store.db.execute("SELECT first FROM seen ORDER BY first")]
+
+
+Add = Callable[[Sinks, str, int], Cursor]
+
+
+def test_pruning_keeps_what_the_slowest_sink_and_the_window_need(store: Store, add_sink: Add) -> None:
+    sinks: Sinks = {}
+    add_sink(sinks, "fast", 6)
+    add_sink(sinks, "slow", 3)
+    put(store, 5)
+    assert make(store, sinks).prune_some(5) is False
+    assert stored(store) == [3, 4, 5]
+    assert seen(store) == [5]
+
+
+def test_without_a_sink_all_events_may_go_and_the_windows_uuids_stay(store: Store) -> None:
+    put(store, 5)
+    assert make(store, {}).prune_some(2) is False
+    assert stored(store) == []
+    assert seen(store) == [2, 3, 4, 5]
+
+
+def test_pruning_goes_on_in_steps_while_there_may_be_more(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pruning, "_PRUNE_ROWS", 2)
+    put(store, 5)
+    made = make(store, {})
+    assert [made.prune_some(6), made.prune_some(6), made.prune_some(6)] == [True, True, False]
+    assert (stored(store), seen(store)) == ([], [])
+
+
+def test_pruning_that_fails_is_trouble_and_promises_no_more(store: Store) -> None:
+    put(store, 300)
+    store.db.execute("CREATE TRIGGER failing BEFORE DELETE ON batches BEGIN SELECT RAISE(FAIL, 'the disk is on fire'); END")
+    assert make(store, {}).prune_some(1) is False
+    assert "the disk is on fire" in (store.trouble() or "")
+    assert len(stored(store)) == 300
+
+
+def test_a_full_journal_has_room_when_what_nobody_needs_is_gone(store: Store, add_sink: Add) -> None:
+    sinks: Sinks = {}
+    cursor = add_sink(sinks, "a", 1)
+    made = make(store, sinks)
+    assert made.has_room(1)
+    put(store, 200)
+    assert not made.has_room(1)
+    assert "full, journal.max_bytes is 200000" in (store.trouble() or "")
+    assert len(stored(store)) == 200, "blocked, nothing is dropped"
+    made.jump({"a": cursor}, 150)
+    assert made.has_room(1)
+    assert store.trouble() is None
+
+
+def test_once_full_it_has_room_only_when_it_is_well_below_its_limit(
+    store: Store, add_sink: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "_ENOUGH_SHARE", 2)
+    sinks: Sinks = {}
+    cursor = add_sink(sinks, "a", 1)
+    made = make(store, sinks)
+    put(store, 200)
+    assert not made.has_room(1)
+    made.jump({"a": cursor}, 90)
+    assert not made.has_room(1)
+    assert store.used < store.limit()
+    made.jump({"a": cursor}, 180)
+    assert made.has_room(1)
+
+
+def test_the_oldest_are_dropped_and_counted_for_those_who_had_not_passed_them(store: Store, add_sink: Add) -> None:
+    sinks: Sinks = {}
+    fast, slow = add_sink(sinks, "fast", 201), add_sink(sinks, "slow", 1)
+    put(store, 200)
+    with capture_logs() as logs:
+        assert make(store, sinks, "drop_oldest").has_room(1)
+    assert store.used <= 200_000 * 15 // 16
+    assert fast.row == ROW._replace(cursor=201, delivered=200)
+    dropped = slow.row.dropped
+    assert 0 < dropped < 200
+    assert slow.row.cursor == dropped + 1 == stored(store)[0]
+    assert tables.sinks(store.db) == {"fast": fast.row, "slow": slow.row}
+    assert [entry["events"] for entry in logs] == [{"fast": 0, "slow": dropped}]
+
+
+def test_a_jump_that_can_not_be_recorded_moves_nobody(store: Store, add_sink: Add) -> None:
+    sinks: Sinks = {}
+    cursor = add_sink(sinks, "a", 1)
+    put(store, 5)
+    store.db.execute("CREATE TRIGGER failing BEFORE INSERT ON sinks BEGIN SELECT RAISE(FAIL, 'the disk is on fire'); END")
+    with pytest.raises(store.db.Error, match="on fire"):
+        make(store, sinks).jump(sinks, 3)
+    assert cursor.row == ROW
+    assert tables.sinks(store.db) == {"a": ROW}

@@ -1,0 +1,759 @@
+import base64
+import contextlib
+import http.client
+import itertools
+import json
+import select
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+import websocket
+import websockets.sync.client
+
+from bridge import frames
+from bridge.event import Malformed, Reception, normalize
+from bridge.frames import FrameReader
+from bridge.simulator.server import Simulator, SimulatorSettings
+from bridge.simulator.traffic import tell_laps
+from tests.waiting import until
+
+PATH = "/api/audit/v1/events"
+NOW = datetime(2016, 2, 1, 16, 47, 28, tzinfo=UTC)
+BASIC = "Basic " + base64.b64encode(b"bob:secret").decode()
+UPGRADE = {
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+ERROR_FRAME = '{"type":"error","data":{"errorMessage":"UNAUTHORIZED"}}'
+
+
+def settings(**options: Any) -> SimulatorSettings:
+    return SimulatorSettings(**{"port": 0, "rate": 0, "seed": 1, "record": True, **options})
+
+
+@contextlib.contextmanager
+def simulator(**options: Any) -> Iterator[Simulator]:
+    with Simulator(settings(**options)) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def client(running: Simulator, path: str = PATH, **options: Any) -> Iterator[websocket.WebSocket]:
+    connection = websocket.create_connection(running.url + path, timeout=10, **options)
+    try:
+        yield connection
+    finally:
+        connection.shutdown()  # type: ignore[no-untyped-call]
+
+
+def read_events(connection: websocket.WebSocket, count: int) -> list[dict[str, Any]]:
+    return [json.loads(connection.recv()) for _ in range(count)]
+
+
+def read_to_the_end(connection: websocket.WebSocket) -> tuple[list[str], int | None]:
+    """All messages until the server ends the connection, and the code of its close frame, if there was one."""
+    received: list[str] = []
+    while True:
+        try:
+            opcode, frame = connection.recv_data_frame(control_frame=True)
+        except websocket.WebSocketConnectionClosedException:
+            return received, None
+        if opcode == websocket.ABNF.OPCODE_CLOSE:
+            return received, int.from_bytes(frame.data[:2], "big")
+        if opcode == websocket.ABNF.OPCODE_TEXT:
+            received.append(frame.data.decode())
+
+
+def everything(running: Simulator, *connections: websocket.WebSocket) -> list[list[dict[str, Any]]]:
+    """What each client got when the simulator has told all."""
+    assert running.finished.wait(10)
+    running.disconnect_all()
+    return [[json.loads(text) for text in read_to_the_end(connection)[0]] for connection in connections]
+
+
+def status_of(
+    running: Simulator, path: str = PATH, headers: Mapping[str, str] = UPGRADE
+) -> tuple[int, http.client.HTTPMessage, Any]:
+    """Status, headers and JSON body of a handshake that is refused."""
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
+    connection.request("GET", path, headers=dict(headers))
+    response = connection.getresponse()
+    body = json.loads(response.read()) if response.status != http.client.SWITCHING_PROTOCOLS else None
+    connection.close()
+    return response.status, response.headers, body
+
+
+# Clients.
+
+
+class OriginalEvents:
+    """What `dockercloud.Events` of python-dockercloud 1.0.12 does, in its own words, except that it can be stopped."""
+
+    def __init__(self, host: str, namespace: str, authorization: str) -> None:
+        self.url = f"{host}/api/audit/v1/{namespace}/events" if namespace else f"{host}/api/audit/v1/events"
+        self.header = [f"Authorization: {authorization}", "User-Agent: python-dockercloud/1.0.12"]
+        self.received: list[str] = []
+        self.errors: list[Exception] = []
+        self.opened = threading.Event()
+        self.pongs = 0
+        self.auth_error = False
+        self.ws: websocket.WebSocketApp | None = None
+
+    def _on_message(self, _: websocket.WebSocketApp, text: str) -> None:
+        try:
+            event = json.loads(text)
+        except ValueError:
+            return
+        if event.get("type") == "auth":
+            return
+        self.received.append(text)
+
+    def _on_error(self, _: websocket.WebSocketApp, error: Exception) -> None:
+        if isinstance(error, websocket.WebSocketBadStatusException) and error.status_code == 401:
+            self.auth_error = True
+        self.errors.append(error)
+
+    def _on_pong(self, *_: object) -> None:
+        self.pongs += 1
+
+    def run_once(self, ping_interval: float = 10, ping_timeout: float = 5) -> None:
+        self.ws = websocket.WebSocketApp(
+            self.url,
+            header=self.header,
+            on_open=lambda _: self.opened.set(),
+            on_message=self._on_message,
+            on_error=self._on_error,
+            on_pong=self._on_pong,
+        )
+        self.ws.run_forever(ping_interval=ping_interval, ping_timeout=ping_timeout)
+
+
+@pytest.mark.parametrize("namespace", ["", "acme"])
+@pytest.mark.parametrize("authorization", [BASIC, "TutumAccessKey secret", "ApiKey bob:secret"])
+def test_the_original_python_client_works_unchanged(namespace: str, authorization: str) -> None:
+    with simulator(username="bob", api_key="secret", count=100, wait_for_clients=1) as running:
+        events = OriginalEvents(running.url, namespace, authorization)
+        thread = threading.Thread(target=events.run_once)
+        thread.start()
+        until(lambda: len(events.received) == 100)
+        running.stop()
+        thread.join(10)
+
+        assert not thread.is_alive()
+        assert [json.loads(text)["uuid"] for text in events.received] == running.sent_uuids()
+        assert running.requests[0][0] == (f"/api/audit/v1/{namespace}/events" if namespace else PATH)
+
+
+def test_the_original_python_client_recognises_wrong_credentials() -> None:
+    with simulator(username="bob", api_key="secret") as running:
+        events = OriginalEvents(running.url, "", "Basic Ym9iOndyb25n")
+        events.run_once()
+
+        assert events.auth_error
+        assert not events.opened.is_set()
+
+
+def test_the_original_python_clients_keepalive_is_satisfied() -> None:
+    with simulator(count=0) as running:
+        events = OriginalEvents(running.url, "", BASIC)
+        thread = threading.Thread(target=events.run_once, args=(0.2, 0.15))
+        thread.start()
+        until(lambda: events.pongs >= 3)
+        running.stop()
+        thread.join(10)
+
+        assert not [error for error in events.errors if isinstance(error, websocket.WebSocketTimeoutException)]
+
+
+def test_the_original_python_client_gives_a_silent_service_up() -> None:
+    with simulator(silence_after=0) as running:
+        events = OriginalEvents(running.url, "", BASIC)
+        events.run_once(0.2, 0.1)
+
+        assert events.opened.is_set()
+        assert [str(error) for error in events.errors] == ["ping/pong timed out"]
+
+
+def test_an_independent_client_gets_every_event_and_an_answer_to_its_ping() -> None:
+    with simulator(count=1000, wait_for_clients=1) as running, websockets.sync.client.connect(running.url + PATH) as connection:
+        uuids = [json.loads(connection.recv(timeout=10))["uuid"] for _ in range(1000)]
+
+        assert connection.ping().wait(10)
+        assert uuids == running.sent_uuids()
+
+
+def test_an_event_looks_like_that_of_the_documentation() -> None:
+    with simulator(username="user_namespace") as running, client(running) as connection:
+        before = datetime.now(UTC).replace(microsecond=0)
+        text = connection.recv()
+        event = json.loads(text)
+
+    assert list(event) == ["type", "action", "parents", "resource_uri", "state", "uuid", "datetime"]
+    assert before <= datetime.strptime(event["datetime"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC) <= datetime.now(UTC)
+    assert "/user_namespace/" in event["resource_uri"]
+    assert isinstance(text, str)
+    assert " " not in text.replace("Not running", "").replace("Not Running", "")
+
+
+@pytest.mark.parametrize("path", [PATH, PATH + "/", "/api/audit/v1/acme/events", "/api/audit/v1/acme/events/"])
+def test_the_path_is_served_with_and_without_namespace_and_slash(path: str) -> None:
+    with simulator() as running, client(running, path) as connection:
+        namespace = "acme/" if "acme" in path else ""
+
+        assert json.loads(connection.recv())["resource_uri"].split("/nodecluster/")[0] == f"/api/infra/v1/{namespace}"[:-1]
+
+
+def test_pings_are_answered_with_their_payload() -> None:
+    with simulator(count=0) as running, client(running) as connection:
+        connection.ping("are you there")
+        opcode, frame = connection.recv_data_frame(control_frame=True)
+
+    assert (opcode, frame.data) == (websocket.ABNF.OPCODE_PONG, b"are you there")
+
+
+def test_a_close_frame_is_answered_with_its_code() -> None:
+    with simulator(count=0) as running, client(running) as connection:
+        connection.send_close(4001)
+
+        assert read_to_the_end(connection) == ([], 4001)
+        until(lambda: running.connections == 0)
+
+
+def test_a_frame_that_is_not_masked_ends_the_connection() -> None:
+    with simulator(count=0) as running, client(running) as connection:
+        assert connection.sock
+        connection.sock.sendall(frames.encode(frames.TEXT, b"hello"))
+
+        assert read_to_the_end(connection) == ([], 1002)
+
+
+def test_the_sticky_cookie_is_set_unless_the_client_has_one() -> None:
+    with simulator() as running:
+        with client(running) as first:
+            cookie = (first.getheaders() or {})["set-cookie"]
+        with client(running, cookie=cookie.split(";")[0]) as second:
+            assert "set-cookie" not in (second.getheaders() or {})
+
+    assert cookie.startswith("liveid=")
+
+
+# Credentials, paths, namespaces.
+
+
+@pytest.mark.parametrize(
+    ("header", "query"),
+    [
+        (BASIC, {}),
+        (BASIC.replace("Basic", "basic"), {}),
+        ("ApiKey bob:secret", {}),
+        ("TutumAccessKey secret", {}),
+        (None, {"auth": BASIC}),
+        (None, {"auth": "ApiKey bob:secret"}),
+        (None, {"auth": "TutumAccessKey secret"}),
+        (None, {"user": "bob", "token": "secret"}),
+    ],
+)
+def test_every_form_of_credentials_is_accepted(header: str | None, query: dict[str, str]) -> None:
+    options = {"header": [f"Authorization: {header}"]} if header else {}
+    with (
+        simulator(username="bob", api_key="secret") as running,
+        client(running, f"{PATH}?{urlencode(query, quote_via=quote)}", **options) as connection,
+    ):
+        assert json.loads(connection.recv())["uuid"]
+
+
+def test_a_namespace_that_is_not_served_is_not_found() -> None:
+    with simulator(namespaces=["acme"]) as running:
+        assert status_of(running, "/api/audit/v1/acme/events")[0] == 101
+        assert status_of(running, "/api/audit/v1/other/events")[0] == 404
+        assert status_of(running, PATH)[0] == 404
+
+
+def test_the_accounts_own_namespace_has_two_paths_and_one_story() -> None:
+    with (
+        simulator(username="bob", namespaces=["", "acme"], count=400, wait_for_clients=2) as running,
+        client(running) as own,
+        client(running, "/api/audit/v1/bob/events") as named,
+    ):
+        first, second = everything(running, own, named)
+
+    assert first == second
+    assert len(first) == 200, "the other half was acme's, to whom nobody listened"
+
+
+def test_each_namespace_has_its_own_story() -> None:
+    with (
+        simulator(count=2000, wait_for_clients=2) as running,
+        client(running, "/api/audit/v1/acme/events") as acme,
+        client(running, "/api/audit/v1/other/events") as other,
+    ):
+        first, second = everything(running, acme, other)
+
+    assert len(first) == len(second) == 1000
+    assert all("/acme/" in event["resource_uri"] for event in first)
+    assert all("/other/" in event["resource_uri"] for event in second)
+    assert {event["uuid"] for event in first}.isdisjoint(event["uuid"] for event in second)
+
+
+# Filters.
+
+
+def matching(events: list[dict[str, Any]], condition: Callable[[dict[str, Any]], object]) -> list[str]:
+    return [event["uuid"] for event in events if condition(event)]
+
+
+def story(count: int = 1000) -> list[dict[str, Any]]:
+    """The events that a simulator with the settings of these tests tells at full speed."""
+    return [json.loads(line) for _, line in itertools.islice(tell_laps("acme", 1, lambda: b""), count)]
+
+
+STORY = story()
+STACK = next(event["parents"][0] for event in STORY if event["type"] == "service")
+NODE = next(event["parents"][1] for event in STORY if event["type"] == "container")
+CONTAINER = next(event["resource_uri"] for event in STORY if event["type"] == "container")
+
+
+@pytest.mark.parametrize(
+    ("query", "condition"),
+    [
+        ("type=container", lambda e: e["type"] == "container"),
+        ("type=container,node", lambda e: e["type"] in ("container", "node")),
+        ("type=container&type=node", lambda e: e["type"] in ("container", "node")),
+        (urlencode({"object": CONTAINER}), lambda e: e["resource_uri"] == CONTAINER),
+        (urlencode({"object": f"{CONTAINER},{STACK}"}), lambda e: e["resource_uri"] in (CONTAINER, STACK)),
+        (urlencode({"parent": STACK}), lambda e: STACK in e["parents"]),
+        (urlencode({"parents": STACK}), lambda e: STACK in e["parents"]),
+        (urlencode({"parent": STACK, "parents": NODE}), lambda e: STACK in e["parents"] or NODE in e["parents"]),
+        (urlencode({"parents": f"{STACK},{NODE}"}), lambda e: STACK in e["parents"] or NODE in e["parents"]),
+        (urlencode({"type": "action", "parent": CONTAINER}), lambda e: e["type"] == "action" and CONTAINER in e["parents"]),
+        (
+            urlencode({"object": CONTAINER, "parents": f"{NODE},{STACK}", "type": "container,action"}),
+            lambda e: e["resource_uri"] == CONTAINER and {STACK, NODE} & set(e["parents"]),
+        ),
+        ("type=container&object=/api/app/v1/acme/stack/none/", lambda _: False),
+        ("object=&parents=&type=node", lambda e: e["type"] == "node"),
+        ("unknown=1", lambda _: True),
+    ],
+)
+def test_filters_are_or_within_one_parameter_and_and_between_them(
+    query: str, condition: Callable[[dict[str, Any]], object]
+) -> None:
+    with (
+        simulator(count=len(STORY), wait_for_clients=2) as running,
+        client(running, "/api/audit/v1/acme/events") as unfiltered,
+        client(running, f"/api/audit/v1/acme/events?{query}") as filtered,
+    ):
+        everybody, some = everything(running, unfiltered, filtered)
+
+    assert [event["uuid"] for event in everybody] == [event["uuid"] for event in STORY]
+    assert [event["uuid"] for event in some] == matching(everybody, condition)
+
+
+def test_only_what_somebody_heard_counts_as_sent() -> None:
+    with (
+        simulator(count=len(STORY), wait_for_clients=1) as running,
+        client(running, "/api/audit/v1/acme/events?type=node") as connection,
+    ):
+        [received] = everything(running, connection)
+
+        assert (running.generated, running.sent) == (len(STORY), len(received))
+        assert running.sent_uuids() == [event["uuid"] for event in received]
+
+
+# Pace, counting, replay.
+
+
+def test_with_nobody_listening_events_are_gone() -> None:
+    with simulator(rate=2000) as running:
+        until(lambda: running.generated >= 20)
+        with client(running) as connection:
+            first = read_events(connection, 1)[0]["uuid"]
+
+            assert running.generated > running.sent > 0
+            assert running.sent_uuids()[0] == first
+
+
+def test_at_full_speed_nothing_is_made_while_nobody_listens() -> None:
+    with simulator(count=1000, silence_after=0) as running, contextlib.ExitStack() as silent_clients:
+        opened: list[websocket.WebSocket] = []
+        for _ in range(3):
+            opened.append(silent_clients.enter_context(client(running)))
+            until(lambda: running.connections == len(opened))
+            # Whom it does not talk to does not listen; each new client shows that the loop went on meanwhile.
+            assert running.generated == 0
+        running.change(silence_after=None)
+        with client(running) as connection:
+            assert len(read_events(connection, 1000)) == 1000
+        assert running.finished.wait(10)
+
+        assert running.generated == running.sent == 1000
+
+
+def test_events_begin_when_enough_clients_wait() -> None:
+    with simulator(wait_for_clients=2) as running, client(running) as first:
+        first.ping()
+        opcode, _ = first.recv_data_frame(control_frame=True)
+
+        assert (opcode, running.generated) == (websocket.ABNF.OPCODE_PONG, 0)
+        with client(running) as second:
+            assert read_events(first, 5) == read_events(second, 5)
+
+
+def test_after_the_last_event_connections_stay_open() -> None:
+    with simulator(count=10) as running, client(running) as connection:
+        assert len(read_events(connection, 10)) == 10
+        assert running.finished.wait(10)
+        connection.ping("still")
+        opcode, frame = connection.recv_data_frame(control_frame=True)
+
+        assert (opcode, frame.data) == (websocket.ABNF.OPCODE_PONG, b"still")
+
+
+def test_the_rate_is_kept() -> None:
+    with simulator(rate=500, count=100, wait_for_clients=1) as running:
+        before = time.monotonic()
+        with client(running) as connection:
+            read_events(connection, 100)
+
+        assert time.monotonic() - before >= 0.19
+
+
+def test_all_clients_hear_the_same() -> None:
+    with simulator(count=1000, wait_for_clients=3) as running, contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(client(running)) for _ in range(3)]
+        first, *others = everything(running, *connections)
+
+        assert len(first) == 1000
+        assert others == [first, first]
+        assert running.sent == 1000
+
+
+REPLAY = [
+    '{"type": "container", "resource_uri": "/api/app/v1/acme/container/1/", "uuid": "1"}',
+    "",
+    '{"state":"Starting","parents":["/api/v1/service/2/"],"resource_uri":"/api/v1/container/2/","type":"container"}',
+    ' {"type":"node","resource_uri":"/api/infra/v1/other/node/3/","uuid":7,"new":"\u00e4"} ',
+]
+
+
+@pytest.mark.parametrize(("namespace", "expected"), [("", [0, 2, 3]), ("acme", [0, 2]), ("other", [2, 3]), ("else", [2])])
+def test_a_replay_is_sent_once_and_byte_by_byte_to_whom_it_concerns(
+    tmp_path: Path, namespace: str, expected: list[int]
+) -> None:
+    path = tmp_path / "captured.jsonl"
+    path.write_text("\n".join(REPLAY) + "\n", encoding="utf-8")
+    for replay in (REPLAY, path):
+        with (
+            simulator(replay=replay, wait_for_clients=1) as running,
+            client(running, f"/api/audit/v1/{namespace}/events" if namespace else PATH) as connection,
+        ):
+            assert running.finished.wait(10)
+            running.disconnect_all()
+
+            assert read_to_the_end(connection)[0] == [REPLAY[line].strip() for line in expected]
+
+
+def test_a_replay_is_filtered_whatever_its_events_look_like() -> None:
+    replay = ['{"type":["x"],"parents":7}', '{"type":"node","parents":["/p/"]}', '{"type":"node","parents":[{}]}', "{}"]
+    with simulator(replay=replay, wait_for_clients=1) as running, client(running, PATH + "?type=node&parent=/p/") as connection:
+        assert everything(running, connection) == [[{"type": "node", "parents": ["/p/"]}]]
+
+
+def test_a_replay_ends_at_the_count_if_that_comes_first() -> None:
+    with (
+        simulator(replay=['{"type":"a"}', '{"type":"b"}'], count=1, wait_for_clients=1) as running,
+        client(running) as connection,
+    ):
+        assert everything(running, connection) == [[{"type": "a"}]]
+
+
+def test_a_file_to_replay_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"missing\.jsonl"):
+        Simulator(settings(replay=tmp_path / "missing.jsonl"))
+
+
+# Faults.
+
+
+def test_duplicates_come_later_and_every_event_comes() -> None:
+    with simulator(duplicates=1, count=300, wait_for_clients=1) as running, client(running) as connection:
+        [received] = everything(running, connection)
+        uuids = [event["uuid"] for event in received]
+
+        assert Counter(uuids) == dict.fromkeys(running.sent_uuids(), 2)
+        assert running.sent == 300
+        assert min(uuids.index(uuid, uuids.index(uuid) + 1) - uuids.index(uuid) for uuid in uuids) >= 50
+
+
+def test_a_share_of_duplicates_is_about_that_share() -> None:
+    with simulator(duplicates=0.1, count=5000, wait_for_clients=1) as running, client(running) as connection:
+        [received] = everything(running, connection)
+
+    assert len({event["uuid"] for event in received}) == 5000
+    assert 5400 < len(received) < 5600
+
+
+def test_malformed_messages_are_recognised_as_such_and_lose_no_event() -> None:
+    with (
+        simulator(malformed=0.5, count=500, wait_for_clients=1) as running,
+        client(running, PATH + "?type=node,service") as connection,
+    ):
+        assert running.finished.wait(10)
+        running.disconnect_all()
+        received, _ = read_to_the_end(connection)
+        normalized = [normalize(text.encode(), Reception.at("", NOW), 100_000) for text in received]
+
+        assert {found.reason for found in normalized if isinstance(found, Malformed)} == {"not_json", "not_object", "bad_field"}
+        assert sum(not isinstance(found, Malformed) for found in normalized) == running.sent > 0
+
+
+def test_fragmented_events_arrive_whole_in_both_clients() -> None:
+    with (
+        simulator(fragmented=1, count=200, wait_for_clients=2) as running,
+        client(running) as first,
+        websockets.sync.client.connect(running.url + PATH) as second,
+    ):
+        uuids = [event["uuid"] for event in read_events(first, 200)]
+
+        assert uuids == [json.loads(second.recv(timeout=10))["uuid"] for _ in range(200)]
+        assert uuids == running.sent_uuids()
+
+
+def test_connections_are_ended_at_their_age_by_turns_with_and_without_a_close_frame() -> None:
+    with simulator(rate=1000, disconnect_every=0.1) as running:
+        received: list[str] = []
+        codes = []
+        for _ in range(4):
+            with client(running) as connection:
+                events, code = read_to_the_end(connection)
+            received += [json.loads(text)["uuid"] for text in events]
+            codes.append(code)
+
+        assert codes == [1001, None, 1001, None]
+        assert received == running.sent_uuids()
+        assert running.handshakes == 4
+
+
+@pytest.mark.parametrize("code", [1001, 1011, None])
+def test_all_clients_are_disconnected_at_once_and_lose_nothing(code: int | None) -> None:
+    with simulator(rate=20_000, wait_for_clients=2) as running, client(running) as first, client(running) as second:
+        until(lambda: running.sent > 1000)
+        running.disconnect_all(code)
+        ends = [read_to_the_end(connection) for connection in (first, second)]
+        until(lambda: running.connections == 0)
+
+        assert [end for _, end in ends] == [code, code]
+        assert all([json.loads(text)["uuid"] for text in received] == running.sent_uuids() for received, _ in ends)
+
+
+def test_a_silent_simulator_accepts_and_answers_nothing() -> None:
+    with simulator(silence_after=0) as running, client(running) as silent:
+        until(lambda: running.connections == 1)
+        silent.ping("anybody there")
+        running.change(silence_after=None, count=0)
+        with client(running) as other:
+            # One loop serves both: once it answers here, it has read what was sent there before.
+            other.ping()
+            assert other.recv_data_frame(control_frame=True)[0] == websocket.ABNF.OPCODE_PONG
+
+        assert running.sent == 0
+        assert silent.sock
+        assert select.select([silent.sock], [], [], 0) == ([], [], [])
+
+
+def test_a_connection_falls_silent_at_its_age() -> None:
+    with simulator(rate=1000, silence_after=0.2) as running, client(running) as connection:
+        connection.settimeout(1)
+        received = []
+        with contextlib.suppress(websocket.WebSocketTimeoutException):
+            while True:
+                received.append(json.loads(connection.recv())["uuid"])
+        connection.ping()
+        with pytest.raises(websocket.WebSocketTimeoutException):
+            connection.recv_data_frame(control_frame=True)
+
+        assert received == running.sent_uuids()
+        assert running.connections == 1
+
+
+@pytest.mark.parametrize(("status", "retry_after"), [(503, 7), (429, 0), (500, None)])
+def test_every_handshake_is_refused_on_purpose(status: int, retry_after: int | None) -> None:
+    with simulator(refuse=status, retry_after=retry_after) as running:
+        answered, headers, body = status_of(running)
+
+        assert answered == status
+        assert headers["Retry-After"] == (None if retry_after is None else str(retry_after))
+        assert body["error"]
+        with pytest.raises(websocket.WebSocketBadStatusException) as refused, client(running):
+            pass
+        assert refused.value.status_code == status
+        assert running.handshakes == 2
+
+
+def test_settings_change_while_it_runs() -> None:
+    with simulator(refuse=503) as running:
+        assert status_of(running)[0] == 503
+        running.change(refuse=None, api_key="secret")
+        assert status_of(running)[0] == 401
+        running.change(api_key=None)
+        with client(running) as connection:
+            assert len(read_events(connection, 3)) == 3
+        with pytest.raises(ValueError, match="rate: must be at least 0, not -1"):
+            running.change(rate=-1)
+
+
+def test_the_old_way_to_refuse_is_an_error_frame_after_the_upgrade() -> None:
+    with simulator(error_after=0) as running, client(running) as connection:
+        assert read_to_the_end(connection) == ([ERROR_FRAME], 1008)
+        assert running.sent == 0
+
+
+def test_the_error_frame_comes_after_what_was_sent_before() -> None:
+    with simulator(rate=1000, error_after=0.1) as running, client(running) as connection:
+        received, code = read_to_the_end(connection)
+
+        assert (received.pop(), code) == (ERROR_FRAME, 1008)
+        assert [json.loads(text)["uuid"] for text in received] == running.sent_uuids()
+
+
+def test_credentials_expire_for_who_is_in_and_for_who_comes() -> None:
+    with simulator(rate=100, username="bob", api_key="secret", credentials_expire=3600) as running:
+        with client(running, header=[f"Authorization: {BASIC}"]) as connection:
+            read_events(connection, 1)
+            running.change(credentials_expire=0)
+            received, code = read_to_the_end(connection)
+
+        assert (received[-1], code) == (ERROR_FRAME, 1008)
+        assert status_of(running, headers=UPGRADE | {"Authorization": BASIC})[0] == 401
+
+
+# Slow clients, stopping, listening.
+
+
+class BulkReader:
+    """Reads faster than a client library, and can tell that there is nothing to read."""
+
+    def __init__(self, connection: websocket.WebSocket) -> None:
+        assert connection.sock
+        self._socket = connection.sock
+        self._reader = FrameReader(1 << 20)
+        self.uuids: list[str] = []
+
+    def read(self, seconds: float) -> bool:
+        """Wait so long for more, and tell whether something came."""
+        readable, _, _ = select.select([self._socket], [], [], seconds)
+        if readable:
+            taken = self._reader.feed(self._socket.recv(1 << 18))
+            self.uuids += [json.loads(text)["uuid"] for text in taken.messages]
+        return bool(readable)
+
+
+def test_with_a_rate_a_slow_client_is_disconnected_and_the_others_miss_nothing() -> None:
+    with simulator(rate=50_000, wait_for_clients=2) as running, client(running) as quick, client(running):
+        until(lambda: running.connections == 2)
+        reader = BulkReader(quick)
+        while running.connections == 2:
+            reader.read(0.1)
+        running.change(count=0)
+        while not running.finished.is_set() or len(reader.uuids) < running.sent:
+            reader.read(0.1)
+
+        assert running.connections == 1
+        assert reader.uuids == running.sent_uuids()
+
+
+def test_at_full_speed_the_slowest_sets_the_pace_until_it_is_given_up() -> None:
+    with simulator(send_timeout=2, wait_for_clients=2) as running, client(running) as quick, client(running):
+        until(lambda: running.connections == 2)
+        reader = BulkReader(quick)
+        while reader.read(0.3):
+            assert running.connections == 2
+
+        assert running.connections == 2
+        assert len(reader.uuids) == running.generated
+        until(lambda: running.connections == 1)
+        assert reader.read(10)
+
+
+def test_stopping_ends_connections_in_order_and_starting_goes_on_with_the_story() -> None:
+    running = Simulator(settings(rate=2000))
+    uuids: list[str] = []
+    ports = set()
+    for _ in range(2):
+        running.start()
+        ports.add(running.port)
+        with client(running) as connection:
+            uuids += [event["uuid"] for event in read_events(connection, 10)]
+            stopping = threading.Thread(target=running.stop)
+            stopping.start()
+            rest, code = read_to_the_end(connection)
+            stopping.join(10)
+        uuids += [json.loads(text)["uuid"] for text in rest]
+
+        assert code == 1001
+        assert running.connections == 0
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", running.port))
+        running.stop()
+
+    assert len(ports) == 1
+    assert uuids == running.sent_uuids()
+    assert len(set(uuids)) == len(uuids)
+
+
+def test_a_client_that_never_reads_does_not_keep_it_from_stopping() -> None:
+    with simulator(wait_for_clients=1) as running, client(running):
+        until(lambda: running.sent > 10_000)
+        running.stop()
+
+        assert running.connections == 0
+
+
+def test_something_that_is_no_request_harms_nobody() -> None:
+    with simulator() as running, socket.create_connection(("127.0.0.1", running.port)) as stranger:
+        stranger.sendall(b"\x16\x03\x01\x02\x00\r\n\r\n")
+        while stranger.recv(1000):
+            pass
+        with client(running) as connection:
+            assert read_events(connection, 1)
+
+
+def test_a_client_that_leaves_without_a_word_is_noticed() -> None:
+    with simulator(rate=1000) as running:
+        with client(running):
+            until(lambda: running.connections == 1)
+        until(lambda: running.connections == 0)
+
+
+def test_a_port_in_use_is_named() -> None:
+    with (
+        simulator() as running,
+        pytest.raises(OSError, match=rf"can't listen on 127\.0\.0\.1:{running.port}: Address already in use"),
+    ):
+        Simulator(settings(port=running.port)).start()
+
+
+def test_it_listens_on_ipv6_too() -> None:
+    if not socket.has_ipv6:
+        pytest.skip("there is no IPv6 here")
+    try:
+        running = Simulator(settings(host="::1"))
+        running.start()
+    except OSError as error:
+        pytest.skip(f"there is no IPv6 here: {error}")
+    try:
+        with client(running) as connection:
+            assert running.url == f"ws://[::1]:{running.port}"
+            assert read_events(connection, 1)
+    finally:
+        running.stop()

@@ -1,0 +1,73 @@
+"""Seconds and bytes as people write them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from bridge.field_types import Bytes, Seconds
+
+SECONDS: TypeAdapter[float] = TypeAdapter(Seconds)
+BYTES: TypeAdapter[int] = TypeAdapter(Bytes)
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        (0, 0.0),
+        (2.5, 2.5),
+        ("0.25", 0.25),
+        ("500ms", 0.5),
+        ("10s", 10.0),
+        ("10 s", 10.0),
+        (" 5m ", 300.0),
+        ("24h", 86400.0),
+        ("1.5h", 5400.0),
+        ("3d", 259200.0),
+    ],
+)
+def test_a_duration_is_a_number_or_a_text_with_a_unit(written: object, seconds: float) -> None:
+    assert SECONDS.validate_python(written) == seconds
+
+
+@pytest.mark.parametrize("written", ["", "s", "soon", "-5s", "1h30m", "5 weeks", "5M", "1e3", "inf", "\u0663s", True, False])
+def test_what_is_no_duration_is_refused_with_the_way_to_write_one(written: object) -> None:
+    with pytest.raises(ValidationError, match=r"not a duration: write seconds .* \(500ms, 24h\)"):
+        SECONDS.validate_python(written)
+
+
+@pytest.mark.parametrize("written", [float("inf"), float("nan"), "9" * 400])
+def test_a_duration_without_an_end_is_refused(written: object) -> None:
+    with pytest.raises(ValidationError, match="finite number"):
+        SECONDS.validate_python(written)
+
+
+@pytest.mark.parametrize("written", [None, [5], {"s": 5}])
+def test_another_kind_of_value_is_refused(written: object) -> None:
+    with pytest.raises(ValidationError):
+        SECONDS.validate_python(written)
+
+
+@given(st.floats(0, 1e9))
+def test_a_number_of_seconds_stays_as_it_is(seconds: float) -> None:
+    assert SECONDS.validate_python(seconds) == seconds
+
+
+def test_the_schema_of_a_duration_allows_both_forms() -> None:
+    number, text = SECONDS.json_schema()["anyOf"]
+
+    assert number == {"type": "number", "minimum": 0}
+    assert text["type"] == "string"
+
+
+@pytest.mark.parametrize(
+    ("written", "count"), [(512, 512), ("513", 513), ("64KiB", 65536), ("1GiB", 1 << 30), ("1MB", 1_000_000), ("1.5 kB", 1500)]
+)
+def test_a_size_is_a_number_or_a_text_with_a_unit(written: object, count: int) -> None:
+    assert BYTES.validate_python(written) == count
+
+
+@pytest.mark.parametrize("written", ["", "much", -1, "-2", 1.5, None])
+def test_what_is_no_size_is_refused(written: object) -> None:
+    with pytest.raises(ValidationError):
+        BYTES.validate_python(written)

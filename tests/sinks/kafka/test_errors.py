@@ -1,0 +1,98 @@
+import pytest
+
+from bridge.sink import REASONS
+from sinks.kafka.errors import Refusal, judge, overheard, without
+
+
+@pytest.mark.parametrize(
+    ("code", "fault", "reason"),
+    [
+        (2, "record", "rejected"),
+        (10, "record", "too_large"),
+        (18, "record", "too_large"),
+        (44, "record", "rejected"),
+        (87, "record", "rejected"),
+        (17, "name", "rejected"),
+        (3, "topic", "not_found"),
+        (29, "topic", "unauthorized"),
+        (31, "sink", "unauthorized"),
+        (19, "sink", "server_error"),
+        (89, "sink", "throttled"),
+        (32, "perhaps", "server_error"),
+        (-1, "perhaps", "server_error"),
+        (4711, "perhaps", "server_error"),
+        (None, "sink", "timeout"),
+    ],
+)
+def test_whose_fault_a_refusal_is(code: int | None, fault: str, reason: str) -> None:
+    verdict = judge(Refusal(code))
+
+    assert (verdict.fault, verdict.reason) == (fault, reason)
+    assert verdict.reason in REASONS
+    assert verdict.words
+
+
+def test_what_the_broker_said_is_told() -> None:
+    assert judge(Refusal(44, "no events on Sundays")).words == "the record violates the broker's policy: no events on Sundays"
+    assert judge(Refusal(4711, "new in Kafka 9")).words == "error 4711: new in Kafka 9"
+
+
+# As kafka-python 3.0.12 logged them, with brokers of Apache Kafka 4.1.
+LOST = "<KafkaConnection node_id=bootstrap-0 (disconnected)>: Connection lost: KafkaConnectionError: socket disconnected"
+REFUSED_LOGIN = "Bootstrap connection to bootstrap-0 failed: [Error 58] SaslAuthenticationFailedError: Authentication failed"
+UNKNOWN_CA = (
+    "Handshake failed: [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate (_ssl.c:1006)"
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "words"),
+    [
+        (REFUSED_LOGIN, "unauthorized", "login refused"),
+        ("Connection lost: [Error 34] IllegalSaslStateError", "unauthorized", "the broker expects no login at this port"),
+        (UNKNOWN_CA, "tls", "the broker's certificate is not accepted: self-signed certificate"),
+        (
+            "Error receiving network data closing socket [SSL: SSLV3_ALERT_BAD_CERTIFICATE] sslv3 alert bad certificate",
+            "tls",
+            "the broker does not accept our certificate: bad certificate",
+        ),
+        (
+            "Handshake failed: [SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred in violation of protocol",
+            "tls",
+            "TLS failed: the broker hung up; does it speak TLS at this port?",
+        ),
+        (
+            "InvalidReceiveError: Invalid frame length: 352518912",
+            "tls",
+            "what is answered is not Kafka's protocol; does the broker expect TLS at this port?",
+        ),
+        ("Topic docker not found in cluster metadata", "not_found", "topic docker does not exist"),
+        ("Topic docker is not authorized for this client", "unauthorized", "we are not allowed to see topic docker"),
+        (
+            "Got error produce response on topic-partition ('t', 0), retrying (inf attempts left): NotEnoughReplicasError",
+            "server_error",
+            "there are fewer replicas in sync than `min.insync.replicas`",
+        ),
+        (
+            "Got error produce response on topic-partition ('t', 0), retrying (inf attempts left): KafkaStorageError",
+            "server_error",
+            "the broker says KafkaStorage",
+        ),
+        ("Request timed out after 750 ms. Closing connection.", "timeout", "the broker does not answer"),
+        ("Connect attempt failed: [Errno 111] ECONNREFUSED", "unreachable", "connection refused"),
+        (LOST, "unreachable", "the broker closed the connection; does it expect TLS or a login?"),
+    ],
+)
+def test_the_true_reason_is_found_in_what_the_client_logged(line: str, reason: str, words: str) -> None:
+    assert overheard(["Sending username and password in the clear ", LOST, line, LOST]) == (reason, words)
+
+
+def test_what_says_nothing_is_no_reason() -> None:
+    assert (
+        overheard(["Sending username and password in the clear", "Bootstrap bootstrap-0 not ready; waiting 0.2 secs"]) is None
+    )
+    assert overheard([]) is None
+
+
+def test_secrets_are_taken_out() -> None:
+    assert without(["hunter2", "token"], "user alice with hunter2 and token") == "user alice with *** and ***"

@@ -1,0 +1,115 @@
+from collections import defaultdict
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bridge.sink import Entry, Failure
+from sinks.mqtt.delivery import Pipeline, make_lanes
+from sinks.mqtt.packets import FAILED, PUBACK, PUBCOMP, PUBREC
+from sinks.mqtt.publication import Publication
+from tests.contract.harness import make_entry
+from tests.contract.mqtt_broker import parse_packets
+
+ENTRIES = [make_entry(seq, f"web-{seq % 5}") for seq in range(40)]
+CODES = [0, 0, 0, 0, 0, 0x10, 0x80, 0x87, 0x90, 0x97]
+"""What a broker answers: mostly that all is well."""
+
+
+def publish(entry: Entry) -> list[Publication] | Failure:
+    """The event, and for some a second publication; one is impossible."""
+    if entry.seq == 17:
+        return Failure.rejected(entry, "too_large", "too large")
+    event = Publication(b"events", entry.json, retain=False, properties=b"")
+    return [Publication(b"states", entry.json, retain=True, properties=b""), event] if entry.seq % 3 else [event]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), st.sampled_from([1, 2]), st.integers(1, 12), st.sets(st.integers(0, 39), max_size=6))
+def test_whatever_a_broker_answers_order_and_window_are_kept_and_nothing_is_forgotten(
+    data: st.DataObject, qos: int, window: int, suspects: set[int]
+) -> None:
+    lanes, last = make_lanes(ENTRIES, ordered=True, suspects=dict.fromkeys(suspects, 1))
+    pipeline = Pipeline(lanes, last, publish, qos=qos, window=window)
+    by_json = {entry.json: entry for entry in ENTRIES}
+    flying: dict[int, Entry] = {}
+    sent: list[Entry] = []
+    topics: dict[int, list[str]] = defaultdict(list)
+    refused: set[int] = set()
+    while True:
+        for publication in parse_packets(pipeline.fill(0.0)):
+            entry = by_json[publication.payload]
+            assert publication.packet_id not in flying
+            assert entry.seq not in refused, "published although something of it was refused"
+            assert entry not in flying.values(), "published before what comes first was acknowledged"
+            flying[publication.packet_id] = entry
+            sent.append(entry)
+            topics[entry.seq].append(publication.topic)
+        if pipeline.done:
+            break
+        assert 0 < len(flying) <= window
+        open_now = {entry.seq: entry.fields.resource_uri for entry in flying.values()}
+        assert len(set(open_now.values())) == len(open_now), "two events of one resource on their way"
+        assert len(open_now) == 1 or not suspects & open_now.keys(), "a suspect is not alone"
+        packet_id = data.draw(st.sampled_from(sorted(flying)))
+        code = data.draw(st.sampled_from(CODES))
+        if qos == 1:
+            assert pipeline.acknowledge(PUBACK, packet_id, code, 0.0) == b""
+        elif pipeline.acknowledge(PUBREC, packet_id, code, 0.0):
+            pipeline.acknowledge(PUBCOMP, packet_id, 0, 0.0)
+        seq = flying.pop(packet_id).seq
+        refused |= {seq} if code >= FAILED else set()
+
+    failed = {failure.seq: failure.fate for failure in pipeline.failures}
+    assert not pipeline.delivered & failed.keys()
+    assert all(topics[seq] == (["states", "events"] if seq % 3 else ["events"]) for seq in pipeline.delivered)
+    if pipeline.trouble is None:
+        assert pipeline.delivered | failed.keys() == {entry.seq for entry in ENTRIES}
+    fates = defaultdict(list)
+    for entry in ENTRIES:
+        fates[entry.fields.resource_uri].append(failed.get(entry.seq))
+    for lane in fates.values():
+        behind = lane[lane.index("retry") + 1 :] if "retry" in lane else []
+        assert set(behind) <= {"held"}
+    order = defaultdict(list)
+    for seq in dict.fromkeys(entry.seq for entry in sent):
+        order[seq % 5].append(seq)
+    assert all(seqs == sorted(seqs) for seqs in order.values())
+
+
+def test_acknowledgements_that_nobody_waits_for_change_nothing() -> None:
+    lanes, last = make_lanes(ENTRIES[:1], ordered=True, suspects={})
+    pipeline = Pipeline(lanes, last, publish, qos=1, window=10)
+    (publication,) = parse_packets(pipeline.fill(0.0))
+
+    pipeline.acknowledge(PUBACK, publication.packet_id + 1, 0, 0.0)
+    pipeline.acknowledge(PUBREC, publication.packet_id, 0, 0.0)
+    pipeline.acknowledge(PUBCOMP, publication.packet_id, 0, 0.0)
+
+    assert not pipeline.done
+    assert pipeline.unacknowledged == {0}
+    pipeline.acknowledge(PUBACK, publication.packet_id, 0, 0.0)
+    assert pipeline.done
+    assert pipeline.delivered == {0}
+
+
+def test_a_broker_is_silent_from_what_was_sent_or_from_the_last_acknowledgement_of_anything() -> None:
+    lanes, last = make_lanes(ENTRIES[:3], ordered=False, suspects={})
+    pipeline = Pipeline(lanes, last, publish, qos=1, window=2)
+    never, acknowledged = parse_packets(pipeline.fill(100.0))
+    assert pipeline.silent_since == 100.0
+
+    pipeline.acknowledge(PUBACK, acknowledged.packet_id, 0, 107.0)
+    pipeline.fill(108.0)
+    pipeline.acknowledge(PUBACK, acknowledged.packet_id, 0, 109.0)
+
+    assert pipeline.silent_since == 107.0
+    pipeline.acknowledge(PUBACK, never.packet_id, 0, 109.5)
+    pipeline.fill(110.0)
+    assert pipeline.silent_since == 109.5
+
+
+def test_the_most_suspicious_goes_last() -> None:
+    free, suspected = make_lanes(ENTRIES[:4], ordered=False, suspects={0: 3, 2: 1})
+
+    assert [lane[0].seq for lane in free] == [1, 3]
+    assert [lane[0].seq for lane in suspected] == [2, 0]

@@ -1,0 +1,42 @@
+from typing import Any
+
+import pytest
+
+from bridge.sink import Failure
+from sinks.mqtt.packets import encode_publish
+from sinks.mqtt.publication import Publisher
+from sinks.mqtt.settings import MqttSettings
+from tests.contract.harness import make_entry
+
+
+def make(max_packet: int = 1 << 28, **settings: Any) -> Publisher:
+    return Publisher(MqttSettings(**{"url": "mqtt://broker", **settings}), max_packet)
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+@pytest.mark.parametrize("extra", [0, 1, 100, 20_000, 3_000_000])
+def test_a_packet_may_be_as_large_as_the_broker_says_and_not_a_byte_more(protocol: str, extra: int) -> None:
+    entry = make_entry(1, environment="x" * extra)
+    (publication,) = make(protocol=protocol)(entry)  # type: ignore[misc]
+    topic, payload, retain, properties = publication
+    size = len(encode_publish(topic, payload, qos=1, retain=retain, packet_id=1, properties=properties))
+
+    assert not isinstance(make(size, protocol=protocol)(entry), Failure)
+    refused = make(size - 1, protocol=protocol)(entry)
+    assert isinstance(refused, Failure)
+    assert (refused.fate, refused.reason) == ("rejected", "too_large")
+    assert f"{size} bytes, and the broker takes {size - 1} at most" in refused.error
+
+
+def test_a_topic_that_would_be_too_long_is_the_events_fault() -> None:
+    refused = make()(make_entry(1, action="x" * 65_536))
+
+    assert isinstance(refused, Failure)
+    assert (refused.fate, refused.reason) == ("rejected", "too_large")
+
+
+def test_a_state_does_not_expire() -> None:
+    state, event = make(expiry=60, state_topic="state/{id}")(make_entry(1))  # type: ignore[misc]
+
+    assert b"\x02\x00\x00\x00\x3c" in (event.properties or b"")
+    assert b"\x02\x00\x00\x00\x3c" not in (state.properties or b"")

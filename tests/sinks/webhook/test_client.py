@@ -1,0 +1,468 @@
+import base64
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.client import HTTPException
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from sinks.webhook.client import Answer, NoConnection, TimedClient, read_url
+from tests.contract.receiver import Receiver, drip, make_certificate, reply, server_context
+from tests.waiting import until
+
+TIMEOUT = 0.4
+TOO_LONG = 8.0
+"""What a request without a real deadline would exceed by far in these tests; far above `TIMEOUT`, for busy machines."""
+
+LONG = b"x" * 2000
+
+Make = Callable[..., TimedClient]
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return make_certificate(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture
+def make_client(certificate: tuple[Path, Path]) -> Iterator[Make]:
+    clients = []
+
+    def make(url: str, timeout: float = TIMEOUT) -> TimedClient:
+        context = ssl.create_default_context(cafile=certificate[0]) if url.startswith("https") else None
+        clients.append(TimedClient(read_url(url), timeout, context))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture(params=["http", "https"])
+def receiver(request: pytest.FixtureRequest, certificate: tuple[Path, Path]) -> Iterator[Receiver]:
+    receiver = Receiver(server_context(*certificate) if request.param == "https" else None)
+    yield receiver
+    receiver.stop()
+
+
+@pytest.fixture
+def plain_receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    yield receiver
+    receiver.stop()
+
+
+@pytest.fixture
+def tls_receiver(certificate: tuple[Path, Path]) -> Iterator[Receiver]:
+    receiver = Receiver(server_context(*certificate))
+    yield receiver
+    receiver.stop()
+
+
+def post(client: TimedClient, body: bytes = b"{}") -> Answer:
+    return client.request("POST", {"content-type": "application/json"}, body)
+
+
+class Listener:
+    """Accepts one connection after another and lets the test talk on it."""
+
+    def __init__(self, talk: Callable[[socket.socket], None]) -> None:
+        self._talk = talk
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        self._socket.bind(("127.0.0.1", 0))
+        self._socket.listen()
+        self.port = self._socket.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._socket.accept()
+                threading.Thread(target=self._talk_on, args=(connection,), daemon=True).start()
+
+    def _talk_on(self, connection: socket.socket) -> None:
+        with suppress(OSError), connection:
+            self._talk(connection)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+def read_slowly(connection: socket.socket) -> None:
+    pause = threading.Event()
+    while connection.recv(16384):
+        pause.wait(0.02)
+
+
+def test_headers_that_drip_are_cut_at_the_deadline(receiver: Receiver, make_client: Make) -> None:
+    receiver.answer = lambda _: drip(b"HTTP/1.1 200 OK\r\nX-Slow: " + LONG)
+    started = time.monotonic()
+
+    with pytest.raises(TimeoutError):
+        post(make_client(receiver.url))
+
+    assert time.monotonic() - started < TOO_LONG
+
+
+def test_a_body_that_drips_is_cut_at_the_deadline_and_the_status_counts(receiver: Receiver, make_client: Make) -> None:
+    receiver.answer = lambda _: drip(b"HTTP/1.1 202 Y\r\nContent-Length: 2000\r\n\r\n" + LONG)
+    client = make_client(receiver.url, timeout=2.0)
+    started = time.monotonic()
+
+    assert post(client).status == 202
+    assert time.monotonic() - started < TOO_LONG
+    receiver.answer = lambda _: reply(200)
+    assert post(client).status == 200
+
+    assert receiver.connections == 2
+
+
+def test_silence_is_cut_at_the_deadline(receiver: Receiver, make_client: Make) -> None:
+    receiver.gate.clear()
+
+    with pytest.raises(TimeoutError):
+        post(make_client(receiver.url))
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+def test_a_large_body_that_is_taken_slowly_is_cut_at_the_deadline(
+    make_client: Make, certificate: tuple[Path, Path], *, tls: bool
+) -> None:
+    context = server_context(*certificate)
+
+    def talk(connection: socket.socket) -> None:
+        read_slowly(context.wrap_socket(connection, server_side=True) if tls else connection)
+
+    with Listener(talk) as listener:
+        client = make_client(f"{'https' if tls else 'http'}://localhost:{listener.port}/")
+        started = time.monotonic()
+
+        with pytest.raises(TimeoutError):
+            post(client, b"x" * 20_000_000)
+
+        assert time.monotonic() - started < TOO_LONG
+
+
+@pytest.mark.parametrize(
+    "talk", [read_slowly, drip(b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc" + LONG)], ids=["silent", "dripping"]
+)
+def test_a_tls_handshake_that_does_not_end_is_cut_at_the_deadline(
+    make_client: Make, talk: Callable[[socket.socket], None]
+) -> None:
+    with Listener(talk) as listener:
+        started = time.monotonic()
+
+        with pytest.raises(NoConnection) as no_connection:
+            make_client(f"https://localhost:{listener.port}/").connect()
+
+        assert time.monotonic() - started < TOO_LONG
+        assert isinstance(no_connection.value.__cause__, TimeoutError)
+
+
+def test_connecting_that_does_not_end_is_cut_at_the_deadline(make_client: Make) -> None:
+    # A listener whose queue is full ignores further connections.
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        port = listener.getsockname()[1]
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.settimeout(0)
+            filler.connect_ex(("127.0.0.1", port))
+
+        with pytest.raises(NoConnection) as no_connection:
+            make_client(f"http://127.0.0.1:{port}/").connect()
+
+        assert isinstance(no_connection.value.__cause__, TimeoutError)
+        for filler in fillers:
+            filler.close()
+
+
+def test_one_connection_serves_many_requests(receiver: Receiver, make_client: Make) -> None:
+    bodies = [reply(200), reply(204), reply(500, b"x" * 60_000), reply(422, b"no"), CHUNKED]
+    receiver.answer = lambda _: bodies[len(receiver.requests) % len(bodies)]
+    client = make_client(receiver.url, timeout=10)
+    client.connect()
+
+    for _ in range(20):
+        post(client)
+
+    assert receiver.connections == 1
+    assert len(receiver.requests) == 20
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [reply(200, b"x" * 70_000), reply(200, b"bye", Connection="close"), b"HTTP/1.0 200 OK\r\n\r\nuntil the end"],
+    ids=["a large body", "connection: close", "HTTP/1.0"],
+)
+def test_a_connection_that_can_not_be_used_again_is_replaced(receiver: Receiver, make_client: Make, answer: bytes) -> None:
+    def say(connection: socket.socket) -> None:
+        connection.sendall(answer)
+
+    receiver.answer = lambda _: say
+    client = make_client(receiver.url, timeout=10)
+
+    assert [post(client).status for _ in range(3)] == [200, 200, 200]
+
+    assert receiver.connections == len(receiver.requests) == 3
+
+
+def test_an_idle_connection_that_was_closed_is_replaced(receiver: Receiver, make_client: Make) -> None:
+    client = make_client(receiver.url, timeout=10)
+    post(client)
+    receiver.stop()
+    receiver.start()
+
+    assert post(client).status == 200
+
+    assert len(receiver.requests) == 2
+
+
+def test_what_comes_unasked_on_an_idle_connection_is_no_answer(plain_receiver: Receiver, make_client: Make) -> None:
+    # HAProxy announces with 408 that it closes an idle connection.
+    announced = threading.Event()
+
+    def announce(connection: socket.socket) -> None:
+        connection.sendall(reply(200))
+        answered.wait(10)
+        connection.sendall(reply(408))
+        announced.set()
+
+    answered = threading.Event()
+    plain_receiver.answer = lambda _: announce
+    client = make_client(plain_receiver.url, timeout=10)
+
+    assert post(client).status == 200
+    answered.set()
+    announced.wait(10)
+    assert post(client).status == 200
+
+    assert [request.connection for request in plain_receiver.requests] == [1, 2]
+
+
+def test_a_request_is_repeated_once_if_a_used_connection_closes_on_it(receiver: Receiver, make_client: Make) -> None:
+    receiver.answer = lambda request: None if (request.connection, len(receiver.requests)) == (1, 2) else reply(200)
+    client = make_client(receiver.url, timeout=10)
+    post(client)
+
+    assert post(client).status == 200
+
+    assert [request.connection for request in receiver.requests] == [1, 1, 2]
+
+
+def test_a_new_connection_that_closes_without_an_answer_is_an_error(receiver: Receiver, make_client: Make) -> None:
+    receiver.answer = lambda _: None
+
+    with pytest.raises(OSError, match="closed") as error:
+        post(make_client(receiver.url, timeout=10))
+
+    assert not isinstance(error.value, TimeoutError)
+    assert len(receiver.requests) == 1
+
+
+def test_an_answer_before_the_end_of_the_body_counts(make_client: Make) -> None:
+    def talk(connection: socket.socket) -> None:
+        connection.recv(1024)
+        connection.sendall(reply(413, Connection="close"))
+
+    with Listener(talk) as listener:
+        assert post(make_client(f"http://127.0.0.1:{listener.port}/", timeout=10), b"x" * 20_000_000).status == 413
+
+
+def test_what_is_not_http_is_an_error_of_its_own(plain_receiver: Receiver, make_client: Make) -> None:
+    plain_receiver.answer = lambda _: b"220 mail.example.com ESMTP\r\n"
+
+    with pytest.raises(HTTPException):
+        post(make_client(plain_receiver.url, timeout=10))
+
+
+def test_strange_headers_do_not_bring_the_url_into_the_log(
+    plain_receiver: Receiver, make_client: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain_receiver.answer = lambda _: b"HTTP/1.1 200 OK\r\nno colon here\r\nContent-Length: 0\r\n\r\n"
+    with caplog.at_level(logging.WARNING):
+        post(make_client(plain_receiver.url + "?token=geheim"))
+
+    assert "geheim" not in caplog.text
+
+
+def test_the_request_is_what_was_asked_for(receiver: Receiver, make_client: Make) -> None:
+    client = make_client(receiver.url + "/a b?key=value#fragment", timeout=10)
+
+    client.request("PUT", {"x-one": "1"}, "ü".encode())
+
+    request = receiver.requests[0]
+    assert (request.method, request.target, request.body) == ("PUT", "/hook/a%20b?key=value", "ü".encode())
+    assert request.headers["x-one"] == "1"
+    assert request.headers["host"] == f"localhost:{receiver.port}"
+
+
+def test_an_ipv6_address_works(make_client: Make) -> None:
+    def talk(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(reply(200))
+
+    try:
+        listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("no IPv6 here")
+    threading.Thread(target=lambda: talk(listener.accept()[0]), daemon=True).start()
+
+    assert post(make_client(f"http://[::1]:{listener.getsockname()[1]}/", timeout=10)).status == 200
+    listener.close()
+
+
+def test_closing_wakes_a_request_that_hangs(receiver: Receiver, make_client: Make) -> None:
+    receiver.gate.clear()
+    client = make_client(receiver.url, timeout=60)
+    ended: list[Exception] = []
+
+    def hang() -> None:
+        try:
+            post(client)
+        except OSError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=hang, daemon=True)
+    thread.start()
+    until(lambda: len(receiver.requests) == 1)
+    client.close()
+    thread.join(10)
+
+    assert len(ended) == 1
+    with pytest.raises(NoConnection):
+        client.connect()
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_a_certificate_that_is_not_trusted_or_of_another_name_is_refused(
+    tls_receiver: Receiver, certificate: tuple[Path, Path], host: str
+) -> None:
+    url = read_url(f"https://{host}:{tls_receiver.port}/")
+    trust = ssl.create_default_context(cafile=None if host == "localhost" else certificate[0])
+
+    with pytest.raises(NoConnection) as no_connection:
+        TimedClient(url, 10, trust).connect()
+
+    assert isinstance(no_connection.value.__cause__, ssl.SSLCertVerificationError)
+
+
+class Proxy(Listener):
+    """A proxy that knows nothing but CONNECT."""
+
+    def __init__(self, answer: bytes = b"HTTP/1.1 200 Connection established\r\n\r\n") -> None:
+        super().__init__(self._tunnel)
+        self._answer = answer
+        self.heads: list[bytes] = []
+
+    def _tunnel(self, connection: socket.socket) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += connection.recv(4096)
+        self.heads.append(head)
+        connection.sendall(self._answer)
+        if b" 200 " not in self._answer:
+            return
+        port = int(head.split(b" ")[1].rpartition(b":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as far:
+            threading.Thread(target=pump, args=(far, connection), daemon=True).start()
+            pump(connection, far)
+
+
+def pump(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+def test_the_proxy_of_the_environment_is_used_for_https(
+    tls_receiver: Receiver, make_client: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Proxy() as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://user:geheim@127.0.0.1:{proxy.port}")
+        client = make_client(tls_receiver.url, timeout=10)
+        assert [post(client).status for _ in range(3)] == [200, 200, 200]
+
+    assert len(proxy.heads) == 1
+    assert proxy.heads[0].startswith(f"CONNECT localhost:{tls_receiver.port} ".encode())
+    assert b"Basic " + base64.b64encode(b"user:geheim") in proxy.heads[0]
+    assert tls_receiver.requests[0].headers["host"] == f"localhost:{tls_receiver.port}"
+    assert "proxy-authorization" not in tls_receiver.requests[0].headers
+
+
+def test_no_proxy_is_used_for_hosts_that_are_excepted(
+    tls_receiver: Receiver, make_client: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "localhost")
+
+    assert post(make_client(tls_receiver.url, timeout=10)).status == 200
+
+
+def test_a_proxy_that_refuses_or_drips_is_no_connection(make_client: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Proxy(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n") as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"127.0.0.1:{proxy.port}")
+        with pytest.raises(NoConnection) as no_connection:
+            make_client("https://localhost:1/", timeout=10).connect()
+    assert "407" in str(no_connection.value.__cause__)
+
+    with Listener(drip(LONG)) as listener:
+        monkeypatch.setenv("HTTPS_PROXY", f"127.0.0.1:{listener.port}")
+        with pytest.raises(NoConnection) as no_connection:
+            make_client("https://localhost:1/").connect()
+    assert isinstance(no_connection.value.__cause__, TimeoutError)
+
+
+@pytest.mark.parametrize("proxy", ["https://127.0.0.1:1", "http://[", "socks5://127.0.0.1:1"])
+def test_a_proxy_that_can_not_be_used_is_said_to_be_so(make_client: Make, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+
+    with pytest.raises(NoConnection) as no_connection:
+        make_client("https://localhost:1/")
+
+    assert "HTTPS_PROXY must look like http://host:port" in str(no_connection.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ftp://hooks.example.com/geheim", "must look like"),
+        ("hooks.example.com/geheim", "must look like"),
+        ("https:///geheim", "must look like"),
+        ("", "must look like"),
+        ("https://geheim@hooks.example.com/", "instead"),
+        ("https://user:geheim@hooks.example.com/", "`username` and `password`"),
+        ("https://hooks.example.com:geheim/", "not a URL"),
+        ("https://hooks.example.com:99999/geheim", "not a URL"),
+        ("http://[::1/geheim", "not a URL"),
+        (f"https://{'a' * 64}.example.com/geheim", "not a URL"),
+    ],
+)
+def test_what_is_no_address_of_a_receiver_is_refused_in_words(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as error:
+        read_url(text)
+
+    assert "geheim" not in str(error.value)
