@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from benchmarks.events import NAMESPACE
 from benchmarks.figures import Figure, Sizes, spread
 from benchmarks.processes import bridge, receiver, sender
-from tests import kafka_broker, mosquitto
+from tests.support import kafka_broker, mosquitto
 
 _DELIVERED: Final = "event_bridge_sink_events_delivered_total"
 _POLL: Final = 0.05

@@ -7,7 +7,7 @@ from typing import Final
 
 import pytest
 
-BROKERS: Final = {"Kafka": "tests.kafka_broker", "MQTT": "tests.mosquitto"}
+BROKERS: Final = {"Kafka": "tests.support.kafka_broker", "MQTT": "tests.support.mosquitto"}
 """Kinds of brokers, and the modules that start them."""
 
 

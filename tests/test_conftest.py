@@ -49,7 +49,7 @@ def test_what_did_not_run_is_listed_by_reason_with_counts(tmp_path: Path) -> Non
 
 
 def test_it_says_on_what_the_tests_of_brokers_ran(tmp_path: Path) -> None:
-    imports = "import tests.kafka_broker, tests.mosquitto"
+    imports = "import tests.support.kafka_broker, tests.support.mosquitto"
 
     given = summary(tmp_path, imports, EVENT_BRIDGE_TEST_KAFKA="kafka:9092", EVENT_BRIDGE_TEST_MQTT="broker:1883")
     own = summary(tmp_path, imports, EVENT_BRIDGE_TEST_KAFKA="", EVENT_BRIDGE_TEST_MQTT="")

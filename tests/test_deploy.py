@@ -11,8 +11,8 @@ import psutil
 import pytest
 import yaml
 
-from tests import kafka_broker, mosquitto
-from tests.ports import free_port
+from tests.support import kafka_broker, mosquitto
+from tests.support.ports import free_port
 
 ROOT: Final = Path(__file__).parent.parent
 FILE: Final = ROOT / "deploy" / "compose.test.yaml"

@@ -23,7 +23,7 @@ from bridge.metrics import Metrics, SinkMetrics, StreamMetrics
 from bridge.sink import Entry
 from bridge.supervisor import Running
 from config.load import load
-from tests.bridge.journal_samples import append, bury, event, opened
+from tests.support.journal_samples import append, bury, event, opened
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

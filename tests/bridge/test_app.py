@@ -18,7 +18,7 @@ from config.load import ConfigError, load
 from config.rotation import Latest
 from config.settings import Settings
 from sinks.stdout import StdoutSink
-from tests import kafka_broker
+from tests.support import kafka_broker
 
 
 def settings_of(tmp_path: Path, **variables: str) -> Settings:

@@ -21,7 +21,7 @@ from bridge.sink import Entry, Failure, SinkSettings, Unavailable
 from bridge.source import Ended, Read
 from bridge.stream import Stream, StreamPolicy, StreamStatus
 from bridge.supervisor import Requests, Supervisor
-from tests.waiting import until
+from tests.support.waiting import until
 
 DEADLINE = 20.0
 

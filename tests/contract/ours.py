@@ -25,11 +25,11 @@ from sinks.mqtt.sink import MqttSink
 from sinks.stdout import StdoutSettings, StdoutSink
 from sinks.webhook.settings import WebhookSettings
 from sinks.webhook.sink import WebhookSink
-from tests import kafka_broker, mosquitto
 from tests.contract.harness import Harness
 from tests.contract.mqtt_broker import Broker, Publish
-from tests.contract.receiver import Receiver, Request, reply
 from tests.sinks.kafka import mock_kafka
+from tests.support import kafka_broker, mosquitto
+from tests.support.receiver import Receiver, Request, reply
 
 
 class StdoutPipe(Harness):

@@ -10,7 +10,7 @@ import pytest
 
 from bridge.sink import Entry, Failure, Sink, Unavailable, remarks_of
 from tests.contract.harness import Ability, Harness, make_entries, make_entry, strangers
-from tests.waiting import until
+from tests.support.waiting import until
 
 if not (HARNESSES := strangers()):
     from tests.contract.ours import HARNESSES

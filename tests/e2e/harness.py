@@ -19,8 +19,8 @@ from typing import Any, Self
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.ports import free_port
-from tests.waiting import until
+from tests.support.ports import free_port
+from tests.support.waiting import until
 
 EVENT_BRIDGE = str(Path(sys.executable).with_name("event-bridge"))
 

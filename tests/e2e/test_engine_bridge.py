@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from tests import dockerd
 from tests.e2e.harness import Bridge, Receiver, assert_books_balance, repeated, uuids, value
-from tests.waiting import until
+from tests.support import dockerd
+from tests.support.waiting import until
 
 CONTAINERS = 200
 

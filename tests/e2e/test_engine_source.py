@@ -17,7 +17,7 @@ from bridge.event import NAMESPACE
 from bridge.source import Ended, Read
 from bridge.sources.engine.events import EngineEvent, Identity, to_event
 from bridge.sources.engine.source import EngineOptions, EngineSource
-from tests.dockerd import IMAGE, CuttableSocket, Dockerd, available, exits, idle
+from tests.support.dockerd import IMAGE, CuttableSocket, Dockerd, available, exits, idle
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=str(available()))
 

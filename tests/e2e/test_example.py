@@ -14,8 +14,6 @@ import pytest
 from kafka.errors import TopicAlreadyExistsError  # type: ignore[import-untyped]
 
 from bridge.simulator.server import Simulator, SimulatorSettings
-from tests import dockerd, kafka_broker, mosquitto
-from tests.contract.receiver import Receiver
 from tests.e2e.harness import (
     EVENT_BRIDGE,
     Bridge,
@@ -25,8 +23,10 @@ from tests.e2e.harness import (
     uuids,
     value,
 )
-from tests.ports import free_port
-from tests.waiting import until
+from tests.support import dockerd, kafka_broker, mosquitto
+from tests.support.ports import free_port
+from tests.support.receiver import Receiver
+from tests.support.waiting import until
 
 EXAMPLE = Path(__file__).parent.parent.parent / "config" / "bridge.example.yaml"
 REMARK = "sink audit: topic docker-events exists, and we may write to it"

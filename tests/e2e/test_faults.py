@@ -16,7 +16,7 @@ from tests.e2e.harness import (
     uuids,
     value,
 )
-from tests.waiting import until
+from tests.support.waiting import until
 
 MINUTE = 60.0
 

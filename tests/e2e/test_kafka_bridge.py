@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from bridge.simulator.server import Simulator, SimulatorSettings
-from tests import kafka_broker
 from tests.e2e.harness import (
     EVENT_BRIDGE,
     Bridge,
@@ -22,8 +21,9 @@ from tests.e2e.harness import (
     uuids,
     value,
 )
-from tests.kafka_broker import Broker, create_topic, read_topic
-from tests.waiting import until
+from tests.support import kafka_broker
+from tests.support.kafka_broker import Broker, create_topic, read_topic
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(kafka_broker.any_available() is not None, reason=str(kafka_broker.any_available()))
 

@@ -28,7 +28,7 @@ from tests.e2e.harness import (
     uuids,
     value,
 )
-from tests.waiting import until
+from tests.support.waiting import until
 
 FULL_FOR = 5.0
 """A minute, compressed: nothing in the bridge waits longer than a quarter of a second for a full disk."""

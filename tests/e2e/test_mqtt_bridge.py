@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from bridge.simulator.server import Simulator, SimulatorSettings
-from tests import mosquitto
 from tests.e2e.harness import (
     EVENT_BRIDGE,
     Bridge,
@@ -23,8 +22,9 @@ from tests.e2e.harness import (
     uuids,
     value,
 )
-from tests.mosquitto import Certificates, Mosquitto, Subscriber, come_back, write_passwords
-from tests.waiting import until
+from tests.support import mosquitto
+from tests.support.mosquitto import Certificates, Mosquitto, Subscriber, come_back, write_passwords
+from tests.support.waiting import until
 
 pytestmark = [
     pytest.mark.skipif(

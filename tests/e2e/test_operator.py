@@ -14,8 +14,8 @@ import pytest
 
 from bridge.simulator.server import Simulator, SimulatorSettings
 from tests.e2e.harness import EVENT_BRIDGE, Bridge, Receiver, clean_environment, uuids
-from tests.ports import free_port
-from tests.waiting import until
+from tests.support.ports import free_port
+from tests.support.waiting import until
 
 EVENTS = 1000
 SECRET = "geheim"

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from bridge.simulator.server import Simulator, SimulatorSettings
-from tests import kafka_broker, mosquitto
 from tests.e2e.harness import (
     Bridge,
     Receiver,
@@ -20,9 +19,10 @@ from tests.e2e.harness import (
     uuids,
     value,
 )
-from tests.kafka_broker import Broker, create_topic, read_topic
-from tests.mosquitto import Mosquitto, come_back, write_passwords
-from tests.waiting import until
+from tests.support import kafka_broker, mosquitto
+from tests.support.kafka_broker import Broker, create_topic, read_topic
+from tests.support.mosquitto import Mosquitto, come_back, write_passwords
+from tests.support.waiting import until
 
 MISSING = kafka_broker.available() or mosquitto.available()
 

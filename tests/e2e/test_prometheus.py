@@ -12,8 +12,8 @@ import yaml
 
 from bridge.simulator.server import Simulator, SimulatorSettings
 from tests.e2e.harness import Bridge
-from tests.ports import free_port
-from tests.waiting import until
+from tests.support.ports import free_port
+from tests.support.waiting import until
 
 
 def ask(port: int, query: str) -> float | None:

@@ -20,8 +20,8 @@ from tests.e2e.harness import (
     uuids,
     value,
 )
-from tests.ports import free_port
-from tests.waiting import until
+from tests.support.ports import free_port
+from tests.support.waiting import until
 
 RATE = 300
 

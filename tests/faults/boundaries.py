@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from tests.e2e.harness import EVENT_BRIDGE
 from tests.faults.rig import Rig
-from tests.waiting import until
+from tests.support.waiting import until
 
 ROOT: Final = Path(__file__).parents[2]
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Final
 
 from tests.faults.rig import Rig
-from tests.waiting import until
+from tests.support.waiting import until
 
 MOMENTS: Final = {"starting": 15, "running": 75, "stopping": 10}
 """What the bridge is doing when it is killed, and how often in a hundred times."""

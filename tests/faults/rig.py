@@ -10,14 +10,14 @@ from typing import Any, Final, Self
 from uuid import uuid4
 
 from bridge.simulator.server import SimulatorSettings
-from tests import kafka_broker, mosquitto
 from tests.e2e.harness import Bridge, assert_books_balance
 from tests.faults import journal_file
 from tests.faults.oracle import Oracle
 from tests.faults.proxy import Proxy
 from tests.faults.witnesses import Hook, Reader, Told, kcat, mosquitto_sub
-from tests.mosquitto import Mosquitto
-from tests.waiting import until
+from tests.support import kafka_broker, mosquitto
+from tests.support.mosquitto import Mosquitto
+from tests.support.waiting import until
 
 SINKS: Final = ("kafka", "mqtt", "webhook", "stdout")
 

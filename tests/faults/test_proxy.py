@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.proxy import Fault, Proxy
-from tests.waiting import until
+from tests.support.waiting import until
 
 
 @pytest.fixture

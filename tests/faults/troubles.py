@@ -22,7 +22,7 @@ from typing import Final
 from tests.e2e.harness import value
 from tests.faults.proxy import Fault
 from tests.faults.rig import DELIVERY, Rig
-from tests.waiting import until
+from tests.support.waiting import until
 
 _RECOVERY: Final = 60.0
 _NEWS: Final = 30.0

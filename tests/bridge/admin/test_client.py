@@ -19,7 +19,7 @@ from bridge.admin.routes import Routes
 from bridge.admin.server import Server
 from bridge.event import Malformed
 from bridge.supervisor import Running
-from tests.bridge.journal_samples import append, bury, event, opened, uuid
+from tests.support.journal_samples import append, bury, event, opened, uuid
 
 SECRET = "geheim"
 EVENTS = [event(number) for number in range(1, 11)]

@@ -23,7 +23,7 @@ from bridge.sink import Entry, Failure, SinkSettings, Unavailable
 from bridge.source import Ended, Session
 from bridge.stream import Stream, StreamPolicy
 from bridge.supervisor import Running
-from tests.waiting import until
+from tests.support.waiting import until
 
 DEADLINE = 20.0
 THRESHOLDS = Thresholds(stream_grace=60.0, sink_grace=300.0)

@@ -13,7 +13,7 @@ from bridge.admin.operations import LetterQuery, NotConfiguredError, OperationEr
 from bridge.admin.operations_journal import JournalInspection, JournalOperations, SinkLimits
 from bridge.event import Malformed
 from bridge.journal import Closed, Journal, JournalReader
-from tests.bridge.journal_samples import RECEIVED, append, bury, damage, event, opened, uuid
+from tests.support.journal_samples import RECEIVED, append, bury, damage, event, opened, uuid
 
 EVERY = LetterQuery()
 EVENTS = [event(number) for number in range(1, 11)]

@@ -13,7 +13,7 @@ from bridge.admin.operations_journal import JournalOperations, SinkLimits
 from bridge.admin.routes import Routes
 from bridge.event import Malformed
 from bridge.journal import Closed
-from tests.bridge.journal_samples import append, bury, event, opened, uuid
+from tests.support.journal_samples import append, bury, event, opened, uuid
 
 EVENTS = [event(number) for number in range(1, 11)]
 

@@ -27,7 +27,7 @@ from bridge.sink import Entry, Failure, SinkSettings
 from bridge.source import Ended, Session
 from bridge.stream import Stream, StreamPolicy
 from bridge.supervisor import Running
-from tests.waiting import until
+from tests.support.waiting import until
 
 TIMEOUT = 20.0
 SECRET = "geheim"

@@ -13,7 +13,7 @@ from bridge.admin.operations import Waiting
 from bridge.cli import backlog as inspect_backlog
 from bridge.cli.backlog import backlog, pace
 from bridge.cli.target import Where
-from tests.bridge.journal_samples import append, event, opened
+from tests.support.journal_samples import append, event, opened
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from bridge.admin.operations import LetterQuery, OperationError
 from bridge.cli import dead_letters
 from bridge.cli.dead_letters import Refused, Selection, drop, replay, show_list, show_one
 from bridge.cli.target import Where
-from tests.bridge.journal_samples import append, bury, damage, event, opened, uuid
+from tests.support.journal_samples import append, bury, damage, event, opened, uuid
 
 EVENTS = [event(number) for number in range(1, 11)]
 DIED = datetime.now(UTC) - timedelta(hours=2, minutes=5)

@@ -16,7 +16,7 @@ from bridge.cli.journal import Wanted, export, prune, quarantine, verify
 from bridge.cli.target import Where
 from bridge.event import Malformed
 from bridge.journal import JournalReader
-from tests.bridge.journal_samples import RECEIVED, append, damage, event, opened
+from tests.support.journal_samples import RECEIVED, append, damage, event, opened
 
 EVENTS = [event(number, "container" if number % 2 else "service") for number in range(1, 31)]
 MALFORMED = [Malformed("not_json", b"\xff\x00"), Malformed("bad_field", '{"type":[],"ü":"\x1b[31m"}'.encode() + b" " * 500)]

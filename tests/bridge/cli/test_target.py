@@ -16,7 +16,7 @@ from bridge.cli.target import Where, changing, looking
 from bridge.journal import Journal, JournalOptions
 from bridge.supervisor import Running
 from config.load import ConfigError
-from tests.bridge.journal_samples import append, bury, event, opened
+from tests.support.journal_samples import append, bury, event, opened
 
 EVENTS = [event(number) for number in range(1, 4)]
 

@@ -33,7 +33,7 @@ from bridge.journal import (
 )
 from bridge.journal import journal as journal_module
 from bridge.sink import Entry
-from tests.waiting import until
+from tests.support.waiting import until
 
 Open = Callable[..., Journal]
 DEADLINE = 20.0

@@ -23,7 +23,7 @@ from bridge.event import Malformed, Reception, normalize
 from bridge.frames import FrameReader
 from bridge.simulator.server import Simulator, SimulatorSettings
 from bridge.simulator.traffic import tell_laps
-from tests.waiting import until
+from tests.support.waiting import until
 
 PATH = "/api/audit/v1/events"
 NOW = datetime(2016, 2, 1, 16, 47, 28, tzinfo=UTC)

@@ -12,11 +12,11 @@ import pytest
 from bridge.sink import Unavailable
 from sinks.kafka.settings import KafkaSettings
 from sinks.kafka.sink import KafkaSink
-from tests import kafka_broker
 from tests.contract.harness import make_entries
-from tests.kafka_broker import Broker, create_topic
-from tests.mosquitto import Certificates
-from tests.waiting import until
+from tests.support import kafka_broker
+from tests.support.kafka_broker import Broker, create_topic
+from tests.support.mosquitto import Certificates
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(kafka_broker.available() is not None, reason=str(kafka_broker.available()))
 

@@ -13,10 +13,10 @@ from sinks.kafka.metadata import Metadata
 from sinks.kafka.settings import KafkaSettings
 from sinks.kafka.sink import KafkaSink
 from tests.contract.harness import make_entries, make_entry
-from tests.kafka_broker import read_topic
 from tests.sinks.kafka import mock_kafka
 from tests.sinks.kafka.mock_kafka import MockKafka
-from tests.waiting import until
+from tests.support.kafka_broker import read_topic
+from tests.support.waiting import until
 
 pytestmark = [
     pytest.mark.skipif(mock_kafka.available() is not None, reason=str(mock_kafka.available())),

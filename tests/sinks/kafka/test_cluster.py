@@ -14,12 +14,12 @@ import pytest
 from bridge.sink import Entry, Unavailable
 from sinks.kafka.settings import KafkaSettings
 from sinks.kafka.sink import KafkaSink
-from tests import kafka_broker
 from tests.contract.harness import make_entries
-from tests.kafka_broker import Broker, create_topic, read_topic
 from tests.sinks.kafka import mock_kafka
 from tests.sinks.kafka.mock_kafka import MockKafka
-from tests.waiting import until
+from tests.support import kafka_broker
+from tests.support.kafka_broker import Broker, create_topic, read_topic
+from tests.support.waiting import until
 
 needs_mock = pytest.mark.skipif(mock_kafka.available() is not None, reason=str(mock_kafka.available()))
 needs_kafka = pytest.mark.skipif(kafka_broker.available() is not None, reason=str(kafka_broker.available()))

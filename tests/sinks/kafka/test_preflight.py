@@ -11,8 +11,8 @@ import pytest
 from sinks.kafka.preflight import describe
 from sinks.kafka.remarks import About
 from sinks.kafka.settings import KafkaSettings, connection_options
-from tests.ports import free_port
-from tests.waiting import until
+from tests.support.ports import free_port
+from tests.support.waiting import until
 
 
 def options(address: str) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from bridge.sink import Entry, Failure, Unavailable
 from sinks.kafka.client import Client
 from sinks.kafka.settings import KafkaSettings
 from sinks.kafka.sink import KafkaSink
-from tests import kafka_broker
 from tests.contract.harness import make_entries, make_entry
-from tests.kafka_broker import USERS, Broker, create_topic, has_topic, read_topic
+from tests.support import kafka_broker
+from tests.support.kafka_broker import USERS, Broker, create_topic, has_topic, read_topic
 
 pytestmark = pytest.mark.skipif(kafka_broker.any_available() is not None, reason=str(kafka_broker.any_available()))
 

@@ -16,7 +16,7 @@ from sinks.mqtt.settings import MqttSettings
 from sinks.mqtt.sink import MqttSink
 from tests.contract.harness import make_entries, make_entry
 from tests.contract.mqtt_broker import Answer, Broker, Publish
-from tests.waiting import until
+from tests.support.waiting import until
 
 MakeSink = Callable[..., MqttSink]
 

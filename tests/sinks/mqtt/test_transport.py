@@ -19,10 +19,10 @@ from structlog.testing import capture_logs
 from bridge.sink import Entry, Failure, Unavailable
 from sinks.mqtt.settings import MqttSettings
 from sinks.mqtt.sink import MqttSink
-from tests import mosquitto
 from tests.contract.harness import make_entries, make_entry
-from tests.mosquitto import Broker, Certificates, Mosquitto, Subscriber, user_properties, write_passwords
-from tests.waiting import until
+from tests.support import mosquitto
+from tests.support.mosquitto import Broker, Certificates, Mosquitto, Subscriber, user_properties, write_passwords
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(mosquitto.any_available() is not None, reason=str(mosquitto.any_available()))
 OF_OUR_OWN = pytest.mark.skipif(

@@ -13,8 +13,8 @@ from typing import Self
 import pytest
 
 from sinks.webhook.client import Answer, NoConnection, TimedClient, read_url
-from tests.contract.receiver import Receiver, drip, make_certificate, reply, server_context
-from tests.waiting import until
+from tests.support.receiver import Receiver, drip, make_certificate, reply, server_context
+from tests.support.waiting import until
 
 TIMEOUT = 0.4
 TOO_LONG = 8.0

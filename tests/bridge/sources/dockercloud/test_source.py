@@ -22,7 +22,7 @@ from bridge.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, FrameRe
 from bridge.source import Ended, Read
 from bridge.sources.dockercloud.source import DockerCloudSession, DockerCloudSource, tls_context
 from bridge.sources.dockercloud.url import DockerCloudOptions
-from tests.waiting import until
+from tests.support.waiting import until
 
 DEADLINE = 20.0
 SECRET = "c2VjcmV0LXVzZXI6c2VjcmV0LWtleQ=="  # secret-user:secret-key

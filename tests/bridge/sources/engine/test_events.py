@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bridge.event import NAMESPACE, Event, Reception, normalize
 from bridge.sources.engine.events import OVERLAP, EngineEvent, Identity, Position, resume, to_event
-from tests.bridge.engine_samples import (
+from tests.support.engine_samples import (
     CLUSTER,
     CLUSTER_URI,
     CONTAINER,

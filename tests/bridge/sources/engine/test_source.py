@@ -26,7 +26,7 @@ from bridge.event import Malformed, Reception, normalize
 from bridge.source import Ended, Read
 from bridge.sources.engine.source import Address, EngineOptions, EngineSession, EngineSource
 from bridge.sources.engine.wire import MAX_OBJECT
-from tests.bridge.engine_samples import (
+from tests.support.engine_samples import (
     CLUSTER,
     CLUSTER_URI,
     DAEMON,
@@ -40,7 +40,7 @@ from tests.bridge.engine_samples import (
     engine_event,
     line,
 )
-from tests.waiting import until
+from tests.support.waiting import until
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.sources.engine.wire import ChunkReader, ObjectReader
-from tests.bridge.engine_samples import chunked
+from tests.support.engine_samples import chunked
 
 
 def cut(data: bytes, sizes: list[int]) -> list[bytes]:

@@ -23,8 +23,8 @@ from typing import Any, Self
 
 import psutil
 
-from tests.freezing import freeze
-from tests.ports import free_port
+from tests.support.freezing import freeze
+from tests.support.ports import free_port
 
 _SYNC = "sync/"
 

@@ -35,9 +35,9 @@ from kafka.admin import (  # type: ignore[import-untyped]
 from kafka.consumer import KafkaConsumer  # type: ignore[import-untyped]
 from kafka.structs import TopicPartition  # type: ignore[import-untyped]
 
-from tests.contract.receiver import make_certificate
-from tests.freezing import freeze
-from tests.ports import free_ports
+from tests.support.freezing import freeze
+from tests.support.ports import free_ports
+from tests.support.receiver import make_certificate
 
 VERSION: Final = "4.1.1"
 GIVEN: Final = os.environ.get("EVENT_BRIDGE_TEST_KAFKA")
