@@ -412,7 +412,7 @@ HANGING = """
 
 def test_the_process_does_not_wait_for_requests_that_hang(receiver: Receiver) -> None:
     receiver.gate.clear()
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(HANGING), receiver.url], stdin=subprocess.PIPE, cwd=root)
     until(lambda: len(receiver.requests) == 4)
 
