@@ -19,7 +19,7 @@ Format
     are a row of another table: they are needed longer than the events (for `dedup.window`) or shorter (a sink is behind).
     Events in the retry queue and dead letters are copies, so that nobody's failure keeps a whole batch; each of those rows
     has a checksum over all that it says. A dead letter keeps its lane, by which its order is kept if it is sent back.
-    Format 2 added the checksums, the lanes and the counts `replayed` and `discarded`; a file of format 1 is migrated.
+    This is format 2; a file of another format is refused.
 
 Operations
     `append` is a group commit: whoever gets the write lock commits everything that waits, from all streams, with one fsync.

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, TextIO
 import structlog
 
 from bridge.journal import schema, tables
-from bridge.journal.damage import find_damage, is_damage
+from bridge.journal.schema import find_damage, is_damage
 
 log = structlog.get_logger(__name__)
 
@@ -145,12 +145,12 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
 
 
 def connect_to_any(path: Path) -> sqlite3.Connection:
-    """Open a connection for reading to a file whoever has it, or had it last, and show an older format as this one.
+    """Open a connection for reading to a file whoever has it, or had it last.
 
     A file that was closed in order is all there is, and is read as it is: SQLite makes no files beside it then.
 
     Raises:
-        JournalError: It can't be opened, or is no journal, or was written by a newer version.
+        JournalError: It can't be opened, or is no journal, or is of another format.
     """
     try:
         if not path.is_file():
@@ -164,10 +164,9 @@ def connect_to_any(path: Path) -> sqlite3.Connection:
     try:
         # Without this, SQLite refuses a file that was cut off as a whole. Nothing is written: the connection only reads.
         db.execute("PRAGMA writable_schema=ON")
-        _refuse_newer(db, path)
+        _refuse_other_formats(db, path)
         if not schema.version(db) or not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'batches'").fetchone():
             raise JournalError(f"{path}: not a journal")  # noqa: TRY301 - one way out for all that is wrong
-        schema.show_as_current(db)
     except (sqlite3.Error, UnicodeDecodeError) as error:
         db.close()
         raise JournalError(f"{path}: {error}; not a journal, or too damaged to be read") from None
@@ -202,10 +201,10 @@ def damage(db: sqlite3.Connection) -> str | None:
 
 
 def prepare(path: Path) -> sqlite3.Connection:
-    """Open the file for writing: check it, set it aside if it is damaged, make or migrate the tables.
+    """Open the file for writing: check it, set it aside if it is damaged, create the tables.
 
     Raises:
-        JournalError: It was written by a newer version, or can't be opened at all; `DiskFullError` if there is no space.
+        JournalError: It is of another format, or can't be opened at all; `DiskFullError` if there is no space.
     """
     try:
         try:
@@ -228,9 +227,9 @@ def _prepare(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA secure_delete=OFF")
         # A checkpoint every 16 MiB instead of every 4: fewer syncs of the database itself when many events come.
         db.execute("PRAGMA wal_autocheckpoint=4096")
-        _refuse_newer(db, path)
+        _refuse_other_formats(db, path)
         _refuse_foreign(db, path)
-        schema.migrate(db)
+        schema.create(db)
         db.execute(f"PRAGMA user_version={schema.SCHEMA_VERSION}")  # To know whether it can be written.
         _mend_indexes(db, path)
         _raise_damage(find_damage(db))
@@ -284,12 +283,17 @@ def _set_aside(path: Path, found: str) -> None:
     )
 
 
-def _refuse_newer(db: sqlite3.Connection, path: Path) -> None:
+def _refuse_other_formats(db: sqlite3.Connection, path: Path) -> None:
     version = schema.version(db)
     if version > schema.SCHEMA_VERSION:
         raise JournalError(
             f"{path}: written by a newer event-bridge (format {version}, this one knows {schema.SCHEMA_VERSION}); "
             "run that version, or give this one a journal.path of its own"
+        )
+    if 0 < version < schema.SCHEMA_VERSION:
+        raise JournalError(
+            f"{path}: format {version} is too old, this event-bridge knows {schema.SCHEMA_VERSION}; "
+            "give it a journal.path of its own"
         )
 
 

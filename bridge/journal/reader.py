@@ -33,9 +33,9 @@ _LAST: Final = 2**63 - 2
 
 
 class JournalReader:
-    """Reads a journal's file and changes nothing: nothing is set aside, migrated or made. For one thread at a time.
+    """Reads a journal's file and changes nothing: nothing is set aside or made. For one thread at a time.
 
-    The file may be of an older format, may be damaged, and may be in use: what each method returns is of one instant. Every
+    The file may be damaged, and may be in use: what each method returns is of one instant. Every
     method goes as far as it can on a damaged file, and never returns an event that was not scan.
 
     Beside a write-ahead log that a killed process left, SQLite makes its `-shm` file if that is missing.
@@ -44,7 +44,7 @@ class JournalReader:
         path: The file.
 
     Raises:
-        JournalError: By every method, too: it can't be read, or is no journal, or was written by a newer version.
+        JournalError: By every method, too: it can't be read, or is no journal, or is of another format.
     """
 
     def __init__(self, path: Path) -> None:

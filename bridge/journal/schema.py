@@ -1,12 +1,16 @@
-"""The tables of the journal's file, and how those of an older format become those of this one."""
+"""The tables of the journal's file, and the checks that tell whether they are damaged.
+
+SQLite checks its own structure. It can't know what the rows mean: one changed bit in a cursor would deliver events again, or
+not at all. The counters add up after every commit, so they are checked like a checksum. Events, retries and dead letters have
+checksums of their own, which are compared when they are read.
+"""
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
 from typing import Final
 
-import msgspec
-
-from bridge.event import fields_of
-from bridge.journal.queues import checksum
+from bridge.journal import queues, tables
 
 SCHEMA_VERSION: Final = 2
 
@@ -34,77 +38,74 @@ CREATE TABLE dead_letters (id INTEGER PRIMARY KEY AUTOINCREMENT, sink TEXT NOT N
 CREATE INDEX dead_letters_by_sink ON dead_letters (sink, id);
 """
 
-# What format 2 says of a row of format 1. A dead letter gets the lane that keeps the most order.
-_LETTER_LANE: Final = "coalesce(lane_of(CAST(json AS BLOB)), '')"
-# As bytes: a text that a flipped bit made unreadable must not keep the rest from being read.
-_CRC: Final = (
-    "row_crc(CAST(sink AS BLOB), seq, received, CAST(json AS BLOB), CAST({lane} AS BLOB), attempts, {times},"
-    " CAST(reason AS BLOB), CAST(error AS BLOB))"
-)
-_RETRY_CRC: Final = _CRC.format(lane="lane", times="due, since")
-_LETTER_CRC: Final = _CRC.format(lane=_LETTER_LANE, times="first_failed, died")
-
-_FROM_1: Final = f"""
-ALTER TABLE sinks ADD COLUMN replayed INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE sinks ADD COLUMN discarded INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE retries ADD COLUMN crc INTEGER NOT NULL DEFAULT -1;
-UPDATE retries SET crc = {_RETRY_CRC};
-ALTER TABLE dead_letters ADD COLUMN lane TEXT NOT NULL DEFAULT '';
-ALTER TABLE dead_letters ADD COLUMN crc INTEGER NOT NULL DEFAULT -1;
-UPDATE dead_letters SET lane = {_LETTER_LANE}, crc = {_LETTER_CRC};
-"""  # noqa: S608 - our own columns
-
-_VIEWS_OF_1: Final = f"""
-PRAGMA temp_store=MEMORY;
-CREATE TEMP VIEW sinks AS SELECT *, 0 AS replayed, 0 AS discarded FROM main.sinks;
-CREATE TEMP VIEW retries AS SELECT *, {_RETRY_CRC} AS crc FROM main.retries;
-CREATE TEMP VIEW dead_letters AS SELECT *, {_LETTER_LANE} AS lane, {_LETTER_CRC} AS crc FROM main.dead_letters;
-"""  # noqa: S608 - our own columns
-
 
 def version(db: sqlite3.Connection) -> int:
-    """The format of the file; 0 if there is nothing in it yet."""
+    """Return the format of the file; 0 if nothing is in it yet."""
     found: int = db.execute("PRAGMA user_version").fetchone()[0]
     return found
 
 
-def migrate(db: sqlite3.Connection) -> None:
-    """Make the tables, or bring those of an older format to this one, in one transaction."""
-    found = version(db)
-    if found < 1:
+def create(db: sqlite3.Connection) -> None:
+    """Create the tables in one transaction, unless they are there."""
+    if version(db) < 1:
         db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-    elif found < SCHEMA_VERSION:
-        _add_functions(db)
-        try:
-            db.executescript(f"BEGIN IMMEDIATE; {_FROM_1} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-        except sqlite3.Error:
-            if db.in_transaction:
-                db.rollback()
-            raise
 
 
-def show_as_current(db: sqlite3.Connection) -> None:
-    """Let a connection see a file of an older format as if it were of this one, and leave the file as it is."""
-    if version(db) < SCHEMA_VERSION:
-        _add_functions(db)
-        db.executescript(_VIEWS_OF_1)
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether an error tells of a damaged file, and not of a lock, a disk that fails or a statement that is wrong."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    if code is None:
+        return type(error) is sqlite3.DatabaseError
+    # The lowest byte is the kind of error (https://sqlite.org/rescode.html).
+    return code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
-def _add_functions(db: sqlite3.Connection) -> None:
-    db.create_function("lane_of", 1, _lane_of, deterministic=True)
-    db.create_function("row_crc", 10, _checksum_of, deterministic=True)
+def find_damage(db: sqlite3.Connection) -> str | None:
+    """Say in words what is damaged in the tables of a journal of the present format; None if nothing is.
 
-
-def _lane_of(json: bytes) -> str | None:
-    """What keeps an event's order: its resource if it has one, else nothing but itself; None if it is no event."""
+    Raises:
+        sqlite3.Error: The file can't be read, or it is damaged as SQLite sees it.
+    """
     try:
-        fields = fields_of(json)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
-    return fields.resource_uri or fields.uuid
+        return next(_of_tables(db), None) or next(_of_books(db), None)
+    except (TypeError, ValueError, KeyError) as error:
+        return f"a row has a value that it can't have: {error}"
 
 
-def _checksum_of(*row: object) -> int:
-    """A row's checksum, or one that never fits if its JSON is no event: format 1 had none, so nobody noticed damage."""
-    json = row[3]
-    return checksum(*row) if isinstance(json, bytes) and _lane_of(json) is not None else -1
+def _of_tables(db: sqlite3.Connection) -> Iterator[str]:
+    """Tables and indexes that are not what they should be."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
+        create(fresh)
+        for shape in sorted(_shapes(fresh) ^ _shapes(db)):
+            yield f"the tables are not those of a journal: {' '.join(map(str, shape))}"
+
+
+def _shapes(db: sqlite3.Connection) -> set[tuple[object, ...]]:
+    """Every column of every table and index: its type, and its place in the key."""
+    return set(
+        db.execute(
+            "SELECT m.name, c.name, c.type, c.pk FROM sqlite_schema m, pragma_table_info(m.name) c WHERE m.type = 'table'"
+            " AND m.name NOT LIKE 'sqlite_stat%'"
+            " UNION ALL SELECT m.name, c.name, m.tbl_name, c.seqno FROM sqlite_schema m, pragma_index_info(m.name) c"
+            " WHERE m.type = 'index'"
+        )
+    )
+
+
+def _of_books(db: sqlite3.Connection) -> Iterator[str]:
+    """Places and counts that can't be right."""
+    following = tables.next_seq(db)
+    streams, retrying = tables.stream_books(db), queues.count_retries(db)
+    if following != 1 + sum(stream.accepted for stream in streams.values()):
+        yield f"the next event can't have place {following}"
+    if (tables.newest_first(db) or 0) >= following:
+        yield f"an event has a place after {following}, the next one"
+    for name, stream in streams.items():
+        if stream.received != stream.accepted + stream.duplicate + sum(stream.malformed.values()):
+            yield f"the books of stream {name} do not balance"
+    for name, row in tables.sinks(db).items():
+        counts = (row.delivered, row.filtered, row.dead, row.dropped, row.replayed, row.discarded)
+        missing = row.cursor + row.replayed - row.start - sum(counts[:4]) - retrying.get(name, 0)
+        # What is missing will count as dropped. Nothing can be there that was never accepted: it would be delivered again.
+        if min(counts) < 0 or not row.start <= row.cursor <= following or missing < 0:
+            yield f"the books of sink {name} do not balance"

@@ -10,7 +10,7 @@ from typing import Final, Literal
 import structlog
 
 from bridge.journal import file, tables
-from bridge.journal.damage import is_damage
+from bridge.journal.schema import is_damage
 
 log = structlog.get_logger(__name__)
 

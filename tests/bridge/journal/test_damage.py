@@ -26,7 +26,7 @@ from bridge.admin.operations_journal import JournalInspection
 from bridge.event import Event, Malformed
 from bridge.forwarder import Forwarder
 from bridge.journal import Batch, DeadLetterQuery, Journal, JournalError, JournalOptions, JournalReader
-from bridge.journal.damage import is_damage
+from bridge.journal.schema import is_damage
 from bridge.metrics import Metrics, SinkMetrics
 from bridge.sink import Entry, Failure, SinkSettings
 
@@ -338,7 +338,6 @@ def spoil(path: Path, statement: str) -> None:
         ("DROP INDEX retries_by_lane", "the tables are not those of a journal"),
         ("DROP TABLE quarantine", "the tables are not those of a journal"),
         ("PRAGMA user_version = 0", "table meta already exists"),
-        ("PRAGMA user_version = 1", "duplicate column name"),
         ("PRAGMA user_version = -5", "table meta already exists"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -330,6 +331,9 @@ def test_threads_that_replay_settle_and_discard_at_once_keep_the_books(open_jour
         running = [pool.submit(forward), pool.submit(operate), pool.submit(operate)]
         for number in range(1, total + 1):
             append(journal, number)
+        while not journal.books().sinks["a"].replayed:
+            assert not any(thread.done() for thread in running)
+            time.sleep(0.001)
         enough.set()
         for thread in running[1:]:
             thread.result(60.0)

@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.event import Event
-from bridge.journal import Batch, Journal, JournalError, JournalOptions, Retry, Settlement, holder
+from bridge.journal import Batch, Journal, JournalError, JournalOptions, JournalReader, Retry, Settlement, holder
 from bridge.journal.file import disk_space
 from bridge.journal.schema import SCHEMA_VERSION
 
@@ -64,6 +64,19 @@ def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(JournalError, match=rf"newer event-bridge \(format {SCHEMA_VERSION + 1}, this one knows"):
             Journal(JournalOptions(path))
+    assert path.read_bytes() == before
+    assert not aside(path)
+
+
+def test_an_older_format_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    fill(path, 3)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version=1")
+    before = path.read_bytes()
+    for opened in (lambda: Journal(JournalOptions(path)), lambda: JournalReader(path)):
+        with pytest.raises(JournalError, match=rf"format 1 is too old, this event-bridge knows {SCHEMA_VERSION}; give it a"):
+            opened()
     assert path.read_bytes() == before
     assert not aside(path)
 
