@@ -5,18 +5,24 @@ SOURCES := bridge sinks config tests benchmarks
 
 COUNT ?= 10000
 
-.PHONY: run check corrupt bench chaos soak lock format clean
+# One worker more than cores: much of a test is waiting. A file's tests stay together, since some share a broker.
+PYTEST = $(BIN)/pytest -n 3 --dist loadfile
+
+.PHONY: run check lint corrupt bench chaos soak lock format clean
 .DEFAULT_GOAL := run
 
 run: .venv/run.stamp  ## See it work: simulator, bridge and stdout sink in one go.
 	@$(BIN)/event-bridge demo $(ARGS)
 
-check: .venv/dev.stamp  ## Everything that must hold: format, lint, types, tests.
+check: lint  ## Everything that must hold: format, lint, imports, types, tests.
+	@sh tests/system-packages.sh
+	$(PYTEST) $(ARGS)
+
+lint: .venv/dev.stamp
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
-	@sh tests/system-packages.sh
-	$(BIN)/pytest $(ARGS)
 
 corrupt: .venv/dev.stamp  ## Damage COUNT journals in every way, and see what is delivered of what is left.
 	@CORRUPTIONS=$(COUNT) $(BIN)/pytest -q --timeout 0 -k whatever_happens_to_the_files tests/bridge/journal/test_damage.py
