@@ -1,8 +1,8 @@
 """A forwarder moves one sink's cursor: from the journal to the sink, and the outcome back into the journal.
 
 One `step` takes what is due (the retry queue first, then what lies after the cursor), offers it to the sink and settles the
-outcome. Whatever is wrong with the sink as a whole, nothing moves: close, wait, open, and offer the same again. A sink that has
-nothing to do is offered nothing about once a second, so that it notices when the far side is gone before an event tells.
+outcome. Whatever is wrong with the sink as a whole, nothing moves: close, wait, open, and offer the same again. An idle sink
+that has `check_connection` is asked about once a second, so that a lost connection is found before the next event.
 """
 
 import random
@@ -235,10 +235,10 @@ class Forwarder:
         self._settle(outcome, due[0].received if delivered else None)
 
     def _offer(self, entries: Sequence[Entry]) -> Sequence[Failure]:
-        """Deliver, and count; without anything to deliver, have the sink see whether the far side is still there."""
+        """Deliver and count; without entries, check the connection if the sink can."""
         began = self.delivering_since = self._monotonic()
         try:
-            failures = self._sink.deliver(entries)
+            failures = self._sink.deliver(entries) if entries else self._check_connection()
         finally:
             self.delivering_since = None
             if entries:
@@ -248,6 +248,12 @@ class Forwarder:
         if len(failures) < len(entries):
             self._delays = self._new_delays()
         return failures
+
+    def _check_connection(self) -> Sequence[Failure]:
+        check: Callable[[], None] | None = getattr(self._sink, "check_connection", None)
+        if check is not None:
+            check()
+        return ()
 
     def _settle(self, outcome: Settlement, oldest_received: float | None) -> None:
         self._journal.settle(self.name, outcome)
@@ -288,7 +294,7 @@ class Forwarder:
         staying: list[Retry] = []
         dead: list[DeadLetter] = []
         for retry, failure in failed:
-            if failure.fate == "held":
+            if failure.outcome == "held":
                 staying.append(retry)
                 continue
             tried = msgspec.structs.replace(retry, attempts=retry.attempts + 1, reason=failure.reason, error=failure.error)
@@ -313,7 +319,7 @@ class Forwarder:
 
     def _given_up(self, tried: Retry, failure: Failure, now: float) -> DeathReason | None:
         retry = self.settings.retry
-        if failure.fate == "rejected":
+        if failure.outcome == "rejected":
             return "too_large" if failure.reason == "too_large" else "rejected"
         if retry.max_attempts is not None and tried.attempts >= retry.max_attempts:
             return "too_many_attempts"

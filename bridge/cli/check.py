@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from bridge import app
-from bridge.sink import SinkSettings, Unavailable, remarks_of
+from bridge.sink import SinkSettings, Unavailable
 from bridge.source import Ended
 from config.load import load
 from config.rotation import Latest
@@ -44,10 +44,11 @@ def _try_stream(name: str, settings: DockerCloudSettings | EngineSettings, lates
 
 
 def _try_sink(name: str, settings: SinkSettings, max_event_bytes: int) -> Sequence[str]:
-    sink = app.make_sink(name, settings.for_a_check())
+    sink = app.make_sink(name, settings.for_preflight())
     try:
         sink.open()
-        return remarks_of(sink, max_event_bytes)
+        remarks: Callable[[int], Sequence[str]] | None = getattr(sink, "remarks", None)
+        return remarks(max_event_bytes) if remarks else ()
     finally:
         sink.close()
 

@@ -168,16 +168,12 @@ class KafkaSink:
             raise
 
     def deliver(self, entries: Sequence[Entry]) -> Sequence[Failure]:
-        """Send all entries; with none, see now and then whether the brokers are still there.
+        """Send all entries.
 
         Raises:
             Unavailable: The brokers are not available, with what they have acknowledged.
         """
-        client = self._client
-        if client is None:
-            raise Unavailable("the sink is not open", "internal")
-        if not entries:
-            client.notice()
+        client = self._opened()
         call = _Call(self._settings.record_batch_bytes)
         try:
             self._place(client, call, [self._record(place, entry) for place, entry in enumerate(entries)])
@@ -189,6 +185,14 @@ class KafkaSink:
             raise
         return call.failures()
 
+    def check_connection(self) -> None:
+        """Ask now and then whether a broker is still there.
+
+        Raises:
+            Unavailable: None has answered.
+        """
+        self._opened().notice()
+
     def close(self) -> None:
         """Drop all connections; what is under way is not waited for."""
         client, self._client = self._client, None
@@ -199,6 +203,11 @@ class KafkaSink:
         """Say what the brokers tell about the topic, and whether it is too small for our events; nothing is written."""
         about = About() if self._client is None else self._client.describe(self._topics.fixed)
         return list(remarks(self._settings, about, max_event_bytes))
+
+    def _opened(self) -> Client:
+        if self._client is None:
+            raise Unavailable("the sink is not open", "internal")
+        return self._client
 
     def _record(self, place: int, entry: Entry) -> Record:
         event = entry.fields

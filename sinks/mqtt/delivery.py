@@ -164,7 +164,7 @@ class Pipeline:
         found = self._publish(entry)
         if isinstance(found, Failure):
             self.failures.append(found)
-            self._continue(lane, stopped=found.fate != "rejected")
+            self._continue(lane, stopped=found.outcome != "rejected")
         else:
             self._open += 1
             self._go_on(_Open(entry, lane, found))

@@ -167,8 +167,8 @@ class MqttSettings(SinkSettings):
             raise ValueError("`password` is longer than MQTT allows")
         return self
 
-    def for_a_check(self) -> Self:
-        """Without the name and the will of the sink that delivers: the broker would end its session for ours."""
+    def for_preflight(self) -> Self:
+        """Return settings with another client id and no last will: the broker would end the session of the delivering sink."""
         return self.model_copy(update={"client_id": f"event-bridge-check-{secrets.token_hex(4)}", "availability_topic": None})
 
     @property

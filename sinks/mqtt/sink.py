@@ -19,7 +19,7 @@ published again without harm; when the broker has taken that, the event itself. 
 be published at every retry.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from time import monotonic
 from typing import ClassVar, Final
 
@@ -115,14 +115,12 @@ class MqttSink:
         self._connection = connection
 
     def deliver(self, entries: Sequence[Entry]) -> Sequence[Failure]:
-        """Publish all entries; without any, only see whether the connection is whole.
+        """Publish all entries.
 
         Raises:
             Unavailable: The broker is not available, with what it has acknowledged.
         """
-        connection = self._connection
-        if connection is None:
-            raise Unavailable("the sink is not open", "internal")
+        connection = self._opened()
         settings = self._settings
         ordered = settings.ordering == "resource" and settings.qos > 0
         lanes, suspects = make_lanes(entries, ordered=ordered, suspects=self._suspects)
@@ -133,13 +131,25 @@ class MqttSink:
                 self._run(connection, pipeline)
         except Unavailable as error:
             self._suspect(pipeline, connection.ended_by)
-            hint, pause = self._hint(error, connection.ended_by)
-            raise Unavailable(f"{error}{hint}", error.reason, retry_after=pause, delivered=pipeline.delivered) from error
+            raise self._with_hint(error, connection.ended_by, pipeline.delivered) from error
         self._acquit(pipeline.delivered)
         if pipeline.trouble is not None:
             words = f"{self._address}: the broker refused an event: {pipeline.trouble.words}"
             raise Unavailable(words, pipeline.trouble.reason, delivered=pipeline.delivered)
         return pipeline.failures
+
+    def check_connection(self) -> None:
+        """Read what the broker has sent, the end of the connection perhaps.
+
+        Raises:
+            Unavailable: The connection is lost.
+        """
+        connection = self._opened()
+        try:
+            with connection.in_use():
+                connection.receive(0.0)
+        except Unavailable as error:
+            raise self._with_hint(error, connection.ended_by) from error
 
     def close(self) -> None:
         """Say that we are offline, and disconnect. A delivery under way in another thread fails soon."""
@@ -147,6 +157,11 @@ class MqttSink:
         if connection is not None:
             patience = min(_PARTING, self._settings.timeout)
             connection.close(self._availability_packet(connection, b"offline"), min(self._settings.qos, _ID), patience)
+
+    def _opened(self) -> Connection:
+        if self._connection is None:
+            raise Unavailable("the sink is not open", "internal")
+        return self._connection
 
     def _publications(self, entry: Entry) -> Sequence[Publication] | Failure:
         """Make the publications of an event, unless it has shown to break connections."""
@@ -246,22 +261,21 @@ class MqttSink:
                     return packets.read_acknowledgement(body)[1]
         raise self._no_answer(connection)
 
-    def _hint(self, error: Unavailable, code: int | None) -> tuple[str, float | None]:
-        """Say what else there is to say about the end of a connection, and for how long to wait.
+    def _with_hint(self, error: Unavailable, code: int | None, delivered: Collection[int] = ()) -> Unavailable:
+        """Add to the end of a connection what its frequency means, and a pause.
 
         Two clients with the same name take the session from each other, and not every broker tells them.
         """
-        if error.reason != "unreachable" or code:
-            return "", error.retry_after
-        now = monotonic()
-        self._hangups = [*(when for when in self._hangups if now - when < _HANGUP_MEMORY), now]
-        times = len(self._hangups)
-        if times < _MANY_HANGUPS:
-            return "", error.retry_after
-        words = (
-            f"; {times} times lately: is there another client with the `client_id` {self._settings.client_id_of(self.name)}?"
-        )
-        return words, min(_LONGEST_PAUSE, float(times))
+        hint, pause = "", error.retry_after
+        if error.reason == "unreachable" and not code:
+            now = monotonic()
+            self._hangups = [*(when for when in self._hangups if now - when < _HANGUP_MEMORY), now]
+            times = len(self._hangups)
+            if times >= _MANY_HANGUPS:
+                client_id = self._settings.client_id_of(self.name)
+                hint = f"; {times} times lately: is there another client with the `client_id` {client_id}?"
+                pause = min(_LONGEST_PAUSE, float(times))
+        return Unavailable(f"{error}{hint}", error.reason, retry_after=pause, delivered=delivered)
 
     def _suspect(self, pipeline: Pipeline, code: int | None) -> None:
         """Remember what was on its way when the connection broke; `code` is the broker's reason, if it gave one."""

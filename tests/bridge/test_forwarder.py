@@ -71,9 +71,9 @@ class ScriptedSink:
     """Delivers whatever it gets, except for what the test says; in order per resource, as the contract demands.
 
     Attributes:
-        calls: The events of each call of `deliver` that has some.
-        looks: How often it was called without any.
-        gone: What such a call raises.
+        calls: The events of each call of `deliver`.
+        looks: How often its connection was checked.
+        gone: What such a check raises.
         got: The events that were acknowledged.
         bad: What is returned for an event instead of delivering it.
         script: What the next calls of `deliver` do first: raise, or call something.
@@ -98,11 +98,7 @@ class ScriptedSink:
             raise self.refusals.popleft()
 
     def deliver(self, entries: Sequence[Entry]) -> Sequence[Failure]:
-        if not entries:
-            self.looks += 1
-            if self.gone is not None:
-                raise self.gone
-            return ()
+        assert entries
         self.calls.append([number_of(entry) for entry in entries])
         step = self.script.popleft() if self.script else lambda: None
         if isinstance(step, Exception):
@@ -115,11 +111,16 @@ class ScriptedSink:
                 failures[entry.seq] = Failure.held(entry)
             elif number_of(entry) in self.bad:
                 failures[entry.seq] = failure = self.bad[number_of(entry)](entry)
-                if failure.fate != "rejected":
+                if failure.outcome != "rejected":
                     failed.add(entry.fields.resource_uri)
             else:
                 self.got.append(number_of(entry))
         return list(failures.values())
+
+    def check_connection(self) -> None:
+        self.looks += 1
+        if self.gone is not None:
+            raise self.gone
 
     def close(self) -> None:
         self.closed += 1

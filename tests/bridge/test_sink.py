@@ -1,14 +1,16 @@
 """What every sink's settings have in common, and the words between a forwarder and a sink."""
 
-from collections.abc import Sequence
-from typing import Any
+import importlib
+import sys
+from typing import Any, Self
 
 import pytest
 from pydantic import ValidationError
 
+from bridge import field_types
 from bridge.event import Fields
 from bridge.policy import FILTER_FIELDS
-from bridge.sink import REASONS, Entry, Failure, SinkSettings, Unavailable, remarks_of
+from bridge.sink import REASONS, Entry, Failure, SinkSettings, Unavailable
 
 EVENT = (
     b'{"type":"container","action":"update","state":"Running","resource_uri":"/api/app/v1/acme/container/7/",'
@@ -137,7 +139,7 @@ def test_a_failure_tells_which_event_what_becomes_of_it_and_why() -> None:
     assert Failure.retry(entry, "timeout", "no answer in 5 s") == Failure(7, "retry", "timeout", "no answer in 5 s", None)
     assert Failure.retry(entry, "throttled", "429", 30.0).retry_after == 30.0
     assert Failure.rejected(entry, "too_large", "413") == Failure(7, "rejected", "too_large", "413")
-    assert (Failure.held(entry).fate, Failure.held(entry).reason) == ("held", "held")
+    assert (Failure.held(entry).outcome, Failure.held(entry).reason) == ("held", "held")
 
 
 def test_a_sink_that_is_unavailable_may_say_when_and_what_was_delivered() -> None:
@@ -153,22 +155,23 @@ def test_reasons_are_a_small_set_of_label_values() -> None:
     assert all(reason.isidentifier() for reason in REASONS)
 
 
-class _Quiet:
-    """A sink with no more than it needs."""
-
-    def open(self) -> None: ...
-
-    def deliver(self, _: Sequence[Entry]) -> Sequence[Failure]:
-        return ()
-
-    def close(self) -> None: ...
+# --- names of before ---------------------------------------------------------------------------------------------------
 
 
-class _Remarking(_Quiet):
-    def remarks(self, max_event_bytes: int) -> Sequence[str]:
-        return [f"takes {max_event_bytes // 2} bytes"]
+def test_the_old_name_of_the_field_types_works_and_warns() -> None:
+    sys.modules.pop("bridge.units", None)
+    with pytest.warns(DeprecationWarning, match=r"bridge\.field_types"):
+        units = importlib.import_module("bridge.units")
+
+    assert (units.Seconds, units.Bytes) == (field_types.Seconds, field_types.Bytes)
 
 
-def test_a_sink_may_have_remarks_and_need_not() -> None:
-    assert list(remarks_of(_Quiet(), 1000)) == []
-    assert list(remarks_of(_Remarking(), 1000)) == ["takes 500 bytes"]
+class _OldPreflight(SinkSettings):
+    def for_a_check(self) -> Self:
+        return self.model_copy(update={"type": "check"})
+
+
+def test_settings_that_override_the_old_name_of_for_preflight_work_and_warn() -> None:
+    assert settings().for_preflight() == settings()
+    with pytest.warns(DeprecationWarning, match="for_preflight"):
+        assert _OldPreflight(type="old").for_preflight().type == "check"

@@ -152,7 +152,7 @@ def test_one_refused_record_does_not_end_the_producer(mock: MockKafka, make: Any
 
     failures = sink.deliver(entries)
 
-    assert [(failure.seq, failure.fate) for failure in failures] == [(1, fate)]
+    assert [(failure.seq, failure.outcome) for failure in failures] == [(1, fate)]
     assert sink.deliver(make_entries(3)) == []
     assert arrived(mock)[:3] == [entry.fields.uuid for entry in entries[1:]]
 
@@ -164,7 +164,11 @@ def test_a_broker_that_fails_with_every_record_lets_each_wait_and_keeps_order(mo
 
     failures = sink.deliver(entries)
 
-    assert {failure.seq: failure.fate for failure in failures} == {1: "retry", 2: "retry", **dict.fromkeys(range(3, 7), "held")}
+    assert {failure.seq: failure.outcome for failure in failures} == {
+        1: "retry",
+        2: "retry",
+        **dict.fromkeys(range(3, 7), "held"),
+    }
     assert arrived(mock) == []
 
 
@@ -250,7 +254,7 @@ def test_without_events_it_asks_and_sends_nothing_and_says_why_nobody_answers_an
 
     def is_gone() -> bool:
         try:
-            sink.deliver([])
+            sink.check_connection()
         except Unavailable as trouble:
             troubles.append(f"{trouble.reason}: {trouble}")
         return bool(troubles)
@@ -270,7 +274,7 @@ def test_without_events_brokers_that_are_silent_are_noticed_in_time(mock: MockKa
     mock.delay(60)
 
     with pytest.raises(Unavailable, match="no answer within 1 s"):
-        until(lambda: bool(sink.deliver([])), seconds=3)
+        until(lambda: bool(sink.check_connection()), seconds=3)
 
     mock.delay(0)
 

@@ -284,7 +284,7 @@ def test_a_topic_that_we_may_not_write_to_does_not_stop_the_others(make: Any, br
     failures = sink.deliver(entries)
 
     assert {failure.seq for failure in failures} == {entry.seq for entry in entries if entry.seq % 3}
-    assert {(failure.fate, failure.reason) for failure in failures} == {("retry", "unauthorized")}
+    assert {(failure.outcome, failure.reason) for failure in failures} == {("retry", "unauthorized")}
     assert failures[0].error.endswith("we are not allowed to write to the topic")
     assert len(read_topic(broker.address(), f"{prefix}.update")) == 10
 
@@ -319,7 +319,7 @@ def test_events_that_are_too_large_are_rejected_one_by_one(make: Any, address: s
     failures = sink.deliver(entries)
 
     assert {failure.seq for failure in failures} == large
-    assert {(failure.fate, failure.reason) for failure in failures} == {("rejected", "too_large")}
+    assert {(failure.outcome, failure.reason) for failure in failures} == {("rejected", "too_large")}
     assert "the record is larger than the topic's `max.message.bytes`" in failures[0].error
     arrived = [json.loads(value)["uuid"] for _, value in read_topic(address, name)]
     assert sorted(arrived) == sorted(entry.fields.uuid for entry in entries if entry.seq not in large)
@@ -333,7 +333,7 @@ def test_records_that_the_topic_refuses_are_rejected_one_by_one(make: Any, addre
 
     failures = sink.deliver(make_entries(20))
 
-    assert [(failure.seq, failure.fate, failure.reason) for failure in failures] == [
+    assert [(failure.seq, failure.outcome, failure.reason) for failure in failures] == [
         (seq, "rejected", "rejected") for seq in range(1, 21)
     ]
     assert "Compacted topic cannot accept message without key" in failures[0].error
@@ -349,7 +349,7 @@ def test_one_record_with_an_impossible_time_waits_and_the_others_arrive(make: An
 
     failures = sink.deliver(entries)
 
-    assert [(failure.seq, failure.fate) for failure in failures if failure.fate != "held"] == [(18, "retry")]
+    assert [(failure.seq, failure.outcome) for failure in failures if failure.outcome != "held"] == [(18, "retry")]
     assert "compare the clocks" in failures[0].error
     assert len(read_topic(address, topic)) >= 43
 
@@ -380,8 +380,8 @@ def test_several_records_with_an_impossible_time_wait_and_the_others_arrive_in_o
     waiting = {seq % 20: seq for seq in sorted(wrong, reverse=True)}
     expected = {entry.seq for entry in entries if entry.seq >= waiting.get(entry.seq % 20, 1000)}
     assert {failure.seq for failure in failures} == expected
-    assert {failure.seq for failure in failures if failure.fate == "retry"} == set(waiting.values())
-    assert {failure.fate for failure in failures} == {"retry", "held"}
+    assert {failure.seq for failure in failures if failure.outcome == "retry"} == set(waiting.values())
+    assert {failure.outcome for failure in failures} == {"retry", "held"}
     assert len(rounds) <= 4 * len(wrong)
     arrived = [value for _, value in read_topic(address, topic)]
     assert len(arrived) == len(entries) - len(expected)

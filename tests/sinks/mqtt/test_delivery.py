@@ -59,7 +59,7 @@ def test_whatever_a_broker_answers_order_and_window_are_kept_and_nothing_is_forg
         seq = flying.pop(packet_id).seq
         refused |= {seq} if code >= FAILED else set()
 
-    failed = {failure.seq: failure.fate for failure in pipeline.failures}
+    failed = {failure.seq: failure.outcome for failure in pipeline.failures}
     assert not pipeline.delivered & failed.keys()
     assert all(topics[seq] == (["states", "events"] if seq % 3 else ["events"]) for seq in pipeline.delivered)
     if pipeline.trouble is None:

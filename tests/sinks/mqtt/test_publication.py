@@ -24,7 +24,7 @@ def test_a_packet_may_be_as_large_as_the_broker_says_and_not_a_byte_more(protoco
     assert not isinstance(make(size, protocol=protocol)(entry), Failure)
     refused = make(size - 1, protocol=protocol)(entry)
     assert isinstance(refused, Failure)
-    assert (refused.fate, refused.reason) == ("rejected", "too_large")
+    assert (refused.outcome, refused.reason) == ("rejected", "too_large")
     assert f"{size} bytes, and the broker takes {size - 1} at most" in refused.error
 
 
@@ -32,7 +32,7 @@ def test_a_topic_that_would_be_too_long_is_the_events_fault() -> None:
     refused = make()(make_entry(1, action="x" * 65_536))
 
     assert isinstance(refused, Failure)
-    assert (refused.fate, refused.reason) == ("rejected", "too_large")
+    assert (refused.outcome, refused.reason) == ("rejected", "too_large")
 
 
 def test_a_state_does_not_expire() -> None:

@@ -58,7 +58,7 @@ def refuse(code: int, wanted: Callable[[Publish], bool]) -> Callable[[Publish], 
 
 
 def fates(failures: Sequence[Failure]) -> dict[int, tuple[str, str]]:
-    return {failure.seq: (failure.fate, failure.reason) for failure in failures}
+    return {failure.seq: (failure.outcome, failure.reason) for failure in failures}
 
 
 def wait_until_gone(sink: MqttSink) -> Unavailable:
@@ -67,7 +67,7 @@ def wait_until_gone(sink: MqttSink) -> Unavailable:
 
     def is_gone() -> bool:
         try:
-            sink.deliver([])
+            sink.check_connection()
         except Unavailable as error:
             errors.append(error)
         return bool(errors)
@@ -409,7 +409,7 @@ def test_the_broker_says_why_it_ends_the_connection_and_an_idle_sink_hears_it(
 ) -> None:
     sink = make_sink(broker, username="bridge", password="s3cret")
     sink.open()
-    assert sink.deliver([]) == []
+    sink.check_connection()
     broker.end_connections(farewell)
 
     error = wait_until_gone(sink)
@@ -427,7 +427,7 @@ def test_a_connection_that_was_lost_while_idle_is_noticed_before_anything_is_sen
     broker.end_connections()
 
     with pytest.raises(Unavailable, match="the broker closed the connection") as unavailable:
-        sink.deliver([])
+        sink.check_connection()
 
     assert unavailable.value.reason == "unreachable"
     assert not unavailable.value.delivered

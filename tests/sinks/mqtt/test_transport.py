@@ -52,7 +52,7 @@ def anybody(tmp_path: Path) -> Iterator[Broker]:
 
 
 def fates(failures: Sequence[Failure]) -> dict[int, tuple[str, str]]:
-    return {failure.seq: (failure.fate, failure.reason) for failure in failures}
+    return {failure.seq: (failure.outcome, failure.reason) for failure in failures}
 
 
 def deliver_all(
@@ -362,7 +362,7 @@ def test_two_with_the_same_client_id_are_told(anybody: Broker, make_sink: MakeSi
         with suppress(Unavailable):
             sinks[turn % 2].deliver(make_entries(1))
         try:
-            sinks[1 - turn % 2].deliver([])
+            sinks[1 - turn % 2].check_connection()
         except Unavailable as error:
             words = str(error)
 

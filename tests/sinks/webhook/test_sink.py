@@ -50,7 +50,7 @@ def received(receiver: Receiver) -> list[str]:
 
 
 def fates(failures: Sequence[Failure]) -> dict[int, str]:
-    return {failure.seq: failure.fate for failure in failures}
+    return {failure.seq: failure.outcome for failure in failures}
 
 
 def silent_for(receiver: Receiver, entries: Sequence[Entry]) -> Callable[[Request], bytes | None]:
@@ -161,7 +161,7 @@ def test_a_rejected_event_holds_nothing(receiver: Receiver, open_sink: Make) -> 
 
     failures = open_sink().deliver(entries)
 
-    assert [(failure.seq, failure.fate, failure.error) for failure in failures] == [
+    assert [(failure.seq, failure.outcome, failure.error) for failure in failures] == [
         (2, "rejected", f"localhost:{receiver.port} answered 400 Bad Request")
     ]
     assert received(receiver) == [entry.fields.uuid for entry in entries]
@@ -173,7 +173,7 @@ def test_a_batch_that_is_too_large_is_sent_in_halves(receiver: Receiver, open_si
 
     failures = open_sink(format="batch").deliver(entries)
 
-    assert [(failure.seq, failure.fate, failure.reason) for failure in failures] == [(16, "rejected", "too_large")]
+    assert [(failure.seq, failure.outcome, failure.reason) for failure in failures] == [(16, "rejected", "too_large")]
     taken = [uuid for request in receiver.requests if len(request.body) <= 2000 for uuid in request.uuids]
     assert taken == [entry.fields.uuid for entry in entries[:15]]
 
@@ -186,7 +186,7 @@ def test_a_batch_that_fails_is_retried_and_what_follows_of_its_resources_held(re
 
     # The second batch is 4, 5, 6, which are of the resources 0, 1, 2; the fourth has one more of resource 3 only.
     assert fates(failures) == {4: "retry", 5: "retry", 6: "retry", 8: "held", 9: "held", 10: "held", 12: "held"}
-    assert {failure.retry_after for failure in failures if failure.fate == "retry"} == {9}
+    assert {failure.retry_after for failure in failures if failure.outcome == "retry"} == {9}
 
 
 def test_a_receiver_that_asks_for_patience_is_unavailable(receiver: Receiver, open_sink: Make) -> None:
@@ -235,7 +235,7 @@ def test_an_event_that_hangs_while_others_are_answered_is_to_blame_itself(receiv
     failures = sink.deliver(entries)
 
     assert fates(failures) == {5: "retry", 12: "held"}
-    assert {failure.reason for failure in failures if failure.fate == "retry"} == {"timeout"}
+    assert {failure.reason for failure in failures if failure.outcome == "retry"} == {"timeout"}
     # Offered again it may be alone, and still does not make the receiver unavailable.
     sink.close()
     sink.open()

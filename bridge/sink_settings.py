@@ -1,0 +1,120 @@
+"""Settings that all sinks share. Plug-ins import them from `bridge.sink`."""
+
+import warnings
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+
+from bridge.field_types import Bytes, Seconds
+from bridge.policy import FILTER_FIELDS
+
+
+class Strict(BaseModel):
+    """Settings that are frozen, refuse unknown keys and never show their input in an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Backoff(Strict):
+    """Delays between attempts: exponential with full jitter."""
+
+    first: Seconds = Field(default=0.5, gt=0, description="Longest first delay; doubles from there.")
+    max: Seconds = Field(default=60.0, gt=0, description="Longest delay.")
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if self.first > self.max:
+            raise ValueError("first must not be longer than max")
+        return self
+
+
+class BatchSettings(Strict):
+    """Limits of one delivery."""
+
+    max_events: int = Field(default=1000, ge=1, le=100_000, description="Events per delivery at most.")
+    max_bytes: Bytes = Field(default=Bytes(1024 * 1024), ge=1, description="Bytes of events per delivery at most.")
+    max_wait: Seconds = Field(default=0.0, ge=0, le=60, description="How long a delivery waits to become full.")
+
+
+class RetrySettings(Strict):
+    """Retries of an event that failed by itself."""
+
+    first_delay: Seconds = Field(default=1.0, gt=0, description="Delay before the second attempt; doubles from there.")
+    max_delay: Seconds = Field(default=600.0, gt=0, description="Longest delay, also for a `Retry-After`.")
+    max_age: Seconds = Field(default=72 * 3600.0, gt=0, description="After this long it becomes a dead letter.")
+    max_attempts: int | None = Field(default=None, ge=1, description="After so many attempts, too. Unlimited if not set.")
+    max_pending: int = Field(
+        default=1000, ge=1, le=100_000, description="Events waiting for a retry beyond which no new ones are tried."
+    )
+
+
+FieldPatterns = dict[str, list[str]]
+
+_PATTERNS: Final = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+_RULE: Final = {
+    "type": "object",
+    "properties": dict.fromkeys(FILTER_FIELDS, _PATTERNS),
+    "additionalProperties": False,
+    "minProperties": 1,
+}
+Rules = Annotated[list[FieldPatterns], WithJsonSchema({"anyOf": [_RULE, {"type": "array", "items": _RULE}], "default": []})]
+"""Rules of a filter. A list of one pattern or of one rule may be written without the list."""
+
+
+class SinkSettings(Strict):
+    """Settings of every sink; each sink's own model adds its `type` and the rest."""
+
+    type: str
+    match: Rules = Field(default=[], description="Only events that fit one of these; all if empty.")
+    drop: Rules = Field(default=[], description="Not the events that fit one of these.")
+    backoff: Backoff = Field(default=Backoff(), description="When a sink that is not available is tried again.")
+    batch: BatchSettings = BatchSettings()
+    retry: RetrySettings = RetrySettings()
+    ordering: Literal["resource", "none"] = Field(
+        default="resource", description="Whether events of one resource wait for an earlier one that failed."
+    )
+    start_at: Literal["latest", "earliest"] = Field(
+        default="latest",
+        description="Where a sink that is new begins: with what comes next, or with all that is there.",
+    )
+
+    def for_preflight(self) -> Self:
+        """Return the settings of the temporary sink that `check --connect` opens and closes.
+
+        Override if the receiver allows one client per name (an MQTT client id): return settings with another name.
+        """
+        old = getattr(self, "for_a_check", None)
+        if old is None:
+            return self
+        warnings.warn("for_a_check() is called for_preflight() now", DeprecationWarning, stacklevel=2)
+        preflight: Self = old()
+        return preflight
+
+    @field_validator("match", "drop", mode="before")
+    @classmethod
+    def _one_pattern_is_a_list(cls, rules: Any) -> Any:
+        """Allow `state: Running` for `state: [Running]`, and one rule for a list of one."""
+        if isinstance(rules, dict):
+            rules = [rules]
+        if not isinstance(rules, list):
+            return rules
+        return [
+            {field: [patterns] if isinstance(patterns, str) else patterns for field, patterns in rule.items()}
+            if isinstance(rule, dict)
+            else rule
+            for rule in rules
+        ]
+
+    @field_validator("match", "drop")
+    @classmethod
+    def _known_fields(cls, rules: list[FieldPatterns]) -> list[FieldPatterns]:
+        for rule in rules:
+            unknown = ", ".join(sorted(set(rule) - set(FILTER_FIELDS)))
+            if unknown or not rule:
+                raise ValueError(f"no such field: {unknown or '(empty rule)'}; fields are {', '.join(FILTER_FIELDS)}")
+            empty = ", ".join(sorted(field for field, patterns in rule.items() if not patterns))
+            if empty:
+                raise ValueError(
+                    f"no pattern for {empty}, so that no event would fit; write at least one, or leave the field out"
+                )
+        return rules
