@@ -1,19 +1,45 @@
-"""What pytest tells in the end: on what the tests ran, and which did not run and why; nothing is skipped in silence."""
+"""The order of the tests, and a summary: which brokers they ran on, and which did not run and why."""
 
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
 BROKERS: Final = {"Kafka": "tests.support.kafka_broker", "MQTT": "tests.support.mosquitto"}
 """Kinds of brokers, and the modules that start them."""
 
+SLOW_FIRST: Final = ("e2e", "faults", "kafka", "contract", "mqtt")
+"""Folders whose files take longest. They run first, so that no worker is left alone with one of them at the end."""
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+_OF_WORKERS: Final = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the slow folders first."""
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    return next((rank for rank, folder in enumerate(SLOW_FIRST) if folder in item.path.parts), len(SLOW_FIRST))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Send from a worker to the controller, which imports no tests, which brokers the tests ran on."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["brokers"] = dict(ran_on())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Remember what a worker sent."""
+    node.config.stash.setdefault(_OF_WORKERS, {}).update(getattr(node, "workeroutput", {}).get("brokers", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Write our part of the summary."""
-    for kind, line in ran_on():
+    for kind, line in (dict(ran_on()) | config.stash.get(_OF_WORKERS, {})).items():
         terminalreporter.write_line(f"{kind} tests run on: {line}")
     skipped = terminalreporter.stats.get("skipped", [])
     if skipped:
@@ -23,14 +49,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def ran_on() -> Iterator[tuple[str, str]]:
-    """Kinds of brokers, and which one the tests of this run have, if some of them want one."""
+    """Yield each kind of broker that tests of this process want, and which one they have."""
     for kind, name in BROKERS.items():
         if module := sys.modules.get(name):
             yield kind, module.provenance()
 
 
 def reasons(skipped: Iterable[pytest.TestReport | pytest.CollectReport]) -> list[str]:
-    """Each reason once, with how many tests did not run because of it, and where they are; the most frequent first."""
+    """Return each reason once, with how many tests did not run because of it, and their files; the most frequent first."""
     where: dict[str, Counter[str]] = defaultdict(Counter)
     for report in skipped:
         path = report.nodeid.partition("::")[0]
