@@ -6,17 +6,10 @@ look like a timeout. What really happened stands in what it logs; `overheard` fi
 
 import re
 from collections.abc import Iterable
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from bridge.sink import Reason
-
-Fault = Literal[
-    "record",  # A record, for ever. Of several in one batch it is not known which.
-    "perhaps",  # A record, perhaps: the broker failed with it.
-    "topic",  # The topic as a whole, for now.
-    "name",  # The topic's name, for ever.
-    "sink",  # The brokers or the way to them.
-]
+from sinks.classification import Classification
 
 
 class Refusal(NamedTuple):
@@ -31,14 +24,6 @@ class Refusal(NamedTuple):
     words: str = ""
 
 
-class Verdict(NamedTuple):
-    """What a refusal means: whose fault it is, as a label, and in words."""
-
-    fault: Fault
-    reason: Reason
-    words: str
-
-
 BYSTANDER: Final = Refusal(None, "another record of the same batch was refused")
 """Why a record was refused that nothing is wrong with."""
 
@@ -49,44 +34,48 @@ UNAUTHORIZED: Final = 29
 LOGIN_REFUSED: Final = "login refused"
 
 # Codes and names: https://kafka.apache.org/protocol#protocol_error_codes
-_CODES: Final[dict[int, Verdict]] = {
-    -1: Verdict("perhaps", "server_error", "the broker failed"),
-    2: Verdict("record", "rejected", "the broker calls the record corrupt"),
-    3: Verdict("topic", "not_found", "the topic does not exist; create it, or set `allow_auto_create_topics: true`"),
-    5: Verdict("sink", "server_error", "a partition has no leader"),
-    6: Verdict("sink", "server_error", "a partition's leader is changing"),
-    7: Verdict("sink", "timeout", "the broker's replicas did not answer in time"),
-    10: Verdict("record", "too_large", "the record is larger than the topic's `max.message.bytes`"),
-    13: Verdict("sink", "unreachable", "the connection was lost"),
-    17: Verdict("name", "rejected", "the broker does not accept the topic's name"),
-    18: Verdict("record", "too_large", "the record batch is larger than the topic's segments"),
-    19: Verdict("sink", "server_error", "there are fewer replicas in sync than `min.insync.replicas`"),
-    20: Verdict("sink", "server_error", "there are fewer replicas in sync than `min.insync.replicas`"),
-    29: Verdict("topic", "unauthorized", "we are not allowed to write to the topic"),
-    31: Verdict("sink", "unauthorized", "we are not allowed to write to the cluster"),
-    32: Verdict("perhaps", "server_error", "the broker does not accept the record's timestamp; compare the clocks"),
-    35: Verdict("sink", "server_error", "the broker's version is not supported"),
-    43: Verdict("sink", "server_error", "the topic's format of records is too old"),
-    44: Verdict("record", "rejected", "the record violates the broker's policy"),
-    53: Verdict("sink", "unauthorized", "we are not allowed to write"),
-    56: Verdict("sink", "server_error", "the broker's disk fails"),
-    58: Verdict("sink", "unauthorized", "user name or password are not accepted"),
-    76: Verdict("sink", "server_error", "the broker does not know the compression"),
-    87: Verdict("record", "rejected", "the broker refused the record"),
-    89: Verdict("sink", "throttled", "our quota is used up"),
+_CODES: Final[dict[int, Classification]] = {
+    -1: Classification("event", "retry", "server_error", "the broker failed"),
+    2: Classification("event", "rejected", "rejected", "the broker calls the record corrupt"),
+    3: Classification(
+        "topic", "retry", "not_found", "the topic does not exist; create it, or set `allow_auto_create_topics: true`"
+    ),
+    5: Classification("sink", "retry", "server_error", "a partition has no leader"),
+    6: Classification("sink", "retry", "server_error", "a partition's leader is changing"),
+    7: Classification("sink", "retry", "timeout", "the broker's replicas did not answer in time"),
+    10: Classification("event", "rejected", "too_large", "the record is larger than the topic's `max.message.bytes`"),
+    13: Classification("sink", "retry", "unreachable", "the connection was lost"),
+    17: Classification("topic", "rejected", "rejected", "the broker does not accept the topic's name"),
+    18: Classification("event", "rejected", "too_large", "the record batch is larger than the topic's segments"),
+    19: Classification("sink", "retry", "server_error", "there are fewer replicas in sync than `min.insync.replicas`"),
+    20: Classification("sink", "retry", "server_error", "there are fewer replicas in sync than `min.insync.replicas`"),
+    29: Classification("topic", "retry", "unauthorized", "we are not allowed to write to the topic"),
+    31: Classification("sink", "retry", "unauthorized", "we are not allowed to write to the cluster"),
+    32: Classification(
+        "event", "retry", "server_error", "the broker does not accept the record's timestamp; compare the clocks"
+    ),
+    35: Classification("sink", "retry", "server_error", "the broker's version is not supported"),
+    43: Classification("sink", "retry", "server_error", "the topic's format of records is too old"),
+    44: Classification("event", "rejected", "rejected", "the record violates the broker's policy"),
+    53: Classification("sink", "retry", "unauthorized", "we are not allowed to write"),
+    56: Classification("sink", "retry", "server_error", "the broker's disk fails"),
+    58: Classification("sink", "retry", "unauthorized", "user name or password are not accepted"),
+    76: Classification("sink", "retry", "server_error", "the broker does not know the compression"),
+    87: Classification("event", "rejected", "rejected", "the broker refused the record"),
+    89: Classification("sink", "retry", "throttled", "our quota is used up"),
 }
 
 
-def judge(refusal: Refusal) -> Verdict:
-    """Say what a refusal means."""
+def classify(refusal: Refusal) -> Classification:
+    """Classify a refusal. Of several records in one batch it is not known which was refused."""
     if refusal.code is None:
-        return Verdict("sink", "timeout", refusal.words or "no acknowledgement in time")
+        return Classification("sink", "retry", "timeout", refusal.words or "no acknowledgement in time")
     known = _CODES.get(refusal.code)
     if known is None:
-        return Verdict("perhaps", "server_error", f"error {refusal.code}: {refusal.words or 'unknown'}")
+        return Classification("event", "retry", "server_error", f"error {refusal.code}: {refusal.words or 'unknown'}")
     # What the library says about topics and the cluster is their name, or meant for producers of another kind.
-    more = refusal.words if known.fault in {"record", "perhaps", "name"} else ""
-    return known._replace(words=f"{known.words}: {more}") if more else known
+    more = refusal.words if known.scope == "event" or known.outcome == "rejected" else ""
+    return known._replace(error=f"{known.error}: {more}") if more else known
 
 
 _SIGNS: Final[tuple[tuple[str, Reason, str], ...]] = (

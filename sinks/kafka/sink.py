@@ -15,8 +15,9 @@ from itertools import count
 from typing import ClassVar, Final
 
 from bridge.sink import Entry, Failure, Reason, Unavailable
+from sinks.classification import Classification
 from sinks.kafka.client import Client
-from sinks.kafka.errors import BYSTANDER, INVALID, UNAUTHORIZED, Refusal, Verdict, judge
+from sinks.kafka.errors import BYSTANDER, INVALID, UNAUTHORIZED, Refusal, classify
 from sinks.kafka.names import Keys, Topics, problem_of
 from sinks.kafka.pulse import INTERVAL
 from sinks.kafka.records import Partition, Record, record_of, spread
@@ -227,14 +228,14 @@ class KafkaSink:
             topic = record.partition[0]
             known = found[topic]
             if isinstance(known, Refusal):
-                self._refuse(call, topic, [record], judge(known))
+                self._refuse(call, topic, [record], classify(known))
             else:
                 record.partition = places[topic][(turn if record.key is None else spread(record.key)) % known]
                 call.todo.append(record)
         call.hold()
 
     def _send(self, client: Client, call: _Call, batches: Mapping[Partition, Sequence[Record]]) -> None:
-        """Send a round of batches, and judge what was refused.
+        """Send a round of batches, and classify what was refused.
 
         Raises:
             Unavailable: It is the brokers' fault.
@@ -248,49 +249,50 @@ class KafkaSink:
         for partition, outcome in outcomes.items():
             refused_records = [(batches[partition][index], refusal) for index, refusal in enumerate(outcome) if refusal]
             if refused_records:
-                self._judge(client, call, partition, refused_records)
+                self._classify(client, call, partition, refused_records)
         call.hold()
 
-    def _judge(self, client: Client, call: _Call, partition: Partition, refused: Sequence[tuple[Record, Refusal]]) -> None:
-        blamed = [(record, judge(refusal)) for record, refusal in refused if refusal is not BYSTANDER]
+    def _classify(self, client: Client, call: _Call, partition: Partition, refused: Sequence[tuple[Record, Refusal]]) -> None:
+        blamed = [(record, classify(refusal)) for record, refusal in refused if refusal is not BYSTANDER]
         if not blamed:
             call.divide(partition, [record for record, _ in refused])
             return
         topic = partition[0]
-        verdict = blamed[0][1]
-        if verdict.fault == "sink":
+        refused_for = blamed[0][1]
+        if refused_for.scope == "sink":
             silent = all(refusal.code is None for _, refusal in refused)
-            raise client.unavailable(verdict.words) if silent else self._unavailable(verdict, topic)
-        if verdict.fault in {"topic", "name"}:
-            self._refuse(call, topic, [record for record, _ in refused], verdict)
+            raise client.unavailable(refused_for.error) if silent else self._unavailable(refused_for, topic)
+        if refused_for.scope == "topic":
+            self._refuse(call, topic, [record for record, _ in refused], refused_for)
         elif len(blamed) > 1:
             # What exactly is wrong is told of one record only. Where some are known to be innocent, few parts have several.
             parts = 2 if len(blamed) == len(refused) else 2 * len(blamed)
             call.divide(partition, [record for record, _ in refused], parts)
         else:
             call.again([record for record, refusal in refused if refusal is BYSTANDER])
-            record, its = blamed[0]
-            fail = call.reject if its.fault == "record" else call.retry
-            fail(record, its.reason, f"topic {topic}: {its.words}")
+            self._fail(call, topic, blamed[0][0], refused_for)
 
-    def _refuse(self, call: _Call, topic: str, records: Sequence[Record], verdict: Verdict) -> None:
+    def _refuse(self, call: _Call, topic: str, records: Sequence[Record], refused_for: Classification) -> None:
         """A topic takes nothing: if there is but one, that is the sink's trouble, else that of the events for it."""
         if self._topics.fixed is not None:
-            raise self._unavailable(verdict, topic)
-        fail = call.reject if verdict.fault == "name" else call.retry
+            raise self._unavailable(refused_for, topic)
         for record in records:
-            fail(record, verdict.reason, f"topic {topic}: {verdict.words}")
+            self._fail(call, topic, record, refused_for)
 
-    def _unavailable(self, verdict: Verdict, topic: str) -> Unavailable:
-        return Unavailable(f"{self._settings.where}, topic {topic}: {verdict.words}", verdict.reason)
+    def _fail(self, call: _Call, topic: str, record: Record, refused_for: Classification) -> None:
+        fail = call.reject if refused_for.outcome == "rejected" else call.retry
+        fail(record, refused_for.reason, f"topic {topic}: {refused_for.error}")
+
+    def _unavailable(self, refused_for: Classification, topic: str) -> Unavailable:
+        return Unavailable(f"{self._settings.where}, topic {topic}: {refused_for.error}", refused_for.reason)
 
     def _look_for(self, client: Client, topic: str) -> None:
         """See whether the only topic is there, unless its first event is to create it, and once whether we may write to it."""
         if not self._settings.allow_auto_create_topics:
             found = client.partitions([topic])[topic]
             if isinstance(found, Refusal):
-                raise self._unavailable(judge(found), topic)
+                raise self._unavailable(classify(found), topic)
         if not self._may_write:
             if client.describe(topic).may_write is False:
-                raise self._unavailable(judge(Refusal(UNAUTHORIZED)), topic)
+                raise self._unavailable(classify(Refusal(UNAUTHORIZED)), topic)
             self._may_write = True

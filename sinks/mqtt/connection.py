@@ -15,8 +15,9 @@ from typing import Final
 
 from bridge.policy import Keepalive
 from bridge.sink import Reason, Unavailable
+from sinks.classification import connection_error
 from sinks.mqtt import packets
-from sinks.mqtt.transport import Limits, Opened, Profile, diagnose, early_hint, read_limits
+from sinks.mqtt.transport import Limits, Opened, Profile, early_hint, read_limits
 
 _CHUNK: Final = 256 * 1024
 """Bytes that are read at once at most."""
@@ -176,8 +177,8 @@ class Connection:
         if kind != packets.CONNACK or len(body) < 2:
             raise self.broken("server_error", "what it answers is not MQTT")
         if body[1]:
-            verdict = packets.judge(body[1])
-            raise self.broken(verdict.reason, f"the broker refused the connection: {verdict.words}")
+            refusal = packets.classify(body[1])
+            raise self.broken(refusal.reason, f"the broker refused the connection: {refusal.error}")
         if self._profile.protocol == "5":
             try:
                 self.limits, keepalive = read_limits(body[2:], self._profile.keepalive)
@@ -282,11 +283,11 @@ class Connection:
         if not code:
             return self.broken("unreachable", "the broker closed the connection")
         pause = _TAKEN_OVER_PAUSE if code == packets.SESSION_TAKEN_OVER else None
-        verdict = packets.judge(code)
-        return self.broken(verdict.reason, f"the broker ended the connection: {verdict.words}", pause)
+        refusal = packets.classify(code)
+        return self.broken(refusal.reason, f"the broker ended the connection: {refusal.error}", pause)
 
     def _fail(self, error: OSError) -> Unavailable:
-        return self.broken(*diagnose(error))
+        return self.broken(*connection_error(error))
 
     def broken(self, reason: Reason, words: str, retry_after: float | None = None) -> Unavailable:
         """Declare the connection broken, for every use from now on, and return the exception that says so.

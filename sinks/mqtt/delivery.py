@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from bridge.sink import Entry, Failure
-from sinks.mqtt.packets import FAILED, PUBACK, PUBCOMP, PUBREC, Verdict, encode_publish, encode_release, judge
+from sinks.classification import Classification
+from sinks.mqtt.packets import FAILED, PUBACK, PUBCOMP, PUBREC, classify, encode_publish, encode_release
 from sinks.mqtt.publication import Publication
 
 _FINAL: Final = {1: PUBACK, 2: PUBCOMP}
@@ -35,17 +36,15 @@ Publish = Callable[[Entry], Sequence[Publication] | Failure]
 
 
 class _Open:
-    """An event that is on its way: how many of its publications are not acknowledged yet, which wait, and what was refused."""
+    """An event that is on its way: how many of its publications are not acknowledged yet, and which are not sent yet."""
 
-    __slots__ = ("entry", "lane", "missing", "refusal", "waiting", "where")
+    __slots__ = ("entry", "lane", "missing", "waiting")
 
     def __init__(self, entry: Entry, lane: Lane, publications: Sequence[Publication]) -> None:
         self.entry = entry
         self.lane = lane
         self.missing = len(publications)
         self.waiting = iter(publications)
-        self.refusal: Verdict | None = None
-        self.where = b""
 
 
 class Pipeline:
@@ -67,7 +66,7 @@ class Pipeline:
     def __init__(self, lanes: Iterable[Lane], suspects: Iterable[Lane], publish: Publish, *, qos: int, window: int) -> None:
         self.delivered: set[int] = set()
         self.failures: list[Failure] = []
-        self.trouble: Verdict | None = None
+        self.trouble: Classification | None = None
         self._ready = deque(lanes)
         self._suspects = deque(suspects)
         self._publish = publish
@@ -138,9 +137,7 @@ class Pipeline:
         if received and code < FAILED:
             self._flying[packet_id] = state, now, topic
             return encode_release(packet_id)
-        if code >= FAILED:
-            state.refusal, state.where = judge(code), topic
-        self._settle(state)
+        self._settle(state, classify(code) if code >= FAILED else None, topic)
         return b""
 
     def acknowledge_all(self) -> None:
@@ -177,23 +174,22 @@ class Pipeline:
         else:
             self._todo.extend([(state, publication) for publication in state.waiting])
 
-    def _settle(self, state: _Open) -> None:
-        """One publication of an event has come to an end; if it was the last one, or refused, so has the event."""
+    def _settle(self, state: _Open, refusal: Classification | None = None, topic: bytes = b"") -> None:
+        """Note the end of a publication. If it was the last one or refused, the event has ended, too."""
         state.missing -= 1
-        if state.missing and state.refusal is None:
+        if state.missing and refusal is None:
             self._go_on(state)
             return
         self._open -= 1
-        refusal, entry = state.refusal, state.entry
+        entry = state.entry
         if refusal is None:
             self.delivered.add(entry.seq)
-        elif refusal.fate == "unavailable":
+        elif refusal.scope == "sink":
             self.trouble = self.trouble or refusal
         else:
-            words = f"the broker refused it on the topic {_shown(state.where)}: {refusal.words}"
-            make = Failure.retry if refusal.fate == "retry" else Failure.rejected
-            self.failures.append(make(entry, refusal.reason, words))
-        self._continue(state.lane, stopped=refusal is not None and refusal.fate != "rejected")
+            error = f"the broker refused it on the topic {_shown(topic)}: {refusal.error}"
+            self.failures.append(refusal._replace(error=error).failure(entry))
+        self._continue(state.lane, stopped=refusal is not None and refusal.outcome != "rejected")
 
     def _continue(self, lane: Lane, *, stopped: bool) -> None:
         """Queue a lane again, or hold what is left of it behind an event that failed."""

@@ -6,10 +6,10 @@ and reason codes.
 
 import struct
 from functools import lru_cache
-from typing import Final, Literal, NamedTuple
+from typing import Final
 
 from bridge.event import Fields
-from bridge.sink import Reason
+from sinks.classification import Classification
 from sinks.mqtt.topic import clean_text
 
 CONNACK: Final = 0x20
@@ -45,65 +45,54 @@ class Malformed(ValueError):
     """What came is not MQTT."""
 
 
-class Verdict(NamedTuple):
-    """What a refusal means.
-
-    Attributes:
-        fate: As for `Failure`; "unavailable" is the fault of the broker, or of the way to it.
-        reason: Why, as a label.
-        words: Why, in words.
-    """
-
-    fate: Literal["retry", "rejected", "unavailable"]
-    reason: Reason
-    words: str
-
-
-_REFUSALS: Final[dict[int, Verdict]] = {
-    0x80: Verdict("retry", "server_error", "unspecified error"),
-    0x81: Verdict("unavailable", "server_error", "malformed packet"),
-    0x82: Verdict("unavailable", "server_error", "protocol error"),
-    0x83: Verdict("retry", "server_error", "implementation specific error"),
-    0x84: Verdict("unavailable", "server_error", "unsupported protocol version; set `protocol` to the other one"),
-    0x85: Verdict("unavailable", "unauthorized", "client identifier not valid; set another `client_id`"),
-    0x86: Verdict("unavailable", "unauthorized", "bad user name or password"),
-    0x87: Verdict("retry", "unauthorized", "not authorized"),
-    0x88: Verdict("unavailable", "server_error", "server unavailable"),
-    0x89: Verdict("unavailable", "throttled", "server busy"),
-    0x8A: Verdict("unavailable", "unauthorized", "banned"),
-    0x8B: Verdict("unavailable", "unreachable", "server shutting down"),
-    0x8C: Verdict("unavailable", "unauthorized", "bad authentication method"),
-    0x8D: Verdict("unavailable", "timeout", "keep alive timeout"),
-    SESSION_TAKEN_OVER: Verdict(
-        "unavailable", "unreachable", "session taken over: is there another client with this `client_id`?"
+_REFUSALS: Final[dict[int, Classification]] = {
+    0x80: Classification("event", "retry", "server_error", "unspecified error"),
+    0x81: Classification("sink", "retry", "server_error", "malformed packet"),
+    0x82: Classification("sink", "retry", "server_error", "protocol error"),
+    0x83: Classification("event", "retry", "server_error", "implementation specific error"),
+    0x84: Classification("sink", "retry", "server_error", "unsupported protocol version; set `protocol` to the other one"),
+    0x85: Classification("sink", "retry", "unauthorized", "client identifier not valid; set another `client_id`"),
+    0x86: Classification("sink", "retry", "unauthorized", "bad user name or password"),
+    0x87: Classification("event", "retry", "unauthorized", "not authorized"),
+    0x88: Classification("sink", "retry", "server_error", "server unavailable"),
+    0x89: Classification("sink", "retry", "throttled", "server busy"),
+    0x8A: Classification("sink", "retry", "unauthorized", "banned"),
+    0x8B: Classification("sink", "retry", "unreachable", "server shutting down"),
+    0x8C: Classification("sink", "retry", "unauthorized", "bad authentication method"),
+    0x8D: Classification("sink", "retry", "timeout", "keep alive timeout"),
+    SESSION_TAKEN_OVER: Classification(
+        "sink", "retry", "unreachable", "session taken over: is there another client with this `client_id`?"
     ),
-    0x90: Verdict("rejected", "rejected", "topic name invalid"),
-    0x91: Verdict("retry", "server_error", "packet identifier in use"),
-    0x92: Verdict("retry", "server_error", "packet identifier not found"),
-    0x93: Verdict("unavailable", "server_error", "receive maximum exceeded; set a smaller `max_in_flight`"),
-    PACKET_TOO_LARGE: Verdict("rejected", "too_large", "packet too large"),
-    0x94: Verdict("unavailable", "server_error", "topic alias invalid"),
-    0x96: Verdict("unavailable", "throttled", "too high a rate"),
-    0x97: Verdict("unavailable", "throttled", "quota exceeded"),
-    0x98: Verdict("unavailable", "unreachable", "closed by an administrator"),
-    0x99: Verdict("rejected", "rejected", "payload format invalid"),
-    0x9A: Verdict(
-        "unavailable", "rejected", "retain not supported; set `retain: false`, `availability_topic: null` and no `state_topic`"
+    0x90: Classification("event", "rejected", "rejected", "topic name invalid"),
+    0x91: Classification("event", "retry", "server_error", "packet identifier in use"),
+    0x92: Classification("event", "retry", "server_error", "packet identifier not found"),
+    0x93: Classification("sink", "retry", "server_error", "receive maximum exceeded; set a smaller `max_in_flight`"),
+    PACKET_TOO_LARGE: Classification("event", "rejected", "too_large", "packet too large"),
+    0x94: Classification("sink", "retry", "server_error", "topic alias invalid"),
+    0x96: Classification("sink", "retry", "throttled", "too high a rate"),
+    0x97: Classification("sink", "retry", "throttled", "quota exceeded"),
+    0x98: Classification("sink", "retry", "unreachable", "closed by an administrator"),
+    0x99: Classification("event", "rejected", "rejected", "payload format invalid"),
+    0x9A: Classification(
+        "sink",
+        "retry",
+        "rejected",
+        "retain not supported; set `retain: false`, `availability_topic: null` and no `state_topic`",
     ),
-    0x9B: Verdict("unavailable", "rejected", "QoS not supported; set a smaller `qos`"),
-    0x9C: Verdict("unavailable", "not_found", "the broker wants us to use another server"),
-    0x9D: Verdict("unavailable", "not_found", "the broker has moved"),
-    0x9F: Verdict("unavailable", "throttled", "connection rate exceeded"),
+    0x9B: Classification("sink", "retry", "rejected", "QoS not supported; set a smaller `qos`"),
+    0x9C: Classification("sink", "retry", "not_found", "the broker wants us to use another server"),
+    0x9D: Classification("sink", "retry", "not_found", "the broker has moved"),
+    0x9F: Classification("sink", "retry", "throttled", "connection rate exceeded"),
 }
 
 # The return codes of a CONNACK of 3.1.1, which a broker of that age also answers to MQTT 5.
 _OLD_CODES: Final = {1: 0x84, 2: 0x85, 3: 0x88, 4: 0x86, 5: 0x87}
 
 
-def judge(code: int) -> Verdict:
-    """Say what a failure in an acknowledgement, in a CONNACK or in a DISCONNECT means."""
+def classify(code: int) -> Classification:
+    """Classify the reason code of an acknowledgement, a CONNACK or a DISCONNECT."""
     code = _OLD_CODES.get(code, code)
-    return _REFUSALS.get(code) or Verdict("retry", "server_error", f"reason code 0x{code:02x}")
+    return _REFUSALS.get(code) or Classification("event", "retry", "server_error", f"reason code 0x{code:02x}")
 
 
 def varint(number: int) -> bytes:

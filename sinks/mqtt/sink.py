@@ -27,6 +27,7 @@ import structlog
 
 from bridge.sink import Entry, Failure, Unavailable
 from bridge.tls import tls_context
+from sinks.classification import Classification
 from sinks.mqtt import packets
 from sinks.mqtt.connection import Connection
 from sinks.mqtt.delivery import Pipeline, make_lanes
@@ -82,7 +83,7 @@ class MqttSink:
         self._hangups: list[float] = []
         self._suspects: dict[int, int] = {}  # How often each was alone when the connection broke.
         self._strikes: dict[int, int] = {}
-        self._unwanted: dict[int, packets.Verdict] = {}
+        self._unwanted: dict[int, Classification] = {}
 
     def open(self) -> None:
         """Connect, and say that we are online.
@@ -130,11 +131,12 @@ class MqttSink:
             with connection.in_use():
                 self._run(connection, pipeline)
         except Unavailable as error:
-            self._suspect(pipeline, connection.ended_by)
+            code = connection.ended_by
+            self._suspect(pipeline, packets.classify(code) if code and code not in packets.BLAMES_A_PACKET else None)
             raise self._with_hint(error, connection.ended_by, pipeline.delivered) from error
         self._acquit(pipeline.delivered)
         if pipeline.trouble is not None:
-            words = f"{self._address}: the broker refused an event: {pipeline.trouble.words}"
+            words = f"{self._address}: the broker refused an event: {pipeline.trouble.error}"
             raise Unavailable(words, pipeline.trouble.reason, delivered=pipeline.delivered)
         return pipeline.failures
 
@@ -165,9 +167,9 @@ class MqttSink:
 
     def _publications(self, entry: Entry) -> Sequence[Publication] | Failure:
         """Make the publications of an event, unless it has shown to break connections."""
-        verdict = self._unwanted.pop(entry.seq, None)
-        if verdict is not None:
-            return Failure.rejected(entry, verdict.reason, f"the broker ended the connection over it: {verdict.words}")
+        refusal = self._unwanted.pop(entry.seq, None)
+        if refusal is not None:
+            return refusal._replace(error=f"the broker ended the connection over it: {refusal.error}").failure(entry)
         if self._strikes.get(entry.seq, 0) >= _STRIKES:
             # When it comes again as a retry, it is tried once more.
             self._strikes[entry.seq] = _STRIKES - 1
@@ -245,7 +247,7 @@ class MqttSink:
         code = self._await_acknowledgement(connection)
         refused = code >= packets.FAILED
         if refused and not self._refused_availability:
-            words = packets.judge(code).words
+            words = packets.classify(code).error
             log.warning(
                 "availability can't be published", sink=self.name, topic=(self._availability or b"").decode(), error=words
             )
@@ -277,11 +279,10 @@ class MqttSink:
                 pause = min(_LONGEST_PAUSE, float(times))
         return Unavailable(f"{error}{hint}", error.reason, retry_after=pause, delivered=delivered)
 
-    def _suspect(self, pipeline: Pipeline, code: int | None) -> None:
-        """Remember what was on its way when the connection broke; `code` is the broker's reason, if it gave one."""
+    def _suspect(self, pipeline: Pipeline, refusal: Classification | None) -> None:
+        """Remember the events in flight when the connection broke; `refusal` is the broker's reason, if it gave one."""
         self._acquit(pipeline.delivered)
-        verdict = packets.judge(code) if code else None
-        if verdict is not None and verdict.fate == "unavailable" and code not in packets.BLAMES_A_PACKET:
+        if refusal is not None and refusal.scope == "sink":
             return
         flying = pipeline.unacknowledged
         if len(self._suspects) + len(flying) > _MAX_SUSPECTS:
@@ -291,8 +292,8 @@ class MqttSink:
         if len(flying) == 1:
             (seq,) = flying
             self._suspects[seq] += 1
-            if verdict is not None and verdict.fate == "rejected":
-                self._unwanted[seq] = verdict
+            if refusal is not None and refusal.outcome == "rejected":
+                self._unwanted[seq] = refusal
             elif self._proven or pipeline.delivered:
                 self._strikes[seq] = self._strikes.get(seq, 0) + 1
 

@@ -27,7 +27,8 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from bridge.sink import Reason, Unavailable
+from bridge.sink import Unavailable
+from sinks.classification import connection_error
 from sinks.mqtt.packets import Malformed
 from sinks.mqtt.settings import Address
 
@@ -179,7 +180,7 @@ class Opened:
             else:
                 code = connect(address.host, address.port, profile.keepalive)
         except (OSError, ValueError) as error:
-            reason, words = diagnose(error)
+            reason, words = connection_error(error)
             if self._client.late or reason == "timeout":
                 reason, words = "timeout", f"no connection within {round(time.monotonic() - began, 1):g} s"
             raise Unavailable(f"{address}: {words}", reason) from error
@@ -274,23 +275,3 @@ def _make_client(profile: Profile) -> _TimedClient:
         topic, payload, qos = profile.will
         client.will_set(topic, payload, qos=qos, retain=True)
     return client
-
-
-def diagnose(error: Exception) -> tuple[Reason, str]:  # noqa: PLR0911 - a table
-    """Say why there is no connection, or no more, as a label and in words."""
-    match error:
-        case TimeoutError():
-            return "timeout", error.strerror or "timed out"
-        case socket.gaierror():
-            return "unreachable", f"no address for the name: {error.strerror}"
-        case ssl.SSLCertVerificationError():
-            return "tls", f"the certificate is not accepted: {error.verify_message}"
-        case ssl.SSLEOFError() | ssl.SSLZeroReturnError():
-            return "unreachable", "the connection was closed"
-        case ssl.SSLError():
-            # Only errors that OpenSSL reports have a reason; those of the ssl module itself have not even the attribute.
-            return "tls", f"TLS failed: {getattr(error, 'reason', None) or error.strerror}"
-        case OSError():
-            return "unreachable", error.strerror or str(error)
-        case _:
-            return "server_error", str(error)

@@ -20,8 +20,9 @@ from typing import ClassVar, Final, Literal
 from bridge.event import NAMESPACE
 from bridge.sink import Entry, Failure, Unavailable
 from bridge.tls import tls_context
+from sinks.classification import Classification
 from sinks.webhook.client import NoConnection, TimedClient, read_url
-from sinks.webhook.errors import Verdict, diagnose, judge
+from sinks.webhook.errors import classify, classify_exception
 from sinks.webhook.settings import WebhookSettings, request_headers
 
 _MAX_SLOW: Final = 10_000
@@ -52,27 +53,27 @@ class _Call:
         self.failures: list[Failure] = []
         self.answered = False
         self.stopped = False
-        self.silent: Verdict | None = None
-        self.trouble: Verdict | Exception | None = None
+        self.silent: Classification | None = None
+        self.trouble: Classification | Exception | None = None
 
     def next_group(self) -> Sequence[list[Entry]] | None:
         """Take the next group; None if there is none or nothing more is to be sent."""
         with self._lock:
             return self._groups.popleft() if self._groups and not self.stopped else None
 
-    def record(self, request: Sequence[Entry], verdict: Verdict) -> None:
-        """Take down what a request has come to, except for the failures."""
+    def record(self, request: Sequence[Entry], failed: Classification | None, *, answered: bool) -> None:
+        """Note the result of a request, except for the failures of its events."""
         seqs = {entry.seq for entry in request}
         with self._lock:
-            if verdict.answered:
+            if answered:
                 self.answered, self._silence = True, 0
-            if verdict.fate == "delivered":
+            if failed is None:
                 self.delivered |= seqs
-            elif verdict.fate == "unavailable":
-                self._stop(verdict)
-            elif not verdict.answered:
+            elif failed.scope == "sink":
+                self._stop(failed)
+            elif not answered:
                 self.timed_out |= seqs
-                self.silent = verdict
+                self.silent = failed
                 expected = self._slow | self._late if self.answered else self._slow
                 self._silence += not seqs <= expected
                 self.stopped |= self._silence >= self._patience
@@ -82,7 +83,7 @@ class _Call:
         with self._lock:
             self._stop(bug)
 
-    def _stop(self, trouble: Verdict | Exception) -> None:
+    def _stop(self, trouble: Classification | Exception) -> None:
         self.stopped = True
         self.trouble = self.trouble or trouble
 
@@ -120,8 +121,8 @@ class WebhookSink:
             clients = [TimedClient(self._url, settings.timeout, context) for _ in range(settings.connections)]
             clients[0].connect()
         except NoConnection as error:
-            verdict = diagnose(error, self._where, settings.timeout)
-            raise Unavailable(verdict.error, verdict.reason) from error
+            failed = classify_exception(error, self._where, settings.timeout)
+            raise Unavailable(failed.error, failed.reason) from error
         self._clients = clients
 
     def deliver(self, entries: Sequence[Entry]) -> Sequence[Failure]:
@@ -193,28 +194,30 @@ class WebhookSink:
                 request = [entry for entry in request if self._key(entry) not in waiting]
             if not request:
                 continue
-            verdict = self._send(client, request)
-            call.record(request, verdict)
-            if verdict.fate == "rejected" and len(request) > 1:
-                middle = len(request) // 2
-                todo.extendleft((request[middle:], request[:middle]))
-            elif verdict.fate == "rejected":
-                call.failures.append(Failure.rejected(request[0], verdict.reason, verdict.error))
-            elif verdict.fate == "retry":
+            failed, answered = self._send(client, request)
+            call.record(request, failed, answered=answered)
+            if failed is None or failed.scope == "sink":
+                continue
+            if failed.outcome == "retry":
                 for entry in request:
                     held = self._key(entry) in waiting
-                    again = Failure.retry(entry, verdict.reason, verdict.error, verdict.retry_after)
-                    call.failures.append(Failure.held(entry) if held else again)
+                    call.failures.append(Failure.held(entry) if held else failed.failure(entry))
                     waiting.add(self._key(entry))
+            elif len(request) > 1:
+                middle = len(request) // 2
+                todo.extendleft((request[middle:], request[:middle]))
+            else:
+                call.failures.append(failed.failure(request[0]))
 
-    def _send(self, client: TimedClient, request: Sequence[Entry]) -> Verdict:
+    def _send(self, client: TimedClient, request: Sequence[Entry]) -> tuple[Classification | None, bool]:
+        """Send a request; return its classification, None if it was accepted, and True if there was an answer."""
         settings = self._settings
         headers = {**self._headers, "webhook-id": _identity(request)}
         try:
             answer = client.request(settings.method, headers, _body(request, settings.format))
         except (NoConnection, OSError, HTTPException) as error:
-            return diagnose(error, self._where, settings.timeout)
-        return judge(answer, self._where, datetime.now(UTC))
+            return classify_exception(error, self._where, settings.timeout), False
+        return classify(answer, self._where, datetime.now(UTC)), True
 
     def _conclude(self, call: _Call, count: int) -> Sequence[Failure]:
         """Say what a call for `count` events has come to; the module's docstring explains timeouts."""

@@ -1,40 +1,42 @@
 import pytest
 
 from bridge.sink import REASONS
-from sinks.kafka.errors import Refusal, judge, overheard, without
+from sinks.kafka.errors import Refusal, classify, overheard, without
 
 
 @pytest.mark.parametrize(
-    ("code", "fault", "reason"),
+    ("code", "scope", "outcome", "reason"),
     [
-        (2, "record", "rejected"),
-        (10, "record", "too_large"),
-        (18, "record", "too_large"),
-        (44, "record", "rejected"),
-        (87, "record", "rejected"),
-        (17, "name", "rejected"),
-        (3, "topic", "not_found"),
-        (29, "topic", "unauthorized"),
-        (31, "sink", "unauthorized"),
-        (19, "sink", "server_error"),
-        (89, "sink", "throttled"),
-        (32, "perhaps", "server_error"),
-        (-1, "perhaps", "server_error"),
-        (4711, "perhaps", "server_error"),
-        (None, "sink", "timeout"),
+        (2, "event", "rejected", "rejected"),
+        (10, "event", "rejected", "too_large"),
+        (18, "event", "rejected", "too_large"),
+        (44, "event", "rejected", "rejected"),
+        (87, "event", "rejected", "rejected"),
+        (17, "topic", "rejected", "rejected"),
+        (3, "topic", "retry", "not_found"),
+        (29, "topic", "retry", "unauthorized"),
+        (31, "sink", "retry", "unauthorized"),
+        (19, "sink", "retry", "server_error"),
+        (89, "sink", "retry", "throttled"),
+        (32, "event", "retry", "server_error"),
+        (-1, "event", "retry", "server_error"),
+        (4711, "event", "retry", "server_error"),
+        (None, "sink", "retry", "timeout"),
     ],
 )
-def test_whose_fault_a_refusal_is(code: int | None, fault: str, reason: str) -> None:
-    verdict = judge(Refusal(code))
+def test_whose_fault_a_refusal_is(code: int | None, scope: str, outcome: str, reason: str) -> None:
+    classified = classify(Refusal(code))
 
-    assert (verdict.fault, verdict.reason) == (fault, reason)
-    assert verdict.reason in REASONS
-    assert verdict.words
+    assert (classified.scope, classified.outcome, classified.reason) == (scope, outcome, reason)
+    assert classified.reason in REASONS
+    assert classified.error
 
 
 def test_what_the_broker_said_is_told() -> None:
-    assert judge(Refusal(44, "no events on Sundays")).words == "the record violates the broker's policy: no events on Sundays"
-    assert judge(Refusal(4711, "new in Kafka 9")).words == "error 4711: new in Kafka 9"
+    assert (
+        classify(Refusal(44, "no events on Sundays")).error == "the record violates the broker's policy: no events on Sundays"
+    )
+    assert classify(Refusal(4711, "new in Kafka 9")).error == "error 4711: new in Kafka 9"
 
 
 # As kafka-python 3.0.12 logged them, with brokers of Apache Kafka 4.1.

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from bridge.sink import Unavailable
+from sinks.classification import connection_error
 from sinks.mqtt import packets
 from sinks.mqtt.connection import Connection
 from sinks.mqtt.settings import read_address
-from sinks.mqtt.transport import Profile, diagnose
+from sinks.mqtt.transport import Profile
 from tests.contract.mqtt_broker import Broker
 from tests.support.listener import Listener
 from tests.support.receiver import make_certificate, server_context
@@ -166,4 +167,4 @@ def test_closing_never_raises_whatever_the_broker_acknowledges(broker: Broker, c
 
 
 def test_a_connection_that_the_system_gives_up_was_one() -> None:
-    assert diagnose(TimeoutError(errno.ETIMEDOUT, "Connection timed out")) == ("timeout", "Connection timed out")
+    assert connection_error(TimeoutError(errno.ETIMEDOUT, "Connection timed out")) == ("timeout", "Connection timed out")

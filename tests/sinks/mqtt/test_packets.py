@@ -88,10 +88,15 @@ def test_every_refusal_of_the_standard_has_its_words(kind: int) -> None:
         except (KeyError, ValueError):
             continue
         if code not in ONLY_FOR_SUBSCRIBERS:
-            assert "reason code" not in packets.judge(code).words, hex(code)
+            assert "reason code" not in packets.classify(code).error, hex(code)
 
 
 def test_a_code_that_nobody_knows_is_shown() -> None:
-    verdict = packets.judge(0xEE)
+    refusal = packets.classify(0xEE)
 
-    assert (verdict.fate, verdict.reason, verdict.words) == ("retry", "server_error", "reason code 0xee")
+    assert (refusal.scope, refusal.outcome, refusal.reason, refusal.error) == (
+        "event",
+        "retry",
+        "server_error",
+        "reason code 0xee",
+    )

@@ -1,57 +1,65 @@
 import socket
 import ssl
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from http.client import BadStatusLine, RemoteDisconnected
 
 import pytest
 
 from bridge.sink import REASONS
+from sinks.classification import Classification
 from sinks.webhook.client import Answer, NoConnection
-from sinks.webhook.errors import Verdict, diagnose, judge
+from sinks.webhook.errors import classify, classify_exception
 
 NOW = datetime(2026, 11, 23, 17, 0, 0, tzinfo=UTC)
 HOST = "hooks.example.com"
 
 
+def classification_of(status: int, headers: Mapping[str, str] | None = None) -> Classification:
+    classified = classify(Answer(status, headers or {}), HOST, NOW)
+    assert classified is not None
+    return classified
+
+
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
 def test_2xx_is_delivered(status: int) -> None:
-    assert judge(Answer(status, {}), HOST, NOW) == Verdict("delivered")
+    assert classify(Answer(status, {}), HOST, NOW) is None
 
 
 @pytest.mark.parametrize(
-    ("fate", "reason", "statuses"),
+    ("scope", "outcome", "reason", "statuses"),
     [
-        ("unavailable", "unauthorized", [401, 403, 407]),
-        ("unavailable", "not_found", [404, 405, 410, 300, 301, 302, 303, 304, 307, 308]),
-        ("unavailable", "throttled", [429]),
-        ("unavailable", "server_error", [502, 503, 504, 101, 103, 600, 999]),
-        ("rejected", "rejected", [400, 402, 406, 411, 415, 417, 422, 451, 499]),
-        ("rejected", "too_large", [413]),
-        ("retry", "timeout", [408]),
-        ("retry", "server_error", [409, 425, 500, 501, 505, 507, 520, 599]),
+        ("sink", "retry", "unauthorized", [401, 403, 407]),
+        ("sink", "retry", "not_found", [404, 405, 410, 300, 301, 302, 303, 304, 307, 308]),
+        ("sink", "retry", "throttled", [429]),
+        ("sink", "retry", "server_error", [502, 503, 504, 101, 103, 600, 999]),
+        ("event", "rejected", "rejected", [400, 402, 406, 411, 415, 417, 422, 451, 499]),
+        ("event", "rejected", "too_large", [413]),
+        ("event", "retry", "timeout", [408]),
+        ("event", "retry", "server_error", [409, 425, 500, 501, 505, 507, 520, 599]),
     ],
 )
-def test_any_other_status_is_somebodys_fault(fate: str, reason: str, statuses: list[int]) -> None:
-    verdicts = [judge(Answer(status, {}), HOST, NOW) for status in statuses]
+def test_any_other_status_is_somebodys_fault(scope: str, outcome: str, reason: str, statuses: list[int]) -> None:
+    found = [classification_of(status) for status in statuses]
 
-    assert {(verdict.fate, verdict.reason, verdict.answered) for verdict in verdicts} == {(fate, reason, True)}
+    assert {(each.scope, each.outcome, each.reason) for each in found} == {(scope, outcome, reason)}
 
 
-def test_every_status_there_is_has_a_verdict_with_words() -> None:
-    for status in range(100, 1000):
-        verdict = judge(Answer(status, {}), HOST, NOW)
-        assert verdict.reason in REASONS
-        assert verdict.fate == "delivered" or f"{HOST} answered {status}" in verdict.error
+def test_every_status_there_is_has_a_classification_with_words() -> None:
+    for status in (*range(100, 200), *range(300, 1000)):
+        classified = classification_of(status)
+        assert classified.reason in REASONS
+        assert f"{HOST} answered {status}" in classified.error
 
 
 def test_how_long_to_wait_is_read_in_both_forms() -> None:
     def wait(value: str) -> float | None:
-        return judge(Answer(503, {"Retry-After": value}), HOST, NOW).retry_after
+        return classification_of(503, {"Retry-After": value}).retry_after
 
     assert wait("7") == 7
     assert wait("Mon, 23 Nov 2026 17:02:00 GMT") == 120
     assert wait("soon") is None
-    assert judge(Answer(500, {"Retry-After": "3"}), HOST, NOW).retry_after == 3
+    assert classification_of(500, {"Retry-After": "3"}).retry_after == 3
 
 
 @pytest.mark.parametrize(
@@ -65,10 +73,10 @@ def test_how_long_to_wait_is_read_in_both_forms() -> None:
     ],
 )
 def test_a_redirect_names_the_host_it_points_to_and_nothing_else(location: str, words: str) -> None:
-    verdict = judge(Answer(301, {"Location": location}), HOST, NOW)
+    classified = classification_of(301, {"Location": location})
 
-    assert words in verdict.error
-    assert "geheim" not in verdict.error
+    assert words in classified.error
+    assert "geheim" not in classified.error
 
 
 def no_connection(cause: Exception) -> NoConnection:
@@ -99,11 +107,11 @@ def certificate_error() -> ssl.SSLCertVerificationError:
     ],
 )
 def test_a_broken_way_is_the_receivers_fault(error: Exception, reason: str, words: str) -> None:
-    verdict = diagnose(error, HOST, 2.5)
+    classified = classify_exception(error, HOST, 2.5)
 
-    assert (verdict.fate, verdict.reason, verdict.answered) == ("unavailable", reason, False)
-    assert verdict.error.startswith(f"{HOST}: {words}")
-    assert "geheim" not in verdict.error
+    assert (classified.scope, classified.outcome, classified.reason) == ("sink", "retry", reason)
+    assert classified.error.startswith(f"{HOST}: {words}")
+    assert "geheim" not in classified.error
 
 
 @pytest.mark.parametrize(
@@ -117,10 +125,10 @@ def test_a_broken_way_is_the_receivers_fault(error: Exception, reason: str, word
 )
 def test_a_request_whose_connection_is_cut_may_be_tried_again(error: Exception) -> None:
     words = f"{HOST} closed the connection instead of an answer"
-    assert diagnose(error, HOST, 2.5) == Verdict("retry", "unreachable", words, answered=False)
+    assert classify_exception(error, HOST, 2.5) == Classification("event", "retry", "unreachable", words)
 
 
 def test_a_request_without_an_answer_in_time_may_be_tried_again() -> None:
-    verdict = diagnose(TimeoutError("timed out"), HOST, 2.5)
+    classified = classify_exception(TimeoutError("timed out"), HOST, 2.5)
 
-    assert verdict == Verdict("retry", "timeout", f"{HOST} did not answer within 2.5 s", answered=False)
+    assert classified == Classification("event", "retry", "timeout", f"{HOST} did not answer within 2.5 s")
