@@ -67,7 +67,7 @@ def _fill(path: Path, uuids: int) -> None:
             end = min(start + _COMMIT, uuids + 1)
             db.execute("BEGIN")
             for place in range(start, end):
-                tables.insert_batch(db, place, now, {os.urandom(tables.UUID_BYTES): b"{}"})
+                tables.insert_batch(db, place, now, {os.urandom(16): b"{}"})
             tables.delete_batches(db, end, _COMMIT)
             tables.add_counts(db, NAMESPACE, (end - start, end - start, 0), None)
             db.execute("COMMIT")

@@ -18,6 +18,7 @@ from bridge.frames import TEXT, FrameReader, encode
 from bridge.journal import Batch, Journal, JournalOptions, Settlement
 from bridge.sink import Entry
 from sinks.stdout import StdoutSettings, StdoutSink
+from tests.support.journal_work import read
 
 _T = TypeVar("_T")
 
@@ -94,7 +95,7 @@ def _read_and_settle(count: int) -> float:
             journal.append(batch)
         began = time.perf_counter()
         got = 0
-        while entries := journal.read("sink", *_DELIVERY, 0.0):
+        while entries := read(journal, "sink", *_DELIVERY, 0.0):
             journal.settle("sink", Settlement(entries[0].seq, entries[-1].seq + 1, delivered=len(entries)))
             got += len(entries)
         microseconds = _microseconds(began, got, count)

@@ -82,7 +82,7 @@ class Parts:
         settings = made_with = self._settings.sinks[name]
         rotating = Rotating(self._latest, lambda now: now.sinks.get(name), settings)
 
-        def renewed() -> Sink | None:
+        def rebuild_sink() -> Sink | None:
             nonlocal made_with
             now = rotating.now()
             if now is made_with:
@@ -91,7 +91,9 @@ class Parts:
             log.info("the sink has other secrets now", sink=name)
             return sink
 
-        return Forwarder(name, self._sinks[name], settings, journal, metrics=SinkMetrics(metrics, name), renewed=renewed)
+        return Forwarder(
+            name, self._sinks[name], settings, journal, metrics=SinkMetrics(metrics, name), rebuild_sink=rebuild_sink
+        )
 
     def _made(self, section: str, names: Iterable[str], make: Callable[[str], Made]) -> dict[str, Made]:
         made: dict[str, Made] = {}

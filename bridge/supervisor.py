@@ -223,7 +223,7 @@ class Supervisor:
                 continue
             self._successors = _without(self._successors, name)
             if after is not None:
-                after.take_over(self._sinks[name].forwarder)
+                after.inherit_from(self._sinks[name].forwarder)
                 self._start(after)
             else:
                 self._sinks = _without(self._sinks, name)

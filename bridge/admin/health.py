@@ -123,7 +123,7 @@ class Health:
             "reason": None if status.up else status.reason,
             "error": status.error,
             "failures": status.failures,
-            "waiting": forwarder.waiting,
+            "waiting": forwarder.retry_reasons,
             "next_retry": None if forwarder.next_due is None else _time(forwarder.next_due),
             "unavailable_seconds": round(self._down_seconds(forwarder, time.time()), 3),
             "leaving": leaving,

@@ -52,6 +52,7 @@ from bridge.journal.model import (
     Extent,
     Extract,
     JournalOptions,
+    Limits,
     Quarantined,
     Retry,
     Settlement,
@@ -59,6 +60,7 @@ from bridge.journal.model import (
     StoredDeadLetter,
     StreamBooks,
     Verified,
+    Work,
 )
 from bridge.journal.reader import JournalReader
 
@@ -78,6 +80,7 @@ __all__ = [
     "JournalError",
     "JournalOptions",
     "JournalReader",
+    "Limits",
     "Quarantined",
     "Retry",
     "Settlement",
@@ -85,5 +88,6 @@ __all__ = [
     "StoredDeadLetter",
     "StreamBooks",
     "Verified",
+    "Work",
     "holder",
 ]

@@ -1,12 +1,18 @@
-"""One sink's place in the journal: its counts, what it reads next, and what a settlement makes of them."""
+"""The cursors: how far each sink has got, its counts, what it reads next, and what a settlement makes of them."""
 
 import sqlite3
 import threading
+from typing import Literal
 
-from bridge.journal import queues, tables
-from bridge.journal.model import Settlement, SinkBooks
+import structlog
+
+from bridge.journal import file, queues, tables
+from bridge.journal.model import Limits, Settlement, SinkBooks, Work
 from bridge.journal.tables import Row, SinkRow
+from bridge.journal.writer import Store
 from bridge.sink import Entry
+
+log = structlog.get_logger(__name__)
 
 
 class Cursor:
@@ -40,6 +46,20 @@ class Cursor:
         """The sink's counts, if the journal's next event would get place `next_seq`."""
         return self.row.books(next_seq, self.retrying, self.dead_letters)
 
+    def next_work(self, sink: str, now: float, limits: Limits, end: int, *, new_first: bool) -> tuple[Work, list[int]]:
+        """Return the work of `Journal.next_work` that is there now, and the row ids of damaged retries."""
+        heads = self.heads(sink)
+        due = queues.DueRetries([], [])
+        if heads and any(at <= now or at > limits.horizon for at in heads.values()):
+            due = queues.due_retries(
+                self.db, sink, now=now, horizon=limits.horizon, limit=limits.max_events, max_bytes=limits.max_bytes
+            )
+        entries: list[Entry] = []
+        if self.retrying < limits.max_pending and (new_first or not due.retries):
+            entries = self.read(end, limits.max_events, limits.max_bytes)
+        next_due = min(heads.values()) if heads else None
+        return Work(due.retries, entries, heads.keys(), next_due, self.retrying), due.damaged
+
     def read(self, end: int, limit: int, max_bytes: int) -> list[Entry]:
         """Take events from the cursor on, up to place `end` and the limits; stop before a row that is missing or damaged."""
         seq = self.row.cursor
@@ -54,6 +74,11 @@ class Cursor:
             seq += len(some)
         self.read_upto = seq
         return entries
+
+    def close(self) -> None:
+        """Close the connection, after the read that uses it."""
+        with self.reading:
+            self.db.close()
 
     def row_at(self, seq: int) -> Row | None:
         """The row that holds a place; None if it is not there."""
@@ -100,6 +125,63 @@ class Cursor:
         """
         end = max(end, self.read_upto)
         return self.row._replace(cursor=end, dropped=self.row.dropped + end - self.row.cursor)
+
+
+class Sinks(dict[str, Cursor]):
+    """The cursors by the sinks' names. `add` and `forget_except` belong to the holder of the journal's write lock.
+
+    Args:
+        store: Where the cursors are recorded.
+        changed: The journal's lock under which counts change.
+    """
+
+    def __init__(self, store: Store, changed: threading.Condition) -> None:
+        super().__init__()
+        self._store = store
+        self._changed = changed
+
+    def add(self, name: str, start_at: Literal["latest", "earliest"], next_seq: int) -> None:
+        """Read or create a sink's cursor, and correct its counts if they do not add up.
+
+        Raises:
+            sqlite3.Error: It can't be recorded.
+        """
+        db = self._store.db
+        row = before = tables.sinks(db).get(name)
+        retrying = queues.count_retries(db).get(name, 0)
+        dead_letters = queues.count_dead_letters(db).get(name, 0)
+        if row is None:
+            oldest = tables.oldest_first(db) if start_at == "earliest" else None
+            start = next_seq if oldest is None else oldest
+            row = tables.SinkRow(start, start, 0, 0, 0, 0)
+        row = row.balanced(next_seq, retrying, dead_letters)
+        if row != before:
+            with self._store.transaction(synced=False):
+                tables.save_sink(db, name, row)
+        if before not in {None, row}:
+            log.warning("the counts of a sink did not balance, and were corrected", sink=name, before=before, after=row)
+        with self._changed:
+            self[name] = Cursor(row, retrying, dead_letters, file.connect(self._store.path, read_only=True))
+
+    def forget_except(self, names: set[str], next_seq: int) -> None:
+        """Delete the cursors and retry queues of all other sinks, and log how much was pending.
+
+        Raises:
+            sqlite3.Error: It can't be recorded.
+        """
+        db = self._store.db
+        retrying = queues.count_retries(db)
+        rows = {name: row for name, row in tables.sinks(db).items() if name not in names}
+        with self._store.transaction(synced=False):
+            for name in rows:
+                tables.delete_sink(db, name)
+        for name, row in rows.items():
+            with self._changed:
+                gone = self.pop(name, None)
+            if gone is not None:
+                gone.close()
+            pending = next_seq - row.cursor + retrying.get(name, 0)
+            log.warning("a sink left the configuration, its cursor is forgotten", sink=name, pending_events=pending)
 
 
 def _slice(row: Row, seq: int, limit: int, max_bytes: int) -> list[Entry]:

@@ -3,15 +3,16 @@
 A million of them take a second or two, in which sinks already deliver: only who commits events has to wait for it.
 """
 
+import sqlite3
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
 from bridge.event import Event
-from bridge.journal import file, tables
+from bridge.journal import file
 from bridge.journal.model import JournalOptions
 from bridge.journal.writer import Store
 
@@ -25,6 +26,11 @@ _ON_DISK: Final = 40
 
 _SHARE: Final = 4
 """Which part of the journal uuids may take: a quarter. Without a limit, nothing could free a journal that is full of them."""
+
+_UUID_BYTES: Final = 16
+
+_PAGE: Final = 4096
+"""Sequence numbers whose uuids are read at a time."""
 
 _CLOCK_SHARE: Final = 1 / 24
 """By which part of the dedup window the clock may have been set between two starts: by an hour, if that is a day."""
@@ -43,11 +49,11 @@ class Window:
         first: The place of the first event that will be remembered.
 
     Attributes:
-        floor: The place in the journal before which nothing is remembered, so that its uuids need not be kept on disk.
+        oldest_seq: The place in the journal before which nothing is remembered, so that its uuids need not be kept on disk.
     """
 
     def __init__(self, seconds: float, max_events: int, now: float, first: int = 0) -> None:
-        self.floor = first
+        self.oldest_seq = first
         self._seconds = seconds
         self._half = max(1, max_events // 2)
         self._current: dict[bytes, None] = {}
@@ -73,7 +79,7 @@ class Window:
         """Remember uuids of events that were stored from place `first` on, at monotonic time `now`."""
         if len(self._current) >= self._half or now - self._began > self._seconds:
             self._previous, self._current = self._current, {}
-            self.floor, self._began_at, self._began = self._began_at, first, now
+            self.oldest_seq, self._began_at, self._began = self._began_at, first, now
         self._current.update(dict.fromkeys(keys))
 
 
@@ -89,8 +95,9 @@ class Remembered:
         monotonic: Seconds of a clock that nobody sets.
 
     Attributes:
-        window: The dedup window. Empty until `wait` has returned, and from then on for whoever holds the journal's write lock;
-            its `floor` is right at any time.
+        done: Set when all uuids are remembered, or the journal is being closed.
+        window: The dedup window. Empty until `done` is set, and from then on for the holder of the journal's write lock; its
+            `oldest_seq` is right at any time.
     """
 
     def __init__(
@@ -114,18 +121,9 @@ class Remembered:
         self._since = clock() - options.window * (1 + _CLOCK_SHARE)
         self._monotonic = monotonic
         self.window = Window(options.window, self._max_events, monotonic())
-        self._done = threading.Event()
+        self.done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="dedup-window")
         self._thread.start()
-
-    @property
-    def complete(self) -> bool:
-        """Whether all of them are remembered."""
-        return self._done.is_set()
-
-    def wait(self) -> None:
-        """Wait until all of them are remembered, or the journal is being closed."""
-        self._done.wait()
 
     def end(self) -> None:
         """Wait until nothing is read any more; the journal is being closed."""
@@ -134,27 +132,27 @@ class Remembered:
     def _run(self) -> None:
         while not self._closing.is_set() and not self._succeeds():
             self._closing.wait(_TRY_AGAIN)
-        self._done.set()
+        self.done.set()
 
     def _succeeds(self) -> bool:
         """Read them; tell whether that was possible. Without them duplicates would pass, so nothing goes on without."""
         try:
-            with self._store.watching_the_disk("uuids"):
+            with self._store.swallow_errors("uuids"):
                 self.window = self._read()
                 return True
         except Exception as error:
-            if not self._store.has_trouble("uuids"):
+            if not self._store.has_error("uuids"):
                 log.exception("the journal has a bug: its uuids can't be read, and nothing is accepted")
-            self._store.set_trouble("uuids", f"{self._store.path}: {type(error).__name__} while uuids are read, see the log")
+            self._store.set_error("uuids", f"{self._store.path}: {type(error).__name__} while uuids are read, see the log")
         return False
 
     def _read(self) -> Window:
         with closing(file.connect(self._store.path, read_only=True)) as db:
-            oldest = tables.oldest_seen(db, self._since, self._max_events)
+            oldest = oldest_seen(db, self._since, self._max_events)
             first = self._following if oldest is None else oldest
             window = Window(self._seconds, self._max_events, self._monotonic(), first)
             damaged = 0
-            for page in tables.seen_keys(db, first, self._following):
+            for page in seen_keys(db, first, self._following):
                 if self._closing.is_set():
                     return window
                 window.remember(page.keys, page.first, self._monotonic())
@@ -162,3 +160,50 @@ class Remembered:
         if damaged:
             log.error("remembered uuids are damaged; their events would be taken for new ones", batches=damaged)
         return window
+
+
+def oldest_seen(db: sqlite3.Connection, since: float, limit: int) -> int | None:
+    """The first place whose uuids are to be remembered: of batches received after `since`, at most about `limit` uuids."""
+    # Most often all of them fit, which SQLite finds out ten times as fast by itself.
+    oldest, size = db.execute("SELECT min(first), total(length(uuids)) FROM seen WHERE received > ?", (since,)).fetchone()
+    if size // _UUID_BYTES <= limit:
+        return oldest  # type: ignore[no-any-return] # a place, or None if there is none
+    for first, uuids in db.execute("SELECT first, length(uuids) FROM seen WHERE received > ? ORDER BY first DESC", (since,)):
+        oldest = first
+        limit -= uuids // _UUID_BYTES
+        if limit <= 0:
+            break
+    return oldest  # type: ignore[no-any-return] # as above
+
+
+class Keys(NamedTuple):
+    """Some of the uuids of batches, from the batch at place `first` on; of so many batches they are damaged."""
+
+    first: int
+    keys: list[bytes]
+    damaged: int
+
+
+def seen_keys(db: sqlite3.Connection, oldest: int, following: int) -> Iterator[Keys]:
+    """The uuids of all batches from a place on and before another, oldest first.
+
+    Some at a time, since a million of them would take 200 MiB. SQLite joins what many batches of one event have: to take it row
+    by row takes twice as long. A row whose uuids are not whole is left out, since all that follow would be cut wrongly.
+    """
+    whole = f"length(CAST(uuids AS BLOB)) % {_UUID_BYTES} = 0"
+    page = (
+        f"SELECT group_concat(CASE WHEN {whole} THEN hex(CAST(uuids AS BLOB)) END, ''), total(NOT {whole})"  # noqa: S608 - constants
+        " FROM seen WHERE first >= ? AND first < ?"
+    )
+    at = _first_seen(db, oldest)
+    while at is not None and at < following:
+        joined, damaged = db.execute(page, (at, min(at + _PAGE, following))).fetchone()
+        uuids = bytes.fromhex(joined or "")
+        yield Keys(at, [uuids[i : i + _UUID_BYTES] for i in range(0, len(uuids), _UUID_BYTES)], int(damaged))
+        at = _first_seen(db, at + _PAGE)
+
+
+def _first_seen(db: sqlite3.Connection, at: int) -> int | None:
+    """The place of the first batch from a place on whose uuids are stored."""
+    first: int | None = db.execute("SELECT min(first) FROM seen WHERE first >= ?", (at,)).fetchone()[0]
+    return first

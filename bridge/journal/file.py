@@ -3,10 +3,9 @@
 import fcntl
 import os
 import sqlite3
-import sys
 import time
 from pathlib import Path
-from typing import Final, NamedTuple, TextIO
+from typing import Final, TextIO
 
 import structlog
 
@@ -111,34 +110,6 @@ def holder(path: Path) -> str | None:
     return None
 
 
-class Space(NamedTuple):
-    """Bytes of the journal's disk: all of them, and those that are free or taken by the journal itself."""
-
-    total: int
-    available: int
-
-
-_UNLIMITED: Final = Space(sys.maxsize, sys.maxsize)
-
-
-def disk_space(path: Path) -> Space:
-    """How much space there is for the journal; without limits if the disk does not tell (some network file systems)."""
-    try:
-        disk = os.statvfs(path)
-    except OSError:
-        return _UNLIMITED
-    if not disk.f_blocks:
-        return _UNLIMITED
-    return Space(disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize + _size(path) + _size(f"{path}-wal"))
-
-
-def _size(path: Path | str) -> int:
-    try:
-        return os.stat(path).st_size  # noqa: PTH116 - at every commit; a Path for each would take as long as the question
-    except OSError:
-        return 0
-
-
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     """Open a connection that any one thread at a time may use; transactions are ours to begin and end."""
     return _connect(path, "mode=ro" if read_only else "mode=rwc")
@@ -155,7 +126,8 @@ def connect_to_any(path: Path) -> sqlite3.Connection:
     try:
         if not path.is_file():
             raise JournalError(f"{path}: no such file; is journal.path right?")
-        with_log = _size(f"{path}-wal") > 0 or path.with_name(path.name + "-shm").exists()
+        wal = path.with_name(path.name + "-wal")
+        with_log = (wal.exists() and wal.stat().st_size > 0) or path.with_name(path.name + "-shm").exists()
         db = _connect(path, "mode=ro" if with_log else "mode=ro&immutable=1")
     except OSError as error:
         raise JournalError(f"{path}: {error.strerror}") from None

@@ -68,7 +68,7 @@ class Inside:
     @contextmanager
     def _peeking(self) -> Iterator[JournalReader]:
         """Use the reader, of those who only look; without the write lock."""
-        with self._peek, self._store.telling_of_trouble("look"):
+        with self._peek, self._store.report_errors("look"):
             if self._closing.is_set():
                 raise Closed
             yield self._reader

@@ -1,5 +1,6 @@
 """What goes into the journal and what comes out of it."""
 
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -220,6 +221,40 @@ class Settlement(msgspec.Struct, frozen=True):
     retries: list[Retry] = []
     resolved: list[int] = []
     dead: list[DeadLetter] = []
+
+
+class Limits(NamedTuple):
+    """What a sink takes at once.
+
+    Attributes:
+        max_events: How many events at most.
+        max_bytes: How many bytes of events, about, but at least one event.
+        max_pending: With so many events in the retry queue, no new ones are read.
+        horizon: A due time beyond this can't be meant (the clock was set back) and counts as due.
+    """
+
+    max_events: int
+    max_bytes: int
+    max_pending: int
+    horizon: float
+
+
+class Work(NamedTuple):
+    """What a sink has to deliver next.
+
+    Attributes:
+        due: Events of the retry queue that are due, in order, each with those that wait behind it under its ordering key.
+        entries: New events, in order.
+        waiting_keys: The ordering keys of all events in the retry queue; new events of these keys have to wait, too.
+        next_due: When the next event of the retry queue is due, in seconds since the epoch; None if the queue is empty.
+        retrying: How many events the retry queue has.
+    """
+
+    due: list[Retry]
+    entries: list[Entry]
+    waiting_keys: AbstractSet[str]
+    next_due: float | None
+    retrying: int
 
 
 class StreamBooks(msgspec.Struct):

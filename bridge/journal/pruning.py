@@ -1,12 +1,12 @@
 """Space in the journal: what is deleted because nobody needs it, and what has to go when the journal is full."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 import structlog
 
-from bridge.journal import tables
+from bridge.journal import queues, tables
 from bridge.journal.cursor import Cursor
 from bridge.journal.dead_letters import Letters
 from bridge.journal.writer import RESERVE, Store
@@ -49,26 +49,17 @@ class Space:
         self._letters = letters
         self._when_full = when_full
 
-    def has_room(self, floor: int) -> bool:
-        """Tell whether the journal may take events; if it may not, make room first, as `prune_some` does and `when_full` says.
-
-        Args:
-            floor: The place before which no uuid is remembered.
-        """
-        store = self._store
-        return (store.used < store.limit() and not store.has_trouble("room")) or self._make_room(floor)
-
-    def prune_some(self, floor: int) -> bool:
+    def prune_some(self, oldest_seq: int) -> bool:
         """Delete some rows that nobody needs; tell whether there may be more.
 
         Args:
-            floor: The place before which no uuid is remembered.
+            oldest_seq: The place before which no uuid is remembered.
         """
         deleted = 0
-        with self._store.watching_the_disk("prune"), self._store.transaction(synced=False) as db:
+        with self._store.swallow_errors("prune"), self._store.transaction(synced=False) as db:
             # The table, not memory: sinks that nobody has added yet keep their events, too.
             passed = tables.least_cursor(db) or tables.next_seq(db)
-            deleted = max(tables.delete_batches(db, passed, _PRUNE_ROWS), tables.delete_seen(db, floor, _PRUNE_ROWS))
+            deleted = max(tables.delete_batches(db, passed, _PRUNE_ROWS), tables.delete_seen(db, oldest_seq, _PRUNE_ROWS))
         return deleted == _PRUNE_ROWS
 
     def jump(self, sinks: Mapping[str, Cursor], end: int) -> None:
@@ -85,22 +76,59 @@ class Space:
             for name, row in after.items():
                 sinks[name].row = row
 
-    def _make_room(self, floor: int) -> bool:
-        """Bring the journal below its limit, or tell that it is full."""
+    def skip(self, sink: str, cursor: Cursor, next_seq: int) -> bool:
+        """Step over a damaged row, counting its events as dropped; return False if the disk fails.
+
+        A row that is missing was dropped a moment ago (the cursor has moved by itself), or lost with a damaged page.
+        """
+        with self._store.swallow_errors(f"skip {sink}"):
+            seq = cursor.row.cursor
+            row = cursor.row_at(seq)
+            if row is not None and not row.damaged:
+                return True
+            # To where the next row begins: the length of a damaged one can't be believed.
+            end = tables.first_after(self._store.db, seq) or next_seq
+            if end > seq:
+                self.jump({sink: cursor}, end)
+                log.error("stored events are damaged and were dropped", sink=sink, first=seq, events=end - seq)
+            return True
+        return False
+
+    def drop_retries(self, sink: str, cursor: Cursor, rows: Sequence[int]) -> None:
+        """Take damaged rows out of the retry queue, counting them as dropped.
+
+        Raises:
+            JournalError: It can't be recorded.
+        """
+        with self._store.report_errors(f"skip {sink}"):
+            after = cursor.row._replace(dropped=cursor.row.dropped + len(rows))
+            with self._store.transaction(synced=False) as db:
+                queues.delete_damaged_retries(db, rows)
+                tables.save_sink(db, sink, after)
+            with self._changed:
+                cursor.settled(after, -len(rows), 0)
+            log.error("events in the retry queue are damaged and were dropped", sink=sink, events=len(rows))
+
+    def make_room(self, oldest_seq: int) -> bool:
+        """Delete as `prune_some` does and `when_full` says; return whether the journal may take events again.
+
+        Args:
+            oldest_seq: The first sequence number whose uuid is remembered.
+        """
         store = self._store
         limit = store.limit()
         # Well below it, so that a sink that is a little too slow does not make it full and not full all the time.
         enough = limit - limit // _ENOUGH_SHARE
-        while store.used > enough and self.prune_some(floor):
+        while store.used > enough and self.prune_some(oldest_seq):
             pass
         if self._when_full == "drop_oldest":
-            with store.watching_the_disk("drop"):
+            with store.swallow_errors("drop"):
                 self._letters.discard_oldest(limit * 15 // 16)
                 self._drop_oldest(limit * 15 // 16)
         if store.used <= enough:
-            store.set_trouble("room", None)
+            store.set_error("room", None)
             return True
-        store.set_trouble("room", f"{store.path}: {self._how_full(limit)}; {self._whose_fault()}")
+        store.set_error("room", f"{store.path}: {self._how_full(limit)}; {self._whose_fault()}")
         return False
 
     def _how_full(self, limit: int) -> str:

@@ -20,6 +20,7 @@ from bridge.journal.model import (
     StoredDeadLetter,
     Verified,
 )
+from bridge.journal.writer import used_bytes
 from bridge.sink import Entry
 
 _LOOKED_AT: Final = 10_000
@@ -145,7 +146,7 @@ class JournalReader:
                 for name, row in tables.sinks(db).items()
                 for waits in [(retrying.get(name, 0), letters.get(name, 0))]
             }
-            return Books(tables.stream_books(db), sinks, tables.used_bytes(db), None)
+            return Books(tables.stream_books(db), sinks, used_bytes(db), None)
 
     def event_at(self, seq: int) -> bytes | None:
         """The JSON of the event at a place; None if it is gone or damaged."""

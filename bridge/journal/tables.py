@@ -1,13 +1,14 @@
 """The statements on events, streams and sinks, and nothing else: no locks, no state, no decisions."""
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from crc32c import crc32c
 
 from bridge.event import Malformed
-from bridge.journal.model import Quarantined, SinkBooks, StreamBooks
+from bridge.journal import queues
+from bridge.journal.model import Batch, Quarantined, Settlement, SinkBooks, StreamBooks
 
 QUARANTINE_FRAMES: Final = 250
 """How many malformed messages are kept, the latest ones: all of them take a third of the smallest journal at most."""
@@ -15,13 +16,8 @@ QUARANTINE_FRAMES: Final = 250
 QUARANTINE_BYTES: Final = 16 * 1024
 """How much of a malformed message is kept."""
 
-UUID_BYTES: Final = 16
-
 _LATEST: Final = 253_402_300_799.0
 """The last second of the year 9999: nothing was received later."""
-
-_PLACES: Final = 4096
-"""Places whose uuids are taken at a time."""
 
 
 class Row(NamedTuple):
@@ -79,6 +75,17 @@ def next_seq(db: sqlite3.Connection) -> int:
     if found is None or not isinstance(found[0], int):
         raise sqlite3.DatabaseError("the place of the next event is damaged")
     return found[0]
+
+
+def save_batches(db: sqlite3.Connection, batches: Sequence[tuple[Batch, int, dict[bytes, bytes]]]) -> None:
+    """Store batches and count their events; each comes with its first sequence number and its new events (uuid to JSON)."""
+    for batch, first, fresh in batches:
+        if fresh:
+            insert_batch(db, first, batch.received, fresh)
+        if batch.malformed:
+            insert_quarantine(db, batch.stream, batch.received, batch.malformed)
+        received = len(batch.events) + len(batch.malformed)
+        add_counts(db, batch.stream, (received, len(fresh), len(batch.events) - len(fresh)), batch.position)
 
 
 def insert_batch(db: sqlite3.Connection, first: int, received: float, events: dict[bytes, bytes]) -> None:
@@ -143,58 +150,6 @@ def stream_books(db: sqlite3.Connection) -> dict[str, StreamBooks]:
     return books
 
 
-def oldest_seen(db: sqlite3.Connection, since: float, limit: int) -> int | None:
-    """The first place whose uuids are to be remembered: of batches received after `since`, at most about `limit` uuids."""
-    # Most often all of them fit, which SQLite finds out ten times as fast by itself.
-    oldest, size = db.execute("SELECT min(first), total(length(uuids)) FROM seen WHERE received > ?", (since,)).fetchone()
-    if size // UUID_BYTES <= limit:
-        return oldest  # type: ignore[no-any-return] # a place, or None if there is none
-    for first, uuids in db.execute("SELECT first, length(uuids) FROM seen WHERE received > ? ORDER BY first DESC", (since,)):
-        oldest = first
-        limit -= uuids // UUID_BYTES
-        if limit <= 0:
-            break
-    return oldest  # type: ignore[no-any-return] # as above
-
-
-class Keys(NamedTuple):
-    """Some of the uuids of batches, from the batch at place `first` on; of so many batches they are damaged."""
-
-    first: int
-    keys: list[bytes]
-    damaged: int
-
-
-def seen_keys(db: sqlite3.Connection, oldest: int, following: int) -> Iterator[Keys]:
-    """The uuids of all batches from a place on and before another, oldest first.
-
-    Some at a time, since a million of them would take 200 MiB. SQLite joins what many batches of one event have: to take it row
-    by row takes twice as long. A row whose uuids are not whole is left out, since all that follow would be cut wrongly.
-    """
-    whole = f"length(CAST(uuids AS BLOB)) % {UUID_BYTES} = 0"
-    page = (
-        f"SELECT group_concat(CASE WHEN {whole} THEN hex(CAST(uuids AS BLOB)) END, ''), total(NOT {whole})"  # noqa: S608 - constants
-        " FROM seen WHERE first >= ? AND first < ?"
-    )
-    at = _first_seen(db, oldest)
-    while at is not None and at < following:
-        joined, damaged = db.execute(page, (at, min(at + _PLACES, following))).fetchone()
-        uuids = bytes.fromhex(joined or "")
-        yield Keys(at, [uuids[i : i + UUID_BYTES] for i in range(0, len(uuids), UUID_BYTES)], int(damaged))
-        at = _first_seen(db, at + _PLACES)
-
-
-def _first_seen(db: sqlite3.Connection, at: int) -> int | None:
-    """The place of the first batch from a place on whose uuids are stored."""
-    first: int | None = db.execute("SELECT min(first) FROM seen WHERE first >= ?", (at,)).fetchone()[0]
-    return first
-
-
-def delete_seen_from(db: sqlite3.Connection, at: int) -> int:
-    """Delete the uuids of all batches from a place on; return how many batches."""
-    return db.execute("DELETE FROM seen WHERE first >= ?", (at,)).rowcount
-
-
 def load_row(db: sqlite3.Connection, seq: int) -> Row | None:
     """The row that holds place `seq`; None if it is gone."""
     # The cast does nothing, unless the bit that tells bytes from text was flipped.
@@ -248,6 +203,17 @@ def save_sink(db: sqlite3.Connection, name: str, row: SinkRow) -> None:
     db.execute("INSERT OR REPLACE INTO sinks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (name, *row))
 
 
+def save_settlement(db: sqlite3.Connection, name: str, row: SinkRow, outcome: Settlement) -> None:
+    """Record a sink's cursor and counts after a delivery, and its changes of the retry queue and the dead letters."""
+    save_sink(db, name, row)
+    if outcome.retries:
+        queues.save_retries(db, name, outcome.retries)
+    if outcome.resolved:
+        queues.delete_retries(db, name, outcome.resolved)
+    if outcome.dead:
+        queues.insert_dead(db, name, outcome.dead)
+
+
 def delete_sink(db: sqlite3.Connection, name: str) -> None:
     """Forget a sink with its retry queue; its dead letters stay."""
     db.execute("DELETE FROM sinks WHERE name = ?", (name,))
@@ -284,14 +250,13 @@ def delete_batches(db: sqlite3.Connection, before: int, limit: int) -> int:
     ).rowcount
 
 
+def delete_seen_from(db: sqlite3.Connection, at: int) -> int:
+    """Delete the uuids of all batches from a place on; return how many batches."""
+    return db.execute("DELETE FROM seen WHERE first >= ?", (at,)).rowcount
+
+
 def delete_seen(db: sqlite3.Connection, before: int, limit: int) -> int:
     """Delete the uuids of at most `limit` batches that begin before a place; return how many batches."""
     return db.execute(
         "DELETE FROM seen WHERE first IN (SELECT first FROM seen WHERE first < ? ORDER BY first LIMIT ?)", (before, limit)
     ).rowcount
-
-
-def used_bytes(db: sqlite3.Connection) -> int:
-    """How much of the file is in use."""
-    pages, free, size = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size"))
-    return int((pages - free) * size)

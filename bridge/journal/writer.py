@@ -1,15 +1,17 @@
-"""The journal's one writer: transactions on its file, how large it may become, and what is wrong with it."""
+"""The journal's one writer: transactions on its file, the limit of its size, and the last error of each operation."""
 
+import os
 import sqlite3
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import structlog
 
-from bridge.journal import file, tables
+from bridge.journal import file
 from bridge.journal.schema import is_damage
 
 log = structlog.get_logger(__name__)
@@ -18,14 +20,12 @@ RESERVE: Final = 32 << 20
 """Bytes of the disk that events leave to SQLite's log (16 MiB, now and then more). Without it outcomes could not be recorded
 any more, and what was delivered would fill the disk for ever."""
 
-_HELP: Final = "; the file is damaged: opened again, it is set aside"
-
 
 class Store:
-    """The connection that writes, and what is known of the file: what is in use, what is not synced, what is wrong.
+    """The connection that writes, and the state of the file: bytes in use, commits without a sync, errors.
 
-    `db`, `transaction`, `sync` and `close` are for whoever holds the journal's write lock. Everything else may be called from
-    any thread, with or without that lock: troubles have a lock of their own, under which no other one is taken.
+    `db`, `transaction`, `try_to_write`, `sync` and `close` belong to the thread that holds the journal's write lock. Everything
+    else may be called from any thread. The errors have a lock of their own, under which no other one is taken.
 
     Args:
         path: The file.
@@ -34,10 +34,10 @@ class Store:
 
     Attributes:
         path: The file.
-        db: The connection; what is written with it is written in a `transaction`.
+        db: The connection. Changes are made in a `transaction`.
         max_bytes: As above.
-        used: How many bytes of the file are in use, after the last commit.
-        damaged: Whether something was found in the file that only opening it anew puts right.
+        used: Bytes of the file in use after the last commit.
+        damaged: True once damage was found that only opening the file anew puts right.
 
     Raises:
         JournalError: It can't be opened; the text says why and what to do.
@@ -53,17 +53,17 @@ class Store:
         except file.JournalError:
             self._lock_file.close()
             raise
-        self.used = tables.used_bytes(self.db)
+        self.used = used_bytes(self.db)
         self.damaged = False
         self._unsynced = False
-        self._troubles: dict[str, str] = {}
-        self._noting = threading.Lock()
+        self._errors: dict[str, str] = {}
+        self._errors_lock = threading.Lock()
 
     # Writing: with the write lock held.
 
     @contextmanager
     def transaction(self, *, synced: bool) -> Iterator[sqlite3.Connection]:
-        """Commit what is done inside as a whole, or nothing of it if that fails; without `synced`, `sync` makes it durable."""
+        """Commit all changes made inside, or none if it fails; without `synced`, `sync` makes them durable."""
         full = synced and self._durability == "full"
         changes = self.db.total_changes
         self.db.execute("PRAGMA synchronous=FULL" if full else "PRAGMA synchronous=NORMAL")
@@ -71,8 +71,8 @@ class Store:
         try:
             yield self.db
             changed = self.db.total_changes != changes
-            # Before the commit, since nothing may fail after it: what is on disk is then what memory says, too.
-            used = tables.used_bytes(self.db) if changed else self.used
+            # Before the commit, since nothing may fail after it: memory then agrees with the disk.
+            used = used_bytes(self.db) if changed else self.used
             self.db.execute("COMMIT")
         except BaseException:
             if self.db.in_transaction:
@@ -82,82 +82,126 @@ class Store:
             self._unsynced = not full
             self.used = used
 
+    def try_to_write(self, operation: str, write: Callable[[sqlite3.Connection], None], *, synced: bool) -> bool:
+        """Write in a transaction; return False, with the error recorded, if the disk fails."""
+        with self.swallow_errors(operation):
+            with self.transaction(synced=synced) as db:
+                write(db)
+            return True
+        return False
+
     def sync(self) -> None:
-        """Make durable what was committed without a sync; a failure is noted as trouble."""
+        """Make durable what was committed without a sync; a failure is recorded."""
         if self._unsynced:
-            with self.watching_the_disk("sync"):
+            with self.swallow_errors("sync"):
                 self.db.execute("PRAGMA wal_checkpoint(PASSIVE)")
                 self._unsynced = False
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called."""
+        """True after `close`."""
         return self._lock_file.closed
 
     def close(self) -> None:
-        """Bring the file into order and let go of it; other connections to it have to be closed before."""
-        with self.watching_the_disk("sync"):
+        """Write SQLite's log into the file and unlock it; other connections to it have to be closed before."""
+        with self.swallow_errors("sync"):
             self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self.db.close()
         self._lock_file.close()
 
     # Size: from any thread.
 
+    def has_room(self) -> bool:
+        """Return whether the journal may take events now; once it was full, only `Space.make_room` says that it may again."""
+        return self.used < self.limit() and "room" not in self._errors
+
     def limit(self) -> int:
-        """How large the journal may become now: by its settings, and so that a reserve is left on the disk."""
-        return min(self.max_bytes, file.disk_space(self.path).available - RESERVE)
+        """Return how large the journal may become now: `max_bytes`, or what the disk has left but for the reserve."""
+        return min(self.max_bytes, disk_space(self.path).available - RESERVE)
 
     def largest(self) -> int:
-        """How large it may ever become: by its settings, and if it had the disk for itself."""
-        return min(self.max_bytes, file.disk_space(self.path).total - RESERVE)
+        """Return how large it may ever become: `max_bytes`, or the whole disk but for the reserve."""
+        return min(self.max_bytes, disk_space(self.path).total - RESERVE)
 
-    # Troubles: from any thread.
+    # Errors: from any thread.
 
-    def trouble(self) -> str | None:
-        """What is wrong first of all."""
-        with self._noting:
-            return self._first_trouble()
+    def last_error(self) -> str | None:
+        """Return the error that has lasted longest; None if every operation works."""
+        with self._errors_lock:
+            return self._first_error()
 
-    def has_trouble(self, what: str) -> bool:
-        """Whether something is wrong with doing a thing."""
-        return what in self._troubles
+    def has_error(self, operation: str) -> bool:
+        """Return whether an operation failed when it was tried last."""
+        return operation in self._errors
 
-    def set_trouble(self, what: str, trouble: str | None) -> None:
-        """Note what is wrong with doing a thing, or that nothing is; the log tells what is wrong first of all."""
-        if self._troubles.get(what) == trouble:
+    def set_error(self, operation: str, error: str | None) -> None:
+        """Record that an operation failed, or that it works; the first error of all is logged, and the end of the last."""
+        if self._errors.get(operation) == error:
             return
-        with self._noting:
-            before = self._first_trouble()
-            if trouble is None:
-                self._troubles.pop(what, None)
+        with self._errors_lock:
+            before = self._first_error()
+            if error is None:
+                self._errors.pop(operation, None)
             else:
-                self._troubles[what] = trouble
-            after = self._first_trouble()
+                self._errors[operation] = error
+            after = self._first_error()
         if after is None:
             log.info("the journal works again")
         elif after != before:
             log.error("the journal is in trouble, and tries again until it works", trouble=after)
 
     @contextmanager
-    def telling_of_trouble(self, what: str) -> Iterator[None]:
-        """Note a failure of the disk as trouble, until the same thing goes well, and raise it as a `JournalError`."""
+    def report_errors(self, operation: str) -> Iterator[None]:
+        """Record a failure of the disk until the same operation succeeds, and raise it as a `JournalError`."""
         try:
             yield
         except sqlite3.Error as error:
-            if is_damage(error):
-                self.damaged = True
-            self.set_trouble(what, f"{self.path}: {error}{_HELP if is_damage(error) else ''}")
+            damaged = is_damage(error)
+            self.damaged = self.damaged or damaged
+            hint = "; the file is damaged: opened again, it is set aside" if damaged else ""
+            self.set_error(operation, f"{self.path}: {error}{hint}")
             raise file.JournalError(f"{self.path}: {error}") from error
         except file.JournalError as error:
-            self.set_trouble(what, str(error))
+            self.set_error(operation, str(error))
             raise
-        self.set_trouble(what, None)
+        self.set_error(operation, None)
 
     @contextmanager
-    def watching_the_disk(self, what: str) -> Iterator[None]:
-        """Note a failure of the disk as trouble, until the same thing goes well, and go on."""
-        with suppress(file.JournalError), self.telling_of_trouble(what):
+    def swallow_errors(self, operation: str) -> Iterator[None]:
+        """Record a failure of the disk until the same operation succeeds, and go on."""
+        with suppress(file.JournalError), self.report_errors(operation):
             yield
 
-    def _first_trouble(self) -> str | None:
-        return next(iter(self._troubles.values()), None)
+    def _first_error(self) -> str | None:
+        return next(iter(self._errors.values()), None)
+
+
+class DiskSpace(NamedTuple):
+    """Bytes of the journal's disk: all of them, and those that are free or taken by the journal itself."""
+
+    total: int
+    available: int
+
+
+def disk_space(path: Path) -> DiskSpace:
+    """Return the space for the journal; without limits if the disk does not tell (some network file systems)."""
+    try:
+        disk = os.statvfs(path)
+    except OSError:
+        return DiskSpace(sys.maxsize, sys.maxsize)
+    if not disk.f_blocks:
+        return DiskSpace(sys.maxsize, sys.maxsize)
+    return DiskSpace(disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize + _size(path) + _size(f"{path}-wal"))
+
+
+def _size(path: Path | str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 - at every commit; making a Path would take as long as the question
+    except OSError:
+        return 0
+
+
+def used_bytes(db: sqlite3.Connection) -> int:
+    """Return how many bytes of the file are in use."""
+    pages, free, size = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size"))
+    return int((pages - free) * size)

@@ -19,6 +19,7 @@ from bridge.forwarder import Forwarder
 from bridge.journal import Batch, Closed, DeadLetter, DeadLetterQuery, Journal, JournalError, JournalOptions, SinkBooks
 from bridge.metrics import Metrics, SinkMetrics
 from bridge.sink import Entry, Failure, SinkSettings, Unavailable
+from tests.support.journal_work import next_due
 
 START = 1_700_000_000.0
 JSON = (
@@ -56,11 +57,8 @@ class HastyJournal(Journal):
         self.asked: list[float] = []
         self.meanwhile: Callable[[float], bool] = lambda _: False
 
-    def read(self, sink: str, limit: int, max_bytes: int, timeout: float) -> list[Entry]:
+    def wait(self, seq: int, timeout: float) -> bool:  # noqa: ARG002 - as in the journal
         self.asked.append(timeout)
-        return super().read(sink, limit, max_bytes, 0.0)
-
-    def wait(self, timeout: float) -> bool:
         return self.meanwhile(timeout)
 
 
@@ -154,10 +152,10 @@ class Bench:
             clock=lambda: self.clock.day,
             monotonic=lambda: self.clock.monotonic,
             uniform=lambda _, highest: highest,
-            renewed=self.renewed,
+            rebuild_sink=self.rebuild_sink,
         )
 
-    def renewed(self) -> ScriptedSink | None:
+    def rebuild_sink(self) -> ScriptedSink | None:
         """Another sink, if the test says so."""
         renewal = self.renewals.popleft() if self.renewals else None
         if isinstance(renewal, Exception):
@@ -379,7 +377,7 @@ def test_delays_between_attempts_double_up_to_a_limit(make: Make) -> None:
     bench.sink.bad = {1: retry}
     bench.step()
     for delay in (2, 4, 8, 10, 10):
-        assert bench.journal.next_due("a") == bench.clock.day + delay
+        assert next_due(bench.journal, "a") == bench.clock.day + delay
         bench.step_after(delay)
     assert len(bench.sink.calls) == 6
 
@@ -390,7 +388,7 @@ def test_the_time_that_the_far_side_asks_for_is_kept_within_limits(make: Make, a
     bench.send((1, "/x/"))
     bench.sink.bad = {1: lambda entry: Failure.retry(entry, "throttled", "429", retry_after=asked)}
     bench.step()
-    assert bench.journal.next_due("a") == bench.clock.day + delay
+    assert next_due(bench.journal, "a") == bench.clock.day + delay
 
 
 def test_later_events_of_the_resource_wait_and_all_others_flow(make: Make) -> None:
@@ -587,7 +585,7 @@ def test_retries_survive_a_restart_in_their_order(make: Make) -> None:
     assert bench.sink.calls == [[5]]
     bench.sink.bad = {1: retry}
     bench.step_after(1.0)
-    assert bench.journal.next_due("a") == bench.clock.day + 2.0, "the second attempt of its life"
+    assert next_due(bench.journal, "a") == bench.clock.day + 2.0, "the second attempt of its life"
     bench.sink.bad = {}
     bench.step_after(2.0)
     assert bench.sink.got == [5, 1, 2, 4]
@@ -724,7 +722,7 @@ def test_who_takes_over_does_not_offer_again_what_was_acknowledged(make: Make) -
     bench.step()
     before = bench.forwarder
     bench.restart()
-    bench.forwarder.take_over(before)
+    bench.forwarder.inherit_from(before)
     bench.step()
 
     assert bench.sink.calls == [[1]]
@@ -765,18 +763,21 @@ def test_why_events_wait_is_told_once_per_reason_and_that_none_do_any_more(make:
 
     with capture_logs() as logs:
         bench.step()
-        assert bench.forwarder.waiting == {"server_error": "the receiver answers 500", "unauthorized": "topic c: forbidden"}
+        assert bench.forwarder.retry_reasons == {
+            "server_error": "the receiver answers 500",
+            "unauthorized": "topic c: forbidden",
+        }
         bench.send((5, "/d/"))
         bench.sink.bad[5] = lambda entry: Failure.retry(entry, "unauthorized", "topic d: forbidden")
         bench.step()
         bench.step_after(1.0)
-        assert bench.forwarder.waiting["unauthorized"] == "topic d: forbidden"
+        assert bench.forwarder.retry_reasons["unauthorized"] == "topic d: forbidden"
         bench.sink.bad = {}
         bench.step_after(600.0)
         bench.step()
         assert bench.journal.retrying("a") == 0
 
-    assert bench.forwarder.waiting == {}
+    assert bench.forwarder.retry_reasons == {}
     told = [(line["log_level"], line.get("reason")) for line in logs if "wait" in line["event"]]
     assert sorted(told[:2], key=str) == [("warning", "server_error"), ("warning", "unauthorized")]
     assert told[2:] == [("info", None)]

@@ -16,6 +16,7 @@ from bridge.journal import Batch, Closed, Journal, JournalOptions
 from bridge.metrics import Metrics, StreamMetrics
 from bridge.source import END_REASONS, Ended, EndReason, Read, Session
 from bridge.stream import Destination, Stream, StreamPolicy, seconds_of
+from tests.support.journal_work import read
 
 START = datetime(2026, 11, 23, 17, 0, 0, tzinfo=UTC).timestamp()
 DEADLINE = 20.0
@@ -196,7 +197,7 @@ def test_events_and_their_duplicates_come_to_the_journal(journal: Journal) -> No
 
     books = journal.books().streams["acme"]
     assert (books.received, books.accepted, books.duplicate) == (4, 2, 2)
-    assert [entry.fields.uuid[-1] for entry in journal.read("audit", 10, 10_000, 0.0)] == ["1", "2"]
+    assert [entry.fields.uuid[-1] for entry in read(journal, "audit", 10, 10_000, 0.0)] == ["1", "2"]
 
 
 def test_what_was_seen_in_one_session_is_a_duplicate_in_the_next(journal: Journal) -> None:
@@ -214,7 +215,7 @@ def test_events_get_the_stream_s_namespace_and_the_time_of_their_reception(journ
 
     bench.stream.step()
 
-    (entry,) = journal.read("audit", 10, 10_000, 0.0)
+    (entry,) = read(journal, "audit", 10, 10_000, 0.0)
     assert (entry.fields.namespace, entry.fields.received_at) == ("acme", "2026-11-23T17:00:02.500000Z")
     assert entry.received == START + 2.5
 

@@ -92,7 +92,7 @@ class FakeForwarder:
         self.busy = bool(self._steps)
         return self._steps.popleft()() if self._steps else 0.01
 
-    def take_over(self, other: "FakeForwarder") -> None:
+    def inherit_from(self, other: "FakeForwarder") -> None:
         self._diary.note(f"{self.label} takes over from {other.label}")
 
     def close(self) -> None:

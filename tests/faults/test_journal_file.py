@@ -9,6 +9,7 @@ from bridge.event import Event, Malformed
 from bridge.journal import Batch, DeadLetter, Journal, JournalOptions, Retry, Settlement
 from tests.faults import journal_file
 from tests.faults.journal_file import Look, counts, look, problems
+from tests.support.journal_work import read
 
 _BOOKED = ("cursor", "delivered", "filtered", "dead", "dropped", "replayed", "discarded", "dead_letters", "retrying")
 
@@ -29,7 +30,7 @@ def path(tmp_path: Path) -> Path:
     journal.add_sink("out", "latest")
     journal.append(Batch("acme", 1.0, events(1, 2, 3), [Malformed("not_json", b"x")]))
     journal.append(Batch("acme", 2.0, events(3, 4), []))
-    (first, second, _, _) = journal.read("out", 10, 1000, 0)
+    (first, second, _, _) = read(journal, "out", 10, 1000, 0)
     retry = Retry(second.seq, 1.0, second.json, "lane", 1, 5.0, 1.0, "timeout", "…")
     letter = DeadLetter(first.seq, 1.0, first.json, "lane", 1, 1.0, 2.0, "rejected", "…")
     journal.settle("out", Settlement(first=1, upto=4, delivered=1, retries=[retry], dead=[letter]))

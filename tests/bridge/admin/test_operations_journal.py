@@ -14,6 +14,7 @@ from bridge.admin.operations_journal import JournalInspection, JournalOperations
 from bridge.event import Malformed
 from bridge.journal import Closed, Journal, JournalReader
 from tests.support.journal_samples import RECEIVED, append, bury, damage, event, opened, uuid
+from tests.support.journal_work import due_retries
 
 EVERY = LetterQuery()
 EVENTS = [event(number) for number in range(1, 11)]
@@ -99,7 +100,7 @@ def test_a_replay_that_is_repeated_sends_nothing_twice(journal: Journal) -> None
 def test_what_was_replayed_is_due_at_once_in_the_order_of_the_journal(journal: Journal) -> None:
     operations(journal).replay("alerts", [3, 1, 2])
 
-    assert [retry.seq for retry in journal.due_retries("alerts", DIED, DIED + 1200.0, 10, 1 << 20)] == [1, 2, 3]
+    assert [retry.seq for retry in due_retries(journal, "alerts", DIED, DIED + 1200.0, 10, 1 << 20)] == [1, 2, 3]
 
 
 def test_a_sink_that_is_not_configured_gets_nothing(journal: Journal) -> None:

@@ -29,6 +29,7 @@ from bridge.journal import Batch, DeadLetterQuery, Journal, JournalError, Journa
 from bridge.journal.schema import is_damage
 from bridge.metrics import Metrics, SinkMetrics
 from bridge.sink import Entry, Failure, SinkSettings
+from tests.support.journal_work import read
 
 IN_CHECK: Final = 300
 CORRUPTIONS: Final = int(os.environ.get("CORRUPTIONS", IN_CHECK))
@@ -486,7 +487,7 @@ def test_damage_that_is_found_while_running_is_said_and_set_aside_when_the_file_
             file.write(b"\xa5" * (path.stat().st_size - PAGE))
         for _ in range(2):
             with pytest.raises(JournalError):
-                journal.read("behind", 10, 1 << 20, 0.0)
+                read(journal, "behind", 10, 1 << 20, 0.0)
         trouble = journal.books().trouble
         assert journal.damaged
         assert trouble == (f"{path}: database disk image is malformed; the file is damaged: opened again, it is set aside")

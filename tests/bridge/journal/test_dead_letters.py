@@ -27,6 +27,7 @@ from bridge.journal import (
     StoredDeadLetter,
     queues,
 )
+from tests.support.journal_work import due_retries, next_due, read, waiting_keys
 
 NOW = 200.0
 
@@ -41,7 +42,7 @@ def append(journal: Journal, *numbers: int, size: int = 0) -> None:
 
 def kill(journal: Journal, sink: str = "a", lane: str = "x", size: int = 1 << 20) -> None:
     """Make dead letters of all that lies after a sink's cursor."""
-    while entries := journal.read(sink, 100, size, 0.0):
+    while entries := read(journal, sink, 100, size, 0.0):
         dead = [DeadLetter(e.seq, e.received, e.json, lane, 3, 100.0, 101.0 + e.seq, "rejected", "not wanted") for e in entries]
         journal.settle(sink, Settlement(entries[0].seq, entries[-1].seq + 1, dead=dead))
 
@@ -51,7 +52,7 @@ def found(journal: Journal, **query: Any) -> list[StoredDeadLetter]:
 
 
 def due(journal: Journal, sink: str = "a", now: float = NOW) -> list[Retry]:
-    return journal.due_retries(sink, now, now + 1000.0, 1000, 1 << 20)
+    return due_retries(journal, sink, now, now + 1000.0, 1000, 1 << 20)
 
 
 def assert_balanced(journal: Journal) -> None:
@@ -96,11 +97,11 @@ def test_a_replayed_letter_is_due_at_once_in_its_lane_as_if_it_were_new(open_jou
     append(journal, 1, 2, 3)
     kill(journal)
     ids = [stored.id for stored in found(journal)]
-    assert journal.waiting_lanes("a") == set()
+    assert waiting_keys(journal, "a") == set()
     assert journal.replay("a", ids[:2], NOW) == 2
     for again in before_and_after_a_restart(journal, open_journal):
-        assert again.waiting_lanes("a") == {"x"}
-        assert again.next_due("a") == NOW
+        assert waiting_keys(again, "a") == {"x"}
+        assert next_due(again, "a") == NOW
         assert due(again) == [
             Retry(seq, 100.0, event(seq).json, "x", 0, NOW, NOW, "held", "sent again after: not wanted") for seq in (1, 2)
         ]
@@ -257,11 +258,11 @@ def test_a_replay_ends_the_wait_for_new_events(open_journal: Open) -> None:
     reading = threading.Event()
     with ThreadPoolExecutor(1) as pool:
 
-        def read() -> list[Any]:
+        def look() -> list[Any]:
             reading.set()
-            return journal.read("a", 10, 1000, 60.0)
+            return read(journal, "a", 10, 1000, 60.0)
 
-        waiting = pool.submit(read)
+        waiting = pool.submit(look)
         reading.wait(10.0)
         replayed = 0
         while not waiting.done():
@@ -291,9 +292,9 @@ def test_heads_that_were_looked_up_during_a_replay_are_looked_up_again(
     append(journal, 2)
     journal.settle("a", Settlement(2, 3, retries=[Retry(2, 100.0, b"2", "y", 1, NOW + 1, 100.0, "timeout", "")]))
     monkeypatch.setattr(queues, "heads", slow)
-    assert journal.next_due("a") == NOW + 1
-    assert journal.next_due("a") == NOW
-    assert journal.waiting_lanes("a") == {"x", "y"}
+    assert next_due(journal, "a") == NOW + 1
+    assert next_due(journal, "a") == NOW
+    assert waiting_keys(journal, "a") == {"x", "y"}
 
 
 def test_threads_that_replay_settle_and_discard_at_once_keep_the_books(open_journal: Open) -> None:
@@ -395,7 +396,7 @@ def test_blocked_nothing_is_given_up_and_the_trouble_says_whose_letters_they_are
     append(journal, 0)
     kill(journal, "b")
     fill(journal)
-    entries = journal.read("b", 1000, 1 << 20, 0.0)
+    entries = read(journal, "b", 1000, 1 << 20, 0.0)
     journal.settle("b", Settlement(entries[0].seq, entries[-1].seq + 1, delivered=len(entries)))
     journal.prune()
 

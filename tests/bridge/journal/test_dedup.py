@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from bridge.event import Event
-from bridge.journal import JournalOptions, tables
+from bridge.journal import JournalOptions, dedup, tables
 from bridge.journal.dedup import Remembered, Window
 from bridge.journal.writer import Store
 
@@ -55,7 +55,7 @@ def put(store: Store, numbers: range, received: float = NOW) -> None:
 
 def unseen(remembered: Remembered, numbers: range) -> int:
     """How many of these events are not remembered."""
-    remembered.wait()
+    remembered.done.wait()
     return len(remembered.window.unseen([Event(n.to_bytes(16, "big"), b"{}") for n in numbers], {}))
 
 
@@ -78,7 +78,7 @@ def test_those_before_the_window_are_forgotten_and_what_is_between_does_not_matt
 
     assert unseen(remembered, range(20_000, 20_010)) == 0
     assert unseen(remembered, range(20_000)) == 20_000
-    assert remembered.window.floor == 20_001
+    assert remembered.window.oldest_seq == 20_001
 
 
 def test_those_that_are_damaged_are_counted_and_cost_no_others(store: Store, remember: Remember) -> None:
@@ -99,21 +99,21 @@ def test_a_journal_that_closes_does_not_wait_for_them(
 ) -> None:
     reading = threading.Event()
 
-    def endless(*_: object) -> Iterator[tables.Keys]:
+    def endless(*_: object) -> Iterator[dedup.Keys]:
         while True:
             reading.set()
-            yield tables.Keys(1, [], 0)
+            yield dedup.Keys(1, [], 0)
 
     put(store, range(3))
-    monkeypatch.setattr(tables, "seen_keys", endless)
+    monkeypatch.setattr(dedup, "seen_keys", endless)
     remembered = remember()
     assert reading.wait(DEADLINE)
-    assert not remembered.complete
+    assert not remembered.done.is_set()
     is_closing.set()
     remembered.end()
-    remembered.wait()
+    remembered.done.wait()
 
-    assert remembered.complete
+    assert remembered.done.is_set()
 
 
 def test_a_small_journal_remembers_fewer(tmp_path: Path) -> None:
@@ -174,9 +174,9 @@ def test_the_floor_is_where_the_older_generation_begins() -> None:
     window = Window(SECONDS, 4, now=0.0, first=10)
     window.remember([key(10), key(11)], first=10, now=0.0)
     window.remember([key(12), key(13)], first=12, now=0.0)
-    assert (window.floor, len(window)) == (10, 4)
+    assert (window.oldest_seq, len(window)) == (10, 4)
     window.remember([key(14)], first=14, now=0.0)
-    assert (window.floor, len(window)) == (12, 3)
+    assert (window.oldest_seq, len(window)) == (12, 3)
     assert not knows(window, 11)
     assert knows(window, 12)
 
@@ -197,4 +197,4 @@ def test_it_holds_its_limits_whatever_comes(limit: int, commits: list[tuple[int,
         assert len(window) <= max(limit, 2) + 2 * largest
         for number, at in stored[-max(1, limit // 2) :]:
             assert now - at > SECONDS or knows(window, number), "neither too many nor too old"
-        assert all(knows(window, number) == (number >= window.floor) for number, _ in stored)
+        assert all(knows(window, number) == (number >= window.oldest_seq) for number, _ in stored)

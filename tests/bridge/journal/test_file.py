@@ -14,8 +14,9 @@ from structlog.testing import capture_logs
 
 from bridge.event import Event
 from bridge.journal import Batch, Journal, JournalError, JournalOptions, JournalReader, Retry, Settlement, holder
-from bridge.journal.file import disk_space
 from bridge.journal.schema import SCHEMA_VERSION
+from bridge.journal.writer import disk_space
+from tests.support.journal_work import due_retries, waiting_keys
 
 
 def fill(path: Path, events: int = 500) -> None:
@@ -138,9 +139,9 @@ def test_an_index_that_does_not_fit_its_rows_is_made_anew(tmp_path: Path) -> Non
     path.write_bytes(content[:at] + b"the line" + content[at + 8 :])
     with capture_logs() as logs, closing(Journal(JournalOptions(path))) as journal:
         journal.add_sink("a", "earliest")
-        assert journal.due_retries("a", 1.0, 10.0, 10, 1000) in ([], [waiting])
-        assert journal.due_retries("a", 1.0, 10.0, 10, 1000) in ([], [waiting])
-        assert len(journal.waiting_lanes("a")) == journal.retrying("a")
+        assert due_retries(journal, "a", 1.0, 10.0, 10, 1000) in ([], [waiting])
+        assert due_retries(journal, "a", 1.0, 10.0, 10, 1000) in ([], [waiting])
+        assert len(waiting_keys(journal, "a")) == journal.retrying("a")
         assert not [line for line in logs if "trouble" in line["event"]]
     assert [line["table"] for line in logs if "index" in line["event"]] == ["retries"]
     assert not aside(path)

@@ -29,10 +29,11 @@ from bridge.journal import (
     Retry,
     Settlement,
     SinkBooks,
-    tables,
+    dedup,
 )
 from bridge.journal import journal as journal_module
 from bridge.sink import Entry
+from tests.support import journal_work
 from tests.support.waiting import until
 
 Open = Callable[..., Journal]
@@ -52,7 +53,7 @@ def append(journal: Journal, *numbers: int) -> Appended:
 
 
 def read(journal: Journal, sink: str = "a", *, limit: int = 1000, max_bytes: int = 1 << 20) -> list[Entry]:
-    return journal.read(sink, limit, max_bytes, 0.0)
+    return journal_work.read(journal, sink, limit, max_bytes, 0.0)
 
 
 def numbers(entries: Sequence[Entry]) -> list[int]:
@@ -310,7 +311,7 @@ def test_uuids_that_nobody_remembers_are_deleted_and_the_others_stay(open_journa
 
 def is_closing(journal: Journal) -> bool:
     try:
-        journal.waiting_lanes("a")
+        journal_work.waiting_keys(journal, "a")
     except Closed:
         return True
     return False
@@ -318,14 +319,14 @@ def is_closing(journal: Journal) -> bool:
 
 def held_up(monkeypatch: pytest.MonkeyPatch, go_on: threading.Event) -> None:
     """Let the reading of remembered uuids wait."""
-    seen_keys = tables.seen_keys
+    seen_keys = dedup.seen_keys
 
-    def slowly(db: sqlite3.Connection, oldest: int, following: int) -> Iterator[tables.Keys]:
+    def slowly(db: sqlite3.Connection, oldest: int, following: int) -> Iterator[dedup.Keys]:
         for page in seen_keys(db, oldest, following):
             assert go_on.wait(DEADLINE)
             yield page
 
-    monkeypatch.setattr(tables, "seen_keys", slowly)
+    monkeypatch.setattr(dedup, "seen_keys", slowly)
 
 
 def test_sinks_go_on_while_the_uuids_of_a_start_are_read_and_streams_wait_for_them(
@@ -377,14 +378,14 @@ def test_nothing_is_accepted_while_uuids_can_not_be_read(
     open_journal: Open, monkeypatch: pytest.MonkeyPatch, failures: list[Exception], levels: list[str]
 ) -> None:
     append(open_journal(), 1)
-    left, oldest_seen = list(failures), tables.oldest_seen
+    left, oldest_seen = list(failures), dedup.oldest_seen
 
     def failing(db: sqlite3.Connection, since: float, limit: int) -> int | None:
         if left:
             raise left.pop()
         return oldest_seen(db, since, limit)
 
-    monkeypatch.setattr(tables, "oldest_seen", failing)
+    monkeypatch.setattr(dedup, "oldest_seen", failing)
     with capture_logs() as logs:
         assert append(open_journal(), 1, 2) == (1, 1), "no duplicate has passed"
     assert [line["log_level"] for line in logs] == levels
@@ -425,8 +426,8 @@ def test_duplicates_between_the_batches_of_one_commit_are_found(open_journal: Op
 def test_who_is_late_in_a_long_line_commits_for_itself(
     open_journal: Open, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_module, "_GROUP", 2)
-    monkeypatch.setattr(journal_module, "_TRY_AGAIN", 10 * DEADLINE)
+    monkeypatch.setattr(journal_module, "_MAX_GROUP", 2)
+    monkeypatch.setattr(journal_module, "_RETRY_SECONDS", 10 * DEADLINE)
     journal = open_journal()
     done = wait(together(journal, threads, [batch(i) for i in range(9)]), DEADLINE)
     assert not done.not_done
@@ -469,14 +470,14 @@ def test_many_threads_lose_and_double_nothing(open_journal: Open, threads: Threa
 
 def test_reading_wakes_when_something_is_appended(open_journal: Open, threads: ThreadPoolExecutor) -> None:
     journal = open_journal()
-    reading = threads.submit(journal.read, "a", 10, 1000, 10 * DEADLINE)
+    reading = threads.submit(journal_work.read, journal, "a", 10, 1000, 10 * DEADLINE)
     append(journal, 1)
     assert numbers(reading.result(DEADLINE)) == [1]
 
 
 def test_reading_ends_without_an_event_when_it_is_woken(open_journal: Open, threads: ThreadPoolExecutor) -> None:
     journal = open_journal()
-    reading = threads.submit(journal.read, "a", 10, 1000, 10 * DEADLINE)
+    reading = threads.submit(journal_work.read, journal, "a", 10, 1000, 10 * DEADLINE)
 
     def woken() -> bool:
         journal.wake()
@@ -488,10 +489,10 @@ def test_reading_ends_without_an_event_when_it_is_woken(open_journal: Open, thre
 
 def test_waiting_tells_whether_something_was_appended(open_journal: Open, threads: ThreadPoolExecutor) -> None:
     journal = open_journal()
-    assert not journal.wait(0.0)
+    assert not journal.wait(1, 0.0)
 
     def ends(wake: Callable[[], object]) -> bool:
-        waiting = threads.submit(journal.wait, 10 * DEADLINE)
+        waiting = threads.submit(journal.wait, journal.extent().next, 10 * DEADLINE)
 
         def woken() -> bool:
             wake()
@@ -554,7 +555,7 @@ def test_a_sink_that_left_the_configuration_is_forgotten_and_the_log_says_so(ope
     assert deliver(journal) == [1, 2, 3, 4]
     journal.add_sink("b", "latest")
     assert journal.books().sinks["b"] == SinkBooks(1, 0, 0, 1, 0, pending=0, retrying=0, dead_letters=1)
-    assert journal.next_due("b") is None
+    assert journal_work.next_due(journal, "b") is None
     assert_balanced(journal)
 
 
@@ -579,14 +580,16 @@ def test_retries_are_due_by_lane_and_what_waits_behind_comes_along(open_journal:
     journal.settle("a", Settlement(1, 5, delivered=1, retries=waiting))
     for again in before_and_after_a_restart(journal, open_journal):
         assert again.retrying("a") == 3
-        assert again.next_due("a") == 110.0
-        assert again.waiting_lanes("a") == {"x", "y"}
-        assert again.due_retries("a", 109.9, 500.0, 10, 1000) == []
-        assert again.due_retries("a", 110.0, 500.0, 10, 1000) == [waiting[1]]
-        assert again.due_retries("a", 120.0, 500.0, 10, 1000) == waiting
-        assert again.due_retries("a", 120.0, 500.0, 2, 1000) == waiting[:2]
-        assert again.due_retries("a", 120.0, 500.0, 10, 15) == waiting[:2]
-        assert again.due_retries("a", 0.0, 115.0, 10, 1000) == [waiting[0], waiting[2]], "too far away to be meant"
+        assert journal_work.next_due(again, "a") == 110.0
+        assert journal_work.waiting_keys(again, "a") == {"x", "y"}
+        assert journal_work.due_retries(again, "a", 109.9, 500.0, 10, 1000) == []
+        assert journal_work.due_retries(again, "a", 110.0, 500.0, 10, 1000) == [waiting[1]]
+        assert journal_work.due_retries(again, "a", 120.0, 500.0, 10, 1000) == waiting
+        assert journal_work.due_retries(again, "a", 120.0, 500.0, 2, 1000) == waiting[:2]
+        assert journal_work.due_retries(again, "a", 120.0, 500.0, 10, 15) == waiting[:2]
+        assert journal_work.due_retries(again, "a", 0.0, 115.0, 10, 1000) == [waiting[0], waiting[2]], (
+            "too far away to be meant"
+        )
 
 
 def test_an_attempt_that_fails_again_stays_with_a_new_due_time(open_journal: Open) -> None:
@@ -594,13 +597,13 @@ def test_an_attempt_that_fails_again_stays_with_a_new_due_time(open_journal: Ope
     append(journal, 1, 2)
     journal.settle("a", Settlement(1, 3, retries=[retry(1, "x", 110.0), retry(2, "x", 0.0)]))
     journal.settle("a", Settlement(retries=[retry(1, "x", 140.0)]))
-    assert journal.next_due("a") == 140.0
+    assert journal_work.next_due(journal, "a") == 140.0
     assert journal.books().sinks["a"] == SinkBooks(2, 0, 0, 0, 0, pending=2, retrying=2, dead_letters=0)
     journal.settle("a", Settlement(resolved=[1], dead=[dead(1)]))
-    assert journal.next_due("a") == 0.0
+    assert journal_work.next_due(journal, "a") == 0.0
     journal.settle("a", Settlement(delivered=1, resolved=[2]))
-    assert journal.next_due("a") is None
-    assert journal.waiting_lanes("a") == set()
+    assert journal_work.next_due(journal, "a") is None
+    assert journal_work.waiting_keys(journal, "a") == set()
     assert journal.books().sinks["a"] == SinkBooks(2, 1, 0, 1, 0, pending=0, retrying=0, dead_letters=1)
 
 
@@ -680,7 +683,7 @@ def test_a_crash_loses_neither_events_nor_outcomes(open_journal: Open, path: Pat
     after = open_journal(crash(path))
     assert (after.books().streams, after.books().sinks) == (before.streams, before.sinks)
     assert after.position("s") == "here"
-    assert after.due_retries("a", 110.0, 500.0, 10, 1000) == outcome.retries
+    assert journal_work.due_retries(after, "a", 110.0, 500.0, 10, 1000) == outcome.retries
     assert letters(after) == outcome.dead
     assert append(after, 1, 5) == (0, 2)
     assert deliver(after) == [5]
@@ -696,7 +699,7 @@ journal = Journal(JournalOptions(Path(sys.argv[1])))
 journal.add_sink("a", "earliest")
 for i in range(10**9):
     journal.append(Batch("s", 0.0, [Event(f"{3 * i + k:016}".encode(), b"event %d" % (3 * i + k)) for k in range(3)], []))
-    entries = journal.read("a", 2, 1000, 0.0)
+    entries = journal.next_work("a", 0.0, Limits(2, 1000, 1, 0.0)).entries
     journal.settle("a", Settlement(entries[0].seq, entries[-1].seq + 1, delivered=2))
     print(i, flush=True)
     if i % 7 == 0:
@@ -726,8 +729,8 @@ def test_closing_ends_all_waiting(open_journal: Open, threads: ThreadPoolExecuto
     journal = open_journal(sinks=["a", "b"], max_bytes=1)
     full = threads.submit(append, journal, 1)
     until(lambda: journal.books().trouble is not None)
-    reading = threads.submit(journal.read, "b", 10, 1000, 10 * DEADLINE)
-    waiting = threads.submit(journal.wait, 10 * DEADLINE)
+    reading = threads.submit(journal_work.read, journal, "b", 10, 1000, 10 * DEADLINE)
+    waiting = threads.submit(journal.wait, 1, 10 * DEADLINE)
     journal.close()
     for ended in (full, reading):
         with pytest.raises(Closed):
@@ -743,14 +746,14 @@ def test_a_closed_journal_says_so(open_journal: Open) -> None:
     journal.close()
     journal.prune()
     assert journal.books() == books
-    assert not journal.wait(10 * DEADLINE)
+    assert not journal.wait(2, 10 * DEADLINE)
     uses: list[Callable[[], object]] = [
         lambda: append(journal, 2),
         lambda: journal.settle("a", Settlement(1, 2, delivered=1)),
         lambda: read(journal),
-        lambda: journal.due_retries("a", 0.0, 0.0, 1, 1),
-        lambda: journal.next_due("a"),
-        lambda: journal.waiting_lanes("a"),
+        lambda: journal_work.due_retries(journal, "a", 0.0, 0.0, 1, 1),
+        lambda: journal_work.next_due(journal, "a"),
+        lambda: journal_work.waiting_keys(journal, "a"),
         lambda: journal.oldest("a"),
         lambda: journal.dead_letters(DeadLetterQuery()),
         journal.quarantine,

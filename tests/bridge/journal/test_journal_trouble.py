@@ -27,11 +27,12 @@ from bridge.journal import (
     JournalOptions,
     Retry,
     Settlement,
-    file,
     pruning,
+    writer,
 )
 from bridge.journal import journal as journal_module
 from bridge.sink import Entry
+from tests.support import journal_work
 from tests.support.waiting import until
 
 Open = Callable[..., Journal]
@@ -44,7 +45,7 @@ def batch(*numbers: int, size: int = 0, stream: str = "s") -> Batch:
 
 
 def read(journal: Journal, sink: str = "a", *, limit: int = 10_000) -> list[Entry]:
-    return journal.read(sink, limit, 1 << 30, 0.0)
+    return journal_work.read(journal, sink, limit, 1 << 30, 0.0)
 
 
 def numbers(entries: Sequence[Entry]) -> list[int]:
@@ -146,7 +147,7 @@ def test_a_full_journal_takes_nothing_until_the_sink_that_is_behind_has_moved(
 def test_a_sink_that_is_a_little_too_slow_does_not_fill_the_log(
     open_journal: Open, thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_module, "_TRY_AGAIN", 0.001)
+    monkeypatch.setattr(journal_module, "_RETRY_SECONDS", 0.001)
     monkeypatch.setattr(pruning, "_ENOUGH_SHARE", 4)
     journal = open_journal(max_bytes=200_000)
     following = fill(journal)
@@ -168,7 +169,7 @@ def test_outcomes_find_room_on_a_full_disk_because_events_leave_some(
     open_journal: Open, path: Path, thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     available = 100 << 20
-    monkeypatch.setattr(file, "disk_space", lambda _: file.Space(1 << 40, available))
+    monkeypatch.setattr(writer, "disk_space", lambda _: writer.DiskSpace(1 << 40, available))
     journal = open_journal()
     journal.append(batch(1))
     available = 32 << 20
@@ -323,7 +324,7 @@ def test_an_outcome_that_can_not_be_recorded_waits_and_is_recorded_once(
         books = journal.books()
         assert (books.streams, books.sinks) == (before.streams, before.sinks)
         assert numbers(read(journal)) == [1, 2, 3, 4]
-        assert journal.next_due("a") is None
+        assert journal_work.next_due(journal, "a") is None
         assert journal.append(batch(5)) == (1, 0), "somebody else may still succeed"
         assert "the disk is on fire" in trouble(journal), "which is no sign that the trouble is over"
     waiting.result(DEADLINE)
@@ -393,7 +394,7 @@ def stream():
 
 def sink():
     while True:
-        entries = journal.read("a", 10, 1 << 20, 0.1)
+        entries = journal.next_work("a", 0.0, Limits(10, 1 << 20, 1, 0.0), timeout=0.1).entries
         if entries:
             journal.settle("a", Settlement(entries[0].seq, entries[-1].seq + 1, delivered=len(entries)))
             if entries[-1].seq == 200:

@@ -96,7 +96,7 @@ def test_pruning_that_fails_is_trouble_and_promises_no_more(store: Store) -> Non
     put(store, 300)
     store.db.execute("CREATE TRIGGER failing BEFORE DELETE ON batches BEGIN SELECT RAISE(FAIL, 'the disk is on fire'); END")
     assert make(store, {}).prune_some(1) is False
-    assert "the disk is on fire" in (store.trouble() or "")
+    assert "the disk is on fire" in (store.last_error() or "")
     assert len(stored(store)) == 300
 
 
@@ -104,14 +104,14 @@ def test_a_full_journal_has_room_when_what_nobody_needs_is_gone(store: Store, ad
     sinks: Sinks = {}
     cursor = add_sink(sinks, "a", 1)
     made = make(store, sinks)
-    assert made.has_room(1)
+    assert made.make_room(1)
     put(store, 200)
-    assert not made.has_room(1)
-    assert "full, journal.max_bytes is 200000" in (store.trouble() or "")
+    assert not made.make_room(1)
+    assert "full, journal.max_bytes is 200000" in (store.last_error() or "")
     assert len(stored(store)) == 200, "blocked, nothing is dropped"
     made.jump({"a": cursor}, 150)
-    assert made.has_room(1)
-    assert store.trouble() is None
+    assert made.make_room(1)
+    assert store.last_error() is None
 
 
 def test_once_full_it_has_room_only_when_it_is_well_below_its_limit(
@@ -122,12 +122,12 @@ def test_once_full_it_has_room_only_when_it_is_well_below_its_limit(
     cursor = add_sink(sinks, "a", 1)
     made = make(store, sinks)
     put(store, 200)
-    assert not made.has_room(1)
+    assert not made.make_room(1)
     made.jump({"a": cursor}, 90)
-    assert not made.has_room(1)
+    assert not made.make_room(1)
     assert store.used < store.limit()
     made.jump({"a": cursor}, 180)
-    assert made.has_room(1)
+    assert made.make_room(1)
 
 
 def test_the_oldest_are_dropped_and_counted_for_those_who_had_not_passed_them(store: Store, add_sink: Add) -> None:
@@ -135,7 +135,7 @@ def test_the_oldest_are_dropped_and_counted_for_those_who_had_not_passed_them(st
     fast, slow = add_sink(sinks, "fast", 201), add_sink(sinks, "slow", 1)
     put(store, 200)
     with capture_logs() as logs:
-        assert make(store, sinks, "drop_oldest").has_room(1)
+        assert make(store, sinks, "drop_oldest").make_room(1)
     assert store.used <= 200_000 * 15 // 16
     assert fast.row == ROW._replace(cursor=201, delivered=200)
     dropped = slow.row.dropped

@@ -26,6 +26,7 @@ from bridge.journal import (
     reader,
 )
 from bridge.journal.schema import SCHEMA_VERSION
+from tests.support.journal_work import read
 
 NOW = 1000.0
 
@@ -44,7 +45,7 @@ def fill(journal: Journal, events: int, size: int = 0, *, first: int = 1) -> Non
         numbers = range(start, min(start + 3, first + events))
         found = [Event(number.to_bytes(16, "big"), json(number, size)) for number in numbers]
         journal.append(Batch("s", NOW, found, [Malformed("not_json", b"{")]))
-    while entries := journal.read("b", 100, 1 << 20, 0.0):
+    while entries := read(journal, "b", 100, 1 << 20, 0.0):
         retries = [Retry(e.seq, e.received, e.json, "x", 1, NOW, NOW, "timeout", "") for e in entries[::5]]
         dead = [
             DeadLetter(e.seq, e.received, e.json, "x", 1, NOW, NOW + e.seq, "rejected" if e.seq % 3 else "too_old", "no")

@@ -27,6 +27,7 @@ from bridge.journal import (
     SinkBooks,
     StreamBooks,
 )
+from tests.support.journal_work import due_retries, read, waiting_keys
 
 NOW = 1000.0
 HORIZON = 5000.0
@@ -127,7 +128,7 @@ class JournalMachine(RuleBasedStateMachine):
     @rule(data=st.data(), limit=st.integers(1, 12), max_bytes=st.integers(1, 500))
     def deliver(self, data: st.DataObject, limit: int, max_bytes: int) -> None:
         name, sink = self._some_sink(data)
-        entries = self.journal.read(name, limit, max_bytes, 0.0)
+        entries = read(self.journal, name, limit, max_bytes, 0.0)
         expected = [event.json for event in self.stored[sink.cursor - 1 :]]
         assert [entry.json for entry in entries] == expected[: len(entries)]
         assert bool(entries) == bool(expected)
@@ -174,7 +175,7 @@ class JournalMachine(RuleBasedStateMachine):
     @rule(data=st.data(), limit=st.integers(1, 5))
     def deliver_again(self, data: st.DataObject, limit: int) -> None:
         name, sink = self._some_sink(data)
-        due = self.journal.due_retries(name, NOW, HORIZON, limit, 1 << 20)
+        due = due_retries(self.journal, name, NOW, HORIZON, limit, 1 << 20)
         assert due == sink.due()[:limit]
         fates = data.draw(st.lists(st.sampled_from(["delivered", "retry", "dead"]), min_size=len(due), max_size=len(due)))
         chosen = list(zip(due, fates, strict=True))
@@ -274,8 +275,8 @@ class JournalMachine(RuleBasedStateMachine):
     @invariant()
     def queues_are_right(self) -> None:
         for name, sink in self.sinks.items():
-            assert self.journal.waiting_lanes(name) == {retry.lane for retry in sink.retries.values()}
-            assert self.journal.due_retries(name, NOW, HORIZON, 1000, 1 << 20) == sink.due()
+            assert waiting_keys(self.journal, name) == {retry.lane for retry in sink.retries.values()}
+            assert due_retries(self.journal, name, NOW, HORIZON, 1000, 1 << 20) == sink.due()
             found = self.journal.dead_letters(DeadLetterQuery(sink=name)).found
             assert {stored.id: stored.letter for stored in found} == self._letters_of(name)
 
@@ -324,7 +325,7 @@ def test_whatever_a_power_failure_takes_the_rest_is_a_state_that_was(steps: list
                 elif step == "prune":
                     journal.prune()
                     synced = wal_of(path)[:WAL_HEADER]
-                elif entries := journal.read("a", 3, 1000, 0.0):
+                elif entries := read(journal, "a", 3, 1000, 0.0):
                     journal.settle("a", Settlement(entries[0].seq, entries[-1].seq + 1, delivered=len(entries)))
                 states.append(journal.books())
             shutil.copy(path, copy)
@@ -337,10 +338,10 @@ def test_whatever_a_power_failure_takes_the_rest_is_a_state_that_was(steps: list
             books = journal.books()
             assert (books.streams, books.sinks) in [(state.streams, state.sinks) for state in states]
             assert_balanced(books)
-            assert len(journal.read("a", 1000, 1 << 20, 0.0)) == books.sinks["a"].pending
+            assert len(read(journal, "a", 1000, 1 << 20, 0.0)) == books.sinks["a"].pending
             following = books.sinks["a"].accepted + 1
             assert journal.append(Batch("s", NOW, [event(100)], [])) == (1, 0)
-            assert journal.read("a", 1000, 1 << 20, 0.0)[-1].seq == following
+            assert read(journal, "a", 1000, 1 << 20, 0.0)[-1].seq == following
 
 
 def wal_of(path: Path) -> bytes:

@@ -10,6 +10,7 @@ import pytest
 from bridge.event import Malformed
 from bridge.journal import file, tables
 from bridge.journal.tables import QUARANTINE_BYTES, QUARANTINE_FRAMES, SinkRow
+from bridge.journal.writer import used_bytes
 
 
 @pytest.fixture
@@ -90,4 +91,4 @@ def test_the_quarantine_keeps_the_latest_and_not_all_of_a_large_one(db: sqlite3.
 def test_a_full_quarantine_leaves_most_of_the_smallest_journal_free(db: sqlite3.Connection) -> None:
     smallest = 16 * 1024 * 1024
     tables.insert_quarantine(db, "s", 0.0, [Malformed("too_large", bytes(QUARANTINE_BYTES))] * QUARANTINE_FRAMES)
-    assert tables.used_bytes(db) < smallest / 3
+    assert used_bytes(db) < smallest / 3

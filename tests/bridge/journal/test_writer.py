@@ -10,8 +10,8 @@ from typing import Literal
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.journal import JournalError, file, schema, tables
-from bridge.journal.writer import RESERVE, Store
+from bridge.journal import JournalError, file, schema, tables, writer
+from bridge.journal.writer import RESERVE, Store, used_bytes
 
 MAX_BYTES = 1 << 30
 
@@ -50,7 +50,7 @@ def test_what_is_done_in_a_transaction_is_committed_and_counts_as_used(store: St
     before = store.used
     put(store, 1, size=100_000)
     assert before + 90_000 < store.used < before + 110_000, "whole pages, some of which were there"
-    assert store.used == tables.used_bytes(store.db)
+    assert store.used == used_bytes(store.db)
     with closing(file.connect(path, read_only=True)) as other:
         assert tables.next_seq(other) == 2
 
@@ -116,12 +116,12 @@ def test_a_sync_that_is_not_full_leaves_something_to_sync(path: Path) -> None:
 def test_the_limit_is_the_setting_or_what_the_disk_leaves_but_for_a_reserve(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk = file.Space(total=1 << 40, available=1 << 39)
-    monkeypatch.setattr(file, "disk_space", lambda _: disk)
+    disk = writer.DiskSpace(total=1 << 40, available=1 << 39)
+    monkeypatch.setattr(writer, "disk_space", lambda _: disk)
     assert (store.limit(), store.largest()) == (MAX_BYTES, MAX_BYTES)
-    disk = file.Space(total=1 << 40, available=100 << 20)
+    disk = writer.DiskSpace(total=1 << 40, available=100 << 20)
     assert (store.limit(), store.largest()) == ((100 << 20) - RESERVE, MAX_BYTES)
-    disk = file.Space(total=200 << 20, available=RESERVE // 2)
+    disk = writer.DiskSpace(total=200 << 20, available=RESERVE // 2)
     assert (store.limit(), store.largest()) == (-RESERVE // 2, (200 << 20) - RESERVE)
 
 
@@ -129,50 +129,50 @@ def test_the_limit_is_the_setting_or_what_the_disk_leaves_but_for_a_reserve(
 
 
 def test_the_first_trouble_is_told_until_it_is_over_and_then_the_next(store: Store) -> None:
-    assert store.trouble() is None
+    assert store.last_error() is None
     with capture_logs() as logs:
         for _ in range(2):
-            store.set_trouble("append", "no disk")
-            store.set_trouble("read a", "no light")
-        assert store.trouble() == "no disk"
-        assert (store.has_trouble("append"), store.has_trouble("read a"), store.has_trouble("room")) == (True, True, False)
-        store.set_trouble("append", None)
-        assert store.trouble() == "no light"
-        store.set_trouble("room", None)
-        store.set_trouble("read a", None)
-        assert store.trouble() is None
+            store.set_error("append", "no disk")
+            store.set_error("read a", "no light")
+        assert store.last_error() == "no disk"
+        assert (store.has_error("append"), store.has_error("read a"), store.has_error("room")) == (True, True, False)
+        store.set_error("append", None)
+        assert store.last_error() == "no light"
+        store.set_error("room", None)
+        store.set_error("read a", None)
+        assert store.last_error() is None
     said = [(entry["log_level"], entry.get("trouble")) for entry in logs]
     assert said == [("error", "no disk"), ("error", "no light"), ("info", None)], "changes only"
 
 
 def test_a_failure_is_told_as_an_error_with_the_path_and_noted_until_the_same_thing_goes_well(store: Store, path: Path) -> None:
-    with pytest.raises(JournalError, match=f"{path}: no such table: nowhere"), store.telling_of_trouble("look"):
+    with pytest.raises(JournalError, match=f"{path}: no such table: nowhere"), store.report_errors("look"):
         store.db.execute("SELECT * FROM nowhere")
-    assert store.trouble() == f"{path}: no such table: nowhere"
-    with store.telling_of_trouble("read a"):
+    assert store.last_error() == f"{path}: no such table: nowhere"
+    with store.report_errors("read a"):
         pass
-    assert store.has_trouble("look"), "something else went well"
-    with store.telling_of_trouble("look"):
+    assert store.has_error("look"), "something else went well"
+    with store.report_errors("look"):
         pass
-    assert store.trouble() is None
+    assert store.last_error() is None
 
 
 def test_a_failure_that_is_watched_is_noted_and_life_goes_on(store: Store, path: Path) -> None:
-    with store.watching_the_disk("prune"):
+    with store.swallow_errors("prune"):
         store.db.execute("SELECT * FROM nowhere")
-    assert store.trouble() == f"{path}: no such table: nowhere"
-    with store.watching_the_disk("prune"):
+    assert store.last_error() == f"{path}: no such table: nowhere"
+    with store.swallow_errors("prune"):
         pass
-    assert store.trouble() is None
+    assert store.last_error() is None
 
 
 def test_what_is_not_the_disks_fault_is_no_trouble_and_ends_none(store: Store) -> None:
-    store.set_trouble("look", "no light")
+    store.set_error("look", "no light")
     for what in ("look", "read a"):
-        with pytest.raises(ValueError, match="a bug"), store.watching_the_disk(what):
+        with pytest.raises(ValueError, match="a bug"), store.swallow_errors(what):
             raise ValueError("a bug")
-    assert store.trouble() == "no light"
-    assert not store.has_trouble("read a")
+    assert store.last_error() == "no light"
+    assert not store.has_error("read a")
 
 
 def test_a_sync_that_fails_is_trouble_and_is_made_later(store: Store, path: Path) -> None:
@@ -180,10 +180,10 @@ def test_a_sync_that_fails_is_trouble_and_is_made_later(store: Store, path: Path
     store.db.execute("BEGIN IMMEDIATE")
     store.db.execute("DELETE FROM batches")
     store.sync()
-    assert "locked" in (store.trouble() or ""), "no checkpoint within a transaction"
+    assert "locked" in (store.last_error() or ""), "no checkpoint within a transaction"
     store.db.execute("ROLLBACK")
     store.sync()
-    assert store.trouble() is None
+    assert store.last_error() is None
     assert without_log(path) == 2
 
 
@@ -201,7 +201,7 @@ def test_a_closed_store_lets_go_of_the_file_and_leaves_nothing_beside_it(path: P
     assert sorted(file.name for file in path.parent.iterdir()) == ["journal.db", "journal.db.lock"]
     with closing(Store(path, "normal", MAX_BYTES)) as again:
         assert tables.next_seq(again.db) == 2
-        assert again.used == tables.used_bytes(again.db)
+        assert again.used == used_bytes(again.db)
 
 
 def test_a_file_that_can_not_be_opened_is_not_held(path: Path) -> None:

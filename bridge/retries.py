@@ -1,0 +1,81 @@
+"""Decisions on failed events: which wait for another attempt and until when, and which become dead letters. No I/O."""
+
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
+from typing import Literal
+
+import msgspec
+
+from bridge.journal import DeadLetter, DeathReason, Retry, Settlement
+from bridge.policy import Uniform, retry_delay
+from bridge.sink import Entry, Failure, RetrySettings
+
+
+def ordering_key(entry: Entry, ordering: Literal["resource", "none"]) -> str:
+    """Return the resource of an event, or its own uuid if it has none or nothing is ordered."""
+    fields = entry.fields
+    return (fields.resource_uri if ordering == "resource" else "") or fields.uuid
+
+
+def new_retry(entry: Entry, ordering: Literal["resource", "none"], now: float) -> Retry:
+    """Return an event as it enters the retry queue: never tried, waiting behind an earlier one."""
+    held = Failure.held(entry)
+    key = ordering_key(entry, ordering)
+    return Retry(entry.seq, entry.received, entry.json, key, 0, 0.0, now, held.reason, held.error)
+
+
+def decide(
+    failed: Iterable[tuple[Retry, Failure]], settings: RetrySettings, now: float, uniform: Uniform
+) -> tuple[list[Retry], list[DeadLetter]]:
+    """Divide failed events into those that wait for another attempt, with their due time, and dead letters."""
+    staying: list[Retry] = []
+    dead: list[DeadLetter] = []
+    for retry, failure in failed:
+        if failure.outcome == "held":
+            staying.append(retry)
+            continue
+        tried = msgspec.structs.replace(retry, attempts=retry.attempts + 1, reason=failure.reason, error=failure.error)
+        reason = _death_reason(tried, failure, settings, now)
+        if reason is None:
+            delay = retry_delay(tried.attempts, settings.first_delay, settings.max_delay, failure.retry_after, uniform)
+            staying.append(msgspec.structs.replace(tried, due=now + delay))
+        else:
+            dead.append(_dead_letter(tried, reason, now))
+    return staying, dead
+
+
+def _death_reason(tried: Retry, failure: Failure, settings: RetrySettings, now: float) -> DeathReason | None:
+    if failure.outcome == "rejected":
+        return "too_large" if failure.reason == "too_large" else "rejected"
+    if settings.max_attempts is not None and tried.attempts >= settings.max_attempts:
+        return "too_many_attempts"
+    return "too_old" if now - tried.since > settings.max_age else None
+
+
+def _dead_letter(tried: Retry, reason: DeathReason, now: float) -> DeadLetter:
+    return DeadLetter(
+        seq=tried.seq,
+        received=tried.received,
+        json=tried.json,
+        lane=tried.lane,
+        attempts=tried.attempts,
+        first_failed=tried.since,
+        died=now,
+        reason=reason,
+        error=tried.error,
+    )
+
+
+def settle_beginning(entries: Sequence[Entry], wanted: set[int], acknowledged: set[int]) -> Settlement | None:
+    """Settle the new events up to the first one that was neither acknowledged nor filtered; None if that is the first of all.
+
+    Args:
+        entries: New events, offered to a sink that broke.
+        wanted: The sequence numbers of those that the filter accepts.
+        acknowledged: The sequence numbers of those that were acknowledged.
+    """
+    begun = list(takewhile(lambda entry: entry.seq in acknowledged or entry.seq not in wanted, entries))
+    if not begun:
+        return None
+    delivered = sum(entry.seq in wanted for entry in begun)
+    return Settlement(begun[0].seq, begun[-1].seq + 1, delivered=delivered, filtered=len(begun) - delivered)
