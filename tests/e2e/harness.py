@@ -19,6 +19,7 @@ from typing import Any, Self
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from bridge.simulator.server import Simulator
 from tests.support.ports import free_port
 from tests.support.waiting import until
 
@@ -318,6 +319,12 @@ def uuids(events: Iterable[Mapping[str, Any]]) -> list[str]:
 def repeated(events: Iterable[Mapping[str, Any]]) -> set[str]:
     """The uuids that are there more than once."""
     return {uuid for uuid, count in Counter(uuids(events)).items() if count > 1}
+
+
+def wait_for_all(bridge: Bridge, simulator: Simulator) -> None:
+    """Wait until all that was sent is accepted, and all of that is delivered."""
+    until(lambda: value(bridge.metrics(), "events_accepted_total") == len(simulator.sent_uuids()), "all that was sent is heard")
+    until(lambda: bridge.pending() == 0, "everything is delivered", 60.0)
 
 
 def assert_order_per_resource(events: Iterable[Mapping[str, Any]], sent: Iterable[str]) -> None:
