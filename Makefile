@@ -8,7 +8,7 @@ COUNT ?= 10000
 # One worker more than cores: much of a test is waiting. A file's tests stay together, since some share a broker.
 PYTEST = $(BIN)/pytest -n 3 --dist loadfile
 
-.PHONY: run check lint corrupt bench chaos soak lock format clean
+.PHONY: run check quick lint corrupt bench bench-check chaos soak lock format clean
 .DEFAULT_GOAL := run
 
 run: .venv/run.stamp  ## See it work: simulator, bridge and stdout sink in one go.
@@ -17,6 +17,9 @@ run: .venv/run.stamp  ## See it work: simulator, bridge and stdout sink in one g
 check: lint  ## Everything that must hold: format, lint, imports, types, tests.
 	@sh tests/system-packages.sh
 	$(PYTEST) $(ARGS)
+
+quick: lint  ## The same without end-to-end tests and brokers: about a minute.
+	$(PYTEST) -m "not broker" tests/bridge tests/config tests/sinks tests/test_docs.py tests/test_layout.py tests/test_package.py $(ARGS)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff format --check $(SOURCES)
@@ -27,7 +30,10 @@ lint: .venv/dev.stamp
 corrupt: .venv/dev.stamp  ## Damage COUNT journals in every way, and see what is delivered of what is left.
 	@CORRUPTIONS=$(COUNT) $(BIN)/pytest -q --timeout 0 -k whatever_happens_to_the_files tests/bridge/journal/test_damage.py
 
-bench: .venv/dev.stamp  ## Speed and memory; the figures of record are in docs/benchmarks.md.
+bench-check: .venv/dev.stamp  ## Every benchmark runs, and its figures make sense.
+	$(BIN)/pytest -n 2 benchmarks >&2
+
+bench: bench-check  ## Speed and memory; the figures of record are in docs/benchmarks.md.
 	$(BIN)/python -m benchmarks $(ARGS)
 
 KILLS ?= 1000

@@ -1,8 +1,10 @@
 """The order of the tests, and a summary: which brokers they ran on, and which did not run and why."""
 
+import functools
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from types import ModuleType
 from typing import Any, Final
 
 import pytest
@@ -17,12 +19,23 @@ _OF_WORKERS: Final = pytest.StashKey[dict[str, str]]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the slow folders first."""
+    """Put the slow folders first, and mark what uses a broker."""
     items.sort(key=_rank)
+    for item in items:
+        if isinstance(item, pytest.Function) and _uses_broker(item.module):
+            item.add_marker("broker")
 
 
 def _rank(item: pytest.Item) -> int:
     return next((rank for rank, folder in enumerate(SLOW_FIRST) if folder in item.path.parts), len(SLOW_FIRST))
+
+
+@functools.cache
+def _uses_broker(module: ModuleType) -> bool:
+    """True if a test module imports one of the modules that start brokers, or something of it."""
+    return any(
+        getattr(value, "__module__", getattr(value, "__name__", None)) in BROKERS.values() for value in vars(module).values()
+    )
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
