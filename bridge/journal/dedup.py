@@ -192,7 +192,7 @@ def seen_keys(db: sqlite3.Connection, oldest: int, following: int) -> Iterator[K
     """
     whole = f"length(CAST(uuids AS BLOB)) % {_UUID_BYTES} = 0"
     page = (
-        f"SELECT group_concat(CASE WHEN {whole} THEN hex(CAST(uuids AS BLOB)) END, ''), total(NOT {whole})"  # noqa: S608 - constants
+        f"SELECT group_concat(CASE WHEN {whole} THEN hex(CAST(uuids AS BLOB)) END, ''), total(NOT {whole})"
         " FROM seen WHERE first >= ? AND first < ?"
     )
     at = _first_seen(db, oldest)

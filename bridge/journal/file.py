@@ -233,7 +233,7 @@ def damaged_files(path: Path) -> list[Path]:
     beginning = path.name + _ASIDE
     return sorted(
         path.with_name(name)
-        for name in os.listdir(path.parent)  # noqa: PTH208 - names are enough
+        for name in os.listdir(path.parent)
         if name.startswith(beginning) and not name.endswith(("-wal", "-shm"))
     )
 

@@ -83,7 +83,7 @@ def due_retries(db: sqlite3.Connection, sink: str, *, now: float, horizon: float
     was set back since: it counts as due.
     """
     found = db.execute(
-        f"SELECT rowid, crc, {_RETRY} FROM retries WHERE sink = :sink AND lane IN ("  # noqa: S608 - our own columns
+        f"SELECT rowid, crc, {_RETRY} FROM retries WHERE sink = :sink AND lane IN ("
         " SELECT lane FROM (SELECT lane, min(seq), due FROM retries WHERE sink = :sink GROUP BY lane)"
         " WHERE due <= :now OR due > :horizon) ORDER BY seq LIMIT :limit",
         {"sink": sink, "now": now, "horizon": horizon, "limit": limit},
@@ -103,7 +103,7 @@ def due_retries(db: sqlite3.Connection, sink: str, *, now: float, horizon: float
 
 def oldest_retry(db: sqlite3.Connection, sink: str) -> bytes | None:
     """The JSON of the oldest event in the retry queue; None if it is damaged."""
-    statement = f"SELECT crc, {_RETRY} FROM retries WHERE sink = ? ORDER BY seq LIMIT 1"  # noqa: S608 - our own columns
+    statement = f"SELECT crc, {_RETRY} FROM retries WHERE sink = ? ORDER BY seq LIMIT 1"
     found = db.execute(statement, (sink,)).fetchone()
     if found is None or checksum(sink, *found[1:]) != found[0]:
         return None
@@ -125,13 +125,13 @@ def insert_dead(db: sqlite3.Connection, sink: str, dead: Iterable[DeadLetter]) -
 
 def dead_letters(db: sqlite3.Connection, after: int, limit: int) -> Iterable[StoredDeadLetter]:
     """Dead letters by id, from the one after `after` on, read as they are asked for."""
-    statement = f"SELECT id, sink, crc, {_LETTER} FROM dead_letters WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608 - our own columns
+    statement = f"SELECT id, sink, crc, {_LETTER} FROM dead_letters WHERE id > ? ORDER BY id LIMIT ?"
     return (_stored(*row) for row in db.execute(statement, (after, limit)))
 
 
 def dead_letters_of(db: sqlite3.Connection, ids: Sequence[int]) -> list[StoredDeadLetter]:
     """The dead letters with these ids, as far as they are there, by id."""
-    statement = f"SELECT id, sink, crc, {_LETTER} FROM dead_letters WHERE {_AMONG} ORDER BY id"  # noqa: S608 - our own columns
+    statement = f"SELECT id, sink, crc, {_LETTER} FROM dead_letters WHERE {_AMONG} ORDER BY id"
     return [_stored(*row) for row in db.execute(statement, (_list(ids),))]
 
 
@@ -149,8 +149,8 @@ def oldest_dead_letters(db: sqlite3.Connection, limit: int, size: int) -> list[i
 def delete_dead(db: sqlite3.Connection, ids: Sequence[int]) -> dict[str, int]:
     """Delete dead letters; return how many there were of each sink."""
     wanted = (_list(ids),)
-    counts = dict(db.execute(f"SELECT sink, count(*) FROM dead_letters WHERE {_AMONG} GROUP BY sink", wanted))  # noqa: S608 - our own columns
-    db.execute(f"DELETE FROM dead_letters WHERE {_AMONG}", wanted)  # noqa: S608 - our own columns
+    counts = dict(db.execute(f"SELECT sink, count(*) FROM dead_letters WHERE {_AMONG} GROUP BY sink", wanted))
+    db.execute(f"DELETE FROM dead_letters WHERE {_AMONG}", wanted)
     return counts
 
 

@@ -196,7 +196,7 @@ def disk_space(path: Path) -> DiskSpace:
 
 def _size(path: Path | str) -> int:
     try:
-        return os.stat(path).st_size  # noqa: PTH116 - at every commit; making a Path would take as long as the question
+        return os.stat(path).st_size
     except OSError:
         return 0
 

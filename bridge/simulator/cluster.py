@@ -113,7 +113,7 @@ class World:
     """
 
     def __init__(self, namespace: str, seed: int) -> None:
-        self._random = random.Random(f"{seed}/{namespace}")  # noqa: S311 - a story, not a secret
+        self._random = random.Random(f"{seed}/{namespace}")
         self._path = f"{namespace}/" if namespace else ""
         self._clusters: list[Resource] = []
         self._stacks: list[Resource] = []

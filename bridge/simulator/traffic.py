@@ -53,7 +53,7 @@ def tell_laps(namespace: str, seed: int, moment: Callable[[], bytes]) -> Told:
     Within a lap this is as consistent as a world; at its end everything that was is never heard of again.
     """
     size, lines = _lap()
-    chance = random.Random(f"{seed}/{namespace}/laps")  # noqa: S311 - a story, not a secret
+    chance = random.Random(f"{seed}/{namespace}/laps")
     place = f"{namespace}/".encode() if namespace else b""
     while True:
         digits = chance.randbytes(16 * size).hex().encode()
@@ -127,7 +127,7 @@ class Channel:
 
     def __init__(self, told: Told, seed: str) -> None:
         self._told = told
-        self._chance = random.Random(seed)  # noqa: S311 - a story, not a secret
+        self._chance = random.Random(seed)
         self._copies: deque[tuple[int, Outgoing]] = deque()
         self._malformed = itertools.cycle(_MALFORMED)
         self.number = 0

@@ -71,7 +71,7 @@ class _Connections(KafkaConnectionManager):  # type: ignore[misc]  # The library
 
     def throttled(self) -> float:
         """For how many seconds brokers want nothing from us, because a quota is used up."""
-        ends = [connection._throttle_time for connection in tuple(self._conns.values())]  # noqa: SLF001 - it has no public name
+        ends = [connection._throttle_time for connection in tuple(self._conns.values())]
         return max([end - time.monotonic() for end in ends], default=0.0)
 
     async def knock(self, seconds: float) -> None:
@@ -99,7 +99,7 @@ class _Connections(KafkaConnectionManager):  # type: ignore[misc]  # The library
     async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
         """Connect; and do not forget what the broker said if it hung up right after, as it does when it refuses a login."""
         transport = await super()._build_transport(node, timeout_at)
-        receive = transport._sock_recv  # noqa: SLF001 - the only place where both are known
+        receive = transport._sock_recv
         ended: list[Exception] = []
 
         def receive_last_words() -> tuple[bytes, Exception | None]:
@@ -109,7 +109,7 @@ class _Connections(KafkaConnectionManager):  # type: ignore[misc]  # The library
                 return data, None
             return data, error
 
-        transport._sock_recv = receive_last_words  # noqa: SLF001
+        transport._sock_recv = receive_last_words
         return transport
 
 
@@ -159,7 +159,7 @@ class Client:
         except KafkaError as error:
             self._overheard.lines.append(str(error))
             raise self.unavailable(f"no connection within {self._settings.connect_timeout:g} s") from error
-        self._overheard.listen([threading.current_thread(), self._producer._sender])  # noqa: SLF001 - it has no public name
+        self._overheard.listen([threading.current_thread(), self._producer._sender])
         self.whole_batches = looks_as_expected(self._producer)
         self._metadata = Metadata(self._settings, self._producer, self._overheard, self.unavailable)
         self._pulse = Pulse(self._metadata.ask, self._settings.connect_timeout, self._interval)
@@ -223,11 +223,11 @@ class Client:
         net, self._net = self._net, None
         if producer is not None:
             with suppress(Exception):
-                producer._sender.force_close()  # noqa: SLF001 - the public `close` waits for what is under way
-                producer._sender.join(_PATIENCE)  # noqa: SLF001
+                producer._sender.force_close()  # The public `close` waits for what is under way.
+                producer._sender.join(_PATIENCE)
             with suppress(Exception):
                 producer.close(timeout=0)
-            producer._closed = True  # noqa: SLF001 - or its finalizer tries again
+            producer._closed = True  # Or its finalizer tries again.
         if net is not None:
             with suppress(Exception):
                 net.close()
@@ -254,13 +254,13 @@ class Client:
 
     def _produce_whole(self, batches: Mapping[Partition, Sequence[Record]]) -> dict[Partition, Outcome]:
         producer = self._producer
-        buffer = producer._accumulator  # noqa: SLF001 - see the module's docstring
+        buffer = producer._accumulator
         waiting = {partition: _whole_batch(producer, partition, records) for partition, records in batches.items()}
         for batch in waiting.values():
-            with buffer._tp_lock(batch.topic_partition):  # noqa: SLF001
-                buffer._batches[batch.topic_partition].append(batch)  # noqa: SLF001
-                buffer._incomplete.add(batch)  # noqa: SLF001
-        producer._sender.wakeup()  # noqa: SLF001
+            with buffer._tp_lock(batch.topic_partition):
+                buffer._batches[batch.topic_partition].append(batch)
+                buffer._incomplete.add(batch)
+        producer._sender.wakeup()
         deadline = time.monotonic() + self._settings.delivery_timeout + _MARGIN
         found: dict[Partition, Outcome] = {}
         for partition, batch in waiting.items():
@@ -301,7 +301,7 @@ class Client:
 
 def looks_as_expected(producer: Any) -> bool:
     """Whether the library's inner parts are those that whole batches are made for."""
-    buffer = producer._accumulator  # noqa: SLF001 - see the module's docstring
+    buffer = producer._accumulator
     there = all(hasattr(buffer, name) for name in ("_tp_lock", "_batches", "_incomplete")) and hasattr(producer, "_sender")
     version = producer.max_usable_produce_magic(producer.config["api_version"])
     records = MemoryRecordsBuilder(version, 0, 1024)
@@ -314,11 +314,11 @@ def looks_as_expected(producer: Any) -> bool:
 def _whole_batch(producer: Any, partition: Partition, records: Sequence[Record]) -> _WholeBatch:
     body, first, latest = encode(records)
     whole = MemoryRecordsBuilder(2, producer.config["compression_attrs"], len(body))
-    builder = whole._builder  # noqa: SLF001 - see the module's docstring
-    builder._buffer += body  # noqa: SLF001
-    builder._num_records = len(records)  # noqa: SLF001
-    builder._last_offset = len(records) - 1  # noqa: SLF001
-    builder._first_timestamp, builder._max_timestamp = first, latest  # noqa: SLF001
+    builder = whole._builder
+    builder._buffer += body
+    builder._num_records = len(records)
+    builder._last_offset = len(records) - 1
+    builder._first_timestamp, builder._max_timestamp = first, latest
     whole.close()  # A batch that is closed counts as full, and is sent at once.
     return _WholeBatch(TopicPartition(*partition), whole)
 

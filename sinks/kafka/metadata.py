@@ -26,19 +26,19 @@ class Question:
     """
 
     def __init__(self, producer: Any) -> None:
-        self._cluster = producer._metadata  # noqa: SLF001 - it has no public name
+        self._cluster = producer._metadata
         self._began = time.monotonic()
         self._done = threading.Event()
         self._future = self._cluster.request_update()
         self._future.add_both(lambda *_: self._done.set())
-        producer._sender.wakeup()  # noqa: SLF001
+        producer._sender.wakeup()
 
     def __call__(self) -> bool | None:
         """Whether it was answered: yes, no and never, or (None) not yet."""
         if not self._done.is_set():
             return None
         # The library calls it a failure, too, if the answer is that something is wrong with a topic.
-        refreshed: float = self._cluster._last_successful_refresh_ms / 1000  # noqa: SLF001
+        refreshed: float = self._cluster._last_successful_refresh_ms / 1000
         return bool(self._future.succeeded()) or refreshed >= self._began
 
     def wait(self, seconds: float) -> bool:
@@ -79,7 +79,7 @@ class Metadata:
             Unavailable: The brokers do not tell.
         """
         # The producer's public `partitions_for` waits a minute for a topic that is missing.
-        cluster = self._producer._metadata  # noqa: SLF001
+        cluster = self._producer._metadata
         found: dict[str, int | Refusal] = {topic: Refusal(MISSING) for topic in topics if self._missing.is_certain(topic)}
         began = time.monotonic()
         while True:
@@ -107,10 +107,10 @@ class Metadata:
     def _look_for(self, topics: Sequence[str]) -> None:
         """Ask about topics, and wait for the answer."""
         for topic in topics:
-            self._producer._sender.add_topic(topic)  # noqa: SLF001 - as the producer itself does before it sends
+            self._producer._sender.add_topic(topic)
         if not self.ask().wait(self._settings.connect_timeout):
             raise self._unavailable(f"no answer within {self._settings.connect_timeout:g} s")
-        cluster = self._producer._metadata  # noqa: SLF001
+        cluster = self._producer._metadata
         if any(cluster.partitions_for_topic(topic) is None and topic not in cluster.unauthorized_topics for topic in topics):
             time.sleep(_PAUSE)
 
@@ -118,5 +118,5 @@ class Metadata:
 def _stop_asking(cluster: Any, topic: str) -> None:
     """Forget a topic that can't be written to; or the library would ask for it, and log that, with each of its refreshes."""
     # A new set, since the library's thread may be going through the old one.
-    cluster._topics = cluster._topics - {topic}  # noqa: SLF001 - nobody else would ever stop asking for it
+    cluster._topics = cluster._topics - {topic}
     cluster.unauthorized_topics.discard(topic)

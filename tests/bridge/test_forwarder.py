@@ -57,7 +57,7 @@ class HastyJournal(Journal):
         self.asked: list[float] = []
         self.meanwhile: Callable[[float], bool] = lambda _: False
 
-    def wait(self, seq: int, timeout: float) -> bool:  # noqa: ARG002 - as in the journal
+    def wait(self, seq: int, timeout: float) -> bool:
         self.asked.append(timeout)
         return self.meanwhile(timeout)
 
@@ -990,7 +990,7 @@ def test_whatever_a_sink_does_every_event_is_delivered_in_order_or_a_dead_letter
 ) -> None:
     retries = {"max_attempts": max_attempts, "max_pending": 6, "first_delay": 1, "max_delay": 8}
     bench = Bench(tmp_path_factory.mktemp("fickle"), {}, {"ordering": ordering, "retry": retries, "batch": {"max_events": 5}})
-    bench.forwarder._sink = fickle = FickleSink(data)  # noqa: SLF001 - the bench has made another one
+    bench.forwarder._sink = fickle = FickleSink(data)
     resources: dict[int, str] = {}
     with capture_logs():
         for _ in range(data.draw(st.integers(1, 30))):
@@ -999,7 +999,7 @@ def test_whatever_a_sink_does_every_event_is_delivered_in_order_or_a_dead_letter
                 resources |= fresh
                 bench.send(*fresh.items())
             bench.step_after(data.draw(st.sampled_from([0.0, 0.0, 0.5, 10.0])))
-        bench.forwarder._sink = bench.sink  # noqa: SLF001 - from now on all is well
+        bench.forwarder._sink = bench.sink
         bench.sink.got, bench.sink.bad = fickle.got, fickle.bad
         for _ in range(200):
             bench.step_after(10.0)

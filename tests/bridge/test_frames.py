@@ -241,7 +241,7 @@ def test_what_websocket_client_sends_is_read_with_the_masking_undone(
 
 
 @given(st.sampled_from([TEXT, BINARY, PING, PONG]), payloads, st.booleans())
-def test_what_we_encode_is_the_unmasked_frame_of_websocket_client(opcode: int, payload: bytes, fin: bool) -> None:  # noqa: FBT001 - drawn
+def test_what_we_encode_is_the_unmasked_frame_of_websocket_client(opcode: int, payload: bytes, fin: bool) -> None:
     frame = ABNF(int(fin), 0, 0, 0, opcode, 0, payload)
     assert encode(opcode, payload, fin=fin) == frame.format()
 

@@ -131,7 +131,7 @@ def test_a_half_open_connection_is_found_after_interval_and_timeout() -> None:
 
 
 @pytest.mark.parametrize("event", [True, False])
-def test_anything_counts_as_life(event: bool) -> None:  # noqa: FBT001 - both are tried
+def test_anything_counts_as_life(event: bool) -> None:
     peer = keepalive()
     peer.due(110.0)
     peer.heard(114.0, event=event)

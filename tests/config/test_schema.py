@@ -132,7 +132,7 @@ def test_what_is_wrong_for_the_program_is_wrong_for_the_schema(
         ({"type": "engine", "url": "tcp://127.0.0.1:2375"}, True),
     ],
 )
-def test_a_secret_or_its_file_may_be_given(validator: Draft202012Validator, stream: dict[str, Any], valid: bool) -> None:  # noqa: FBT001 - a column of the table
+def test_a_secret_or_its_file_may_be_given(validator: Draft202012Validator, stream: dict[str, Any], valid: bool) -> None:
     assert validator.is_valid({"streams": {"acme": stream}}) is valid
 
 

@@ -81,7 +81,7 @@ class Hook(Receiver):
             return 400, {}
         return (500 if chance < _REFUSED else 200), {}
 
-    def remember(self, connection: int, events: list[dict[str, Any]]) -> None:  # noqa: ARG002 - the base class's signature
+    def remember(self, connection: int, events: list[dict[str, Any]]) -> None:
         """Tell of a request that is being answered."""
         for event in events:
             self._oracle.arrived(self._name, event)

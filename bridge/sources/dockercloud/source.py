@@ -114,7 +114,7 @@ class DockerCloudSource:
         return websocket.WebSocket(sockopt=[_SEND_BUFFER], sslopt=tls, skip_utf8_validation=True)
 
     def _request(self, authorization: str | None) -> dict[str, Any]:
-        request = Request(self._http_url())  # noqa: S310 - only a carrier for the cookie rules; nothing is opened
+        request = Request(self._http_url())
         self._cookies.add_cookie_header(request)
         headers = {"User-Agent": self._options.user_agent, "Authorization": authorization}
         return {
@@ -133,7 +133,7 @@ class DockerCloudSource:
             for cookie in SimpleCookie(headers.get("set-cookie", "")).values():
                 answer["Set-Cookie"] = cookie.OutputString()
         response: Any = SimpleNamespace(info=lambda: answer)  # All that the jar looks at.
-        self._cookies.extract_cookies(response, Request(self._http_url()))  # noqa: S310 - see _request
+        self._cookies.extract_cookies(response, Request(self._http_url()))
 
     def _http_url(self) -> str:
         return "http" + self._url.removeprefix("ws")
@@ -146,7 +146,7 @@ class DockerCloudSession:
         self._web = web
         self._socket = cast("socket.socket", web.sock)
         self._tls = self._socket if isinstance(self._socket, ssl.SSLSocket) else None
-        self._socket.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        self._socket.setblocking(False)
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
         self._options = options
@@ -260,7 +260,7 @@ class DockerCloudSession:
         except (websocket.WebSocketException, OSError):
             pass
         finally:
-            self._socket.setblocking(False)  # noqa: FBT003 - see __init__
+            self._socket.setblocking(False)
 
 
 def tls_context(ca_file: str | None) -> ssl.SSLContext:

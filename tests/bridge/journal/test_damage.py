@@ -96,7 +96,7 @@ class Impatient(threading.Event):
         super().__init__()
         self.left = 20
 
-    def wait(self, timeout: float | None = None) -> bool:  # noqa: ARG002 - as in the class above
+    def wait(self, timeout: float | None = None) -> bool:
         self.left -= 1
         if self.left <= 0:
             raise ForEver
@@ -228,7 +228,7 @@ def run(path: Path, lines: dict[int, bytes], new: Event) -> str:
         if "written by a newer event-bridge" not in str(error):
             raise
         return "refused: one flipped bit made it a file of the future"
-    journal._closing = Impatient()  # noqa: SLF001 - see there
+    journal._closing = Impatient()
     with closing(journal):
         for name in SINKS:
             journal.add_sink(name, "earliest")

@@ -101,7 +101,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.fixture
-def open_journal(path: Path, threads: ThreadPoolExecutor) -> Iterator[Open]:  # noqa: ARG001 - so that journals end before threads
+def open_journal(path: Path, threads: ThreadPoolExecutor) -> Iterator[Open]:
     """Opens the journal, the one before being closed; keyword arguments are options, or clocks and observers."""
     opened: list[Journal] = []
 
@@ -396,9 +396,9 @@ def test_nothing_is_accepted_while_uuids_can_not_be_read(
 
 def together(journal: Journal, pool: ThreadPoolExecutor, batches: Sequence[Batch]) -> list[Future[Appended]]:
     """Have several threads append at once: while the write lock is taken, all of them get in line."""
-    with journal._write:  # noqa: SLF001 - the only way to have them all wait for certain
+    with journal._write:
         waiting = [pool.submit(journal.append, batch) for batch in batches]
-        until(lambda: len(journal._waiting) == len(batches))  # noqa: SLF001 - as above
+        until(lambda: len(journal._waiting) == len(batches))
     return waiting
 
 

@@ -80,7 +80,7 @@ def thread() -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.fixture
-def open_journal(path: Path, thread: ThreadPoolExecutor) -> Iterator[Open]:  # noqa: ARG001 - so that journals end before threads
+def open_journal(path: Path, thread: ThreadPoolExecutor) -> Iterator[Open]:
     opened: list[Journal] = []
 
     def open_(sinks: Sequence[str] = ("a",), **options: Any) -> Journal:
@@ -288,10 +288,10 @@ def test_a_commit_that_fails_leaves_no_trace_and_is_made_later(
     before = journal.books()
     with failing(path, "INSERT ON seen WHEN NEW.first > 2"), capture_logs() as logs:
         waiting = []
-        with journal._write:  # noqa: SLF001 - so that both batches are in one commit, the second of which fails
+        with journal._write:
             for numbers_waiting in ((2,), (1, 3)):
                 waiting.append(thread.submit(journal.append, batch(*numbers_waiting)))
-                until(lambda: len(journal._waiting) == len(waiting))  # noqa: SLF001 - as above
+                until(lambda: len(journal._waiting) == len(waiting))
         until(lambda: trouble(journal) == f"{path}: the disk is on fire")
         assert not any(future.done() for future in waiting)
         books = journal.books()

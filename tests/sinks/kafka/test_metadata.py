@@ -88,7 +88,7 @@ def test_a_topic_that_we_may_not_see_is_kept_in_mind_by_nobody(library: Library,
 
     assert metadata.partitions({"a"}) == {"a": Refusal(UNAUTHORIZED)}
     assert library.unauthorized_topics == set()
-    assert library._topics == set()  # noqa: SLF001 - it is the library's name
+    assert library._topics == set()
 
     library.there, library.forbidden = {"a"}, set()
     assert metadata.partitions({"a"}) == {"a": 3}

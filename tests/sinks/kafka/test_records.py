@@ -16,7 +16,7 @@ def make_record(entry: Entry, key: bytes | None = b"key") -> Record:
 
 def by_the_library(records: list[Record]) -> bytes:
     """The body of a batch as kafka-python makes it."""
-    builder = DefaultRecordBatchBuilder(2, 0, False, -1, -1, -1, 1 << 30)  # noqa: FBT003 - the library wants it so
+    builder = DefaultRecordBatchBuilder(2, 0, False, -1, -1, -1, 1 << 30)
     for offset, record in enumerate(records):
         builder.append(offset, record.timestamp, record.key, record.entry.json, record.headers)
     return bytes(builder.build())[DefaultRecordBatchBuilder.HEADER_STRUCT.size :]

@@ -38,7 +38,7 @@ class WebsocketBroker(Listener):
         self.script = script
         super().__init__(context)
 
-    def talk(self, connection: socket.socket, number: int) -> None:  # noqa: ARG002 - of `Listener`
+    def talk(self, connection: socket.socket, number: int) -> None:
         head = b""
         while not head.endswith(b"\r\n\r\n"):
             head += connection.recv(4096)

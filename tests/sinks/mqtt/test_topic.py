@@ -44,7 +44,7 @@ def test_what_an_event_brings_in_is_made_fit_for_a_level(state: str, level: byte
 
 @given(st.text(), st.text())
 def test_no_event_can_leave_its_level_or_break_the_protocol(state: str, action: str) -> None:
-    topic = Topic("docker/{state}/{action}")._fill((state, action)).decode()  # noqa: SLF001 - surrogates are no events
+    topic = Topic("docker/{state}/{action}")._fill((state, action)).decode()
 
     levels = topic.split("/")
     assert len(levels) == 3
@@ -88,7 +88,7 @@ def test_topics_are_remembered_up_to_a_bound() -> None:
     assert topic.of(event) is topic.of(event)
     for number in range(5000):
         topic.of(make_entry(number).fields)
-    assert len(topic._cache) <= 4096  # noqa: SLF001 - what is bounded can't be seen from outside
+    assert len(topic._cache) <= 4096
 
 
 def test_the_id_is_the_last_part_of_the_uri() -> None:

@@ -383,7 +383,7 @@ def test_a_tls_record_that_stops_in_the_middle_does_not_block_reading(
 
 
 @pytest.mark.parametrize("secure", [False, True])
-def test_abort_wakes_a_blocked_read(secure: bool, start_server: StartServer, tls: Tls) -> None:  # noqa: FBT001 - a parameter
+def test_abort_wakes_a_blocked_read(secure: bool, start_server: StartServer, tls: Tls) -> None:
     url = start_server(stay, tls=tls.context if secure else None, host="localhost")
     with opened(url, ca_file=tls.ca_file, ping_interval=1_000.0) as session:
         endings: list[Ended] = []

@@ -263,7 +263,7 @@ def test_an_engine_time_cut_to_microseconds_is_no_clock_set_back() -> None:
 
 
 @given(st.integers(0, 2**63 - 1), st.booleans())
-def test_a_position_is_read_as_it_was_written(nanos: int, seen: bool) -> None:  # noqa: FBT001 - hypothesis passes by name
+def test_a_position_is_read_as_it_was_written(nanos: int, seen: bool) -> None:
     position = Position(nanos, seen=seen)
 
     assert Position.parse(str(position)) == position

@@ -53,7 +53,7 @@ from tests.support.waiting import until
         ("tcp://[::1]:99", False, Address("", "::1", 99)),
     ],
 )
-def test_the_addresses_that_docker_uses_are_understood(url: str, tls: bool, expected: Address) -> None:  # noqa: FBT001 - a case
+def test_the_addresses_that_docker_uses_are_understood(url: str, tls: bool, expected: Address) -> None:
     assert Address.parse(url, tls=tls) == expected
 
 
@@ -361,7 +361,7 @@ def test_a_position_of_another_kind_of_stream_is_said_and_the_session_begins_now
 def test_a_replay_without_the_last_event_seen_is_said_to_be_incomplete(
     engine: FakeEngine,
     replayed: list[int],
-    complete: bool,  # noqa: FBT001 - a case
+    complete: bool,
 ) -> None:
     with capture_logs() as logs, session_of(engine, str(NOW)) as session:
         engine.tell(*(engine_event(nanos=nanos) for nanos in replayed))
