@@ -9,7 +9,7 @@ from typing import Final
 
 from benchmarks.events import NAMESPACE, canonical_events
 from bridge.event import Event, Reception, normalize
-from bridge.journal import Journal, JournalOptions, file, tables
+from bridge.journal import Journal, JournalSettings, file, tables
 
 _CHUNK: Final = 10_000
 """Events that are made at once."""
@@ -21,7 +21,7 @@ def fill(path: Path, events: int, *, behind: str, done: Sequence[str] = ()) -> N
     Each event is in a batch of its own, as when few come. By the journal's own statements: so many commits through its
     interface would take minutes.
     """
-    with closing(Journal(JournalOptions(path))) as journal:
+    with closing(Journal(JournalSettings(path=path))) as journal:
         journal.add_sink(behind, "earliest")
     with closing(file.prepare(path)) as db:
         for start in range(1, events + 1, _CHUNK):
@@ -34,6 +34,6 @@ def fill(path: Path, events: int, *, behind: str, done: Sequence[str] = ()) -> N
                     tables.insert_batch(db, place, time.time(), {event.key: event.json})
             tables.add_counts(db, NAMESPACE, (len(results), len(results), 0), None)
             db.execute("COMMIT")
-    with closing(Journal(JournalOptions(path))) as journal:
+    with closing(Journal(JournalSettings(path=path))) as journal:
         for sink in done:
             journal.add_sink(sink, "latest")

@@ -10,7 +10,7 @@ from typing import Final
 from benchmarks.events import NAMESPACE
 from benchmarks.figures import Figure, Sizes, spread
 from benchmarks.processes import bridge, sender
-from bridge.journal import Journal, JournalOptions, file, tables
+from bridge.journal import Journal, JournalSettings, file, tables
 
 _STREAMS: Final = 10
 _MEBIBYTE: Final = 1 << 20
@@ -60,7 +60,7 @@ def _fill(path: Path, uuids: int) -> None:
 
     By the journal's own statements: so many commits through its interface would take a quarter of an hour.
     """
-    Journal(JournalOptions(path)).close()
+    Journal(JournalSettings(path=path)).close()
     now = time.time()
     with closing(file.prepare(path)) as db:
         for start in range(1, uuids + 1, _COMMIT):

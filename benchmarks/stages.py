@@ -15,7 +15,7 @@ from benchmarks.figures import Figure, Sizes, spread
 from benchmarks.processes import sender
 from bridge.event import Event, Reception, normalize
 from bridge.frames import TEXT, FrameReader, encode
-from bridge.journal import Batch, Journal, JournalOptions, Settlement
+from bridge.journal import Batch, Journal, JournalSettings, Settlement
 from bridge.sink import Entry
 from sinks.stdout import StdoutSettings, StdoutSink
 from tests.support.journal_work import read
@@ -149,7 +149,7 @@ def _reception() -> Reception:
 
 
 def _journal(directory: str) -> Journal:
-    journal = Journal(JournalOptions(Path(directory) / "journal.db"))
+    journal = Journal(JournalSettings(path=Path(directory) / "journal.db"))
     journal.add_sink("sink", "earliest")
     return journal
 

@@ -1,6 +1,5 @@
 """Settings in, a bridge ready to run out: the one place that knows both the configuration and the parts."""
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib.metadata import version
@@ -9,25 +8,25 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import structlog
 
-from bridge.admin.health import Health, Thresholds
+from bridge.admin.health import Health
 from bridge.admin.operations_journal import JournalOperations, SinkLimits
 from bridge.admin.routes import Routes
 from bridge.admin.server import Server
 from bridge.forwarder import Forwarder
 from bridge.gaps import Presence
-from bridge.journal import Journal, JournalOptions
+from bridge.journal import Journal
 from bridge.metrics import Metrics, SinkMetrics, StreamMetrics
 from bridge.sink import Sink, SinkSettings
 from bridge.source import Source
 from bridge.sources.dockercloud.source import DockerCloudSource
-from bridge.sources.dockercloud.url import DockerCloudOptions
-from bridge.sources.engine.source import EngineOptions, EngineSource
-from bridge.stream import Stream, StreamPolicy
+from bridge.sources.engine.settings import EngineSettings
+from bridge.sources.engine.source import EngineSource
+from bridge.stream import Stream
 from bridge.supervisor import Requests, Supervisor
 from config.load import ConfigError
 from config.plugins import installed, load_plugin
 from config.rotation import Latest, Rotating
-from config.settings import DockerCloudSettings, EngineSettings, Settings
+from config.settings import Settings, StreamSettings
 
 log = structlog.get_logger(__name__)
 
@@ -61,19 +60,13 @@ class Parts:
 
     def stream(self, name: str, journal: Journal, metrics: Metrics, presence: Presence | None = None) -> Stream:
         """A stream; with the presence of the one that it takes over from, if there is one."""
-        stream = self._settings.streams[name]
         return Stream(
             name,
-            stream.namespace,
+            self._settings.streams[name],
             self._sources[name],
             journal,
             metrics=StreamMetrics(metrics, name),
-            policy=StreamPolicy(
-                backoff=(stream.backoff.first, stream.backoff.max),
-                auth_backoff=(stream.auth_backoff.first, stream.auth_backoff.max),
-                stable_after=stream.stable_after,
-                max_event_bytes=self._settings.journal.max_event_bytes,
-            ),
+            max_event_bytes=self._settings.journal.max_event_bytes,
             presence=presence,
         )
 
@@ -130,7 +123,7 @@ def build(settings: Settings, latest: Latest, requests: Requests | None = None) 
     parts = Parts(settings, latest, settings.streams, settings.sinks)
     metrics = Metrics(VERSION)
     metrics.journal_limit.set(settings.journal.max_bytes)
-    journal = open_journal(settings, metrics)
+    journal = Journal(settings.journal, metrics.journal_commit.observe)
     journal.forget_sinks_except(set(settings.sinks))
     for name, sink in settings.sinks.items():
         journal.add_sink(name, sink.start_at)
@@ -142,14 +135,9 @@ def build(settings: Settings, latest: Latest, requests: Requests | None = None) 
         grace=settings.shutdown.grace,
         requests=requests,
     )
-    health = Health(journal, supervisor.running, thresholds=thresholds(settings), version=VERSION)
+    health = Health(journal, supervisor.running, settings=settings.health, version=VERSION)
     metrics.observe(health)
     return Bridge(journal, metrics, health, supervisor, latest)
-
-
-def thresholds(settings: Settings) -> Thresholds:
-    """What health is measured by."""
-    return Thresholds(settings.health.stream_grace, settings.health.sink_grace)
 
 
 def serve(settings: Settings, bridge: Bridge, *, or_any_port: bool = False) -> Server | None:
@@ -191,60 +179,12 @@ def limits_of(sinks: Mapping[str, SinkSettings]) -> dict[str, SinkLimits]:
     return {name: SinkLimits(sink.retry.max_pending, sink.start_at) for name, sink in sinks.items()}
 
 
-def open_journal(settings: Settings, metrics: Metrics) -> Journal:
-    """Open the journal that the settings name.
-
-    Raises:
-        JournalError: It can't be opened.
-    """
-    journal = settings.journal
-    options = JournalOptions(
-        path=journal.path,
-        durability=journal.durability,
-        max_bytes=journal.max_bytes,
-        when_full=journal.when_full,
-        window=journal.dedup.window,
-        window_events=journal.dedup.max_events,
-    )
-    return Journal(options, metrics.journal_commit.observe)
-
-
-def source(name: str, settings: DockerCloudSettings | EngineSettings, latest: Latest) -> Source:
+def source(name: str, settings: StreamSettings, latest: Latest) -> Source:
     """Make what a stream's sessions are opened with."""
     if isinstance(settings, EngineSettings):
-        return EngineSource(
-            EngineOptions(
-                url=settings.url,
-                namespace=settings.namespace,
-                connect_timeout=settings.connect_timeout,
-                ca_file=settings.ca_file,
-                cert_file=settings.cert_file,
-                key_file=settings.key_file,
-            )
-        )
+        return EngineSource(settings)
     rotating = Rotating(latest, lambda now: now.streams.get(name), settings)
-    return docker_cloud_source(settings, lambda: rotating.now().authorization())
-
-
-def docker_cloud_source(settings: DockerCloudSettings, authorization: Callable[[], str | None]) -> DockerCloudSource:
-    """Make what a websocket stream's sessions are opened with."""
-    options = DockerCloudOptions(
-        url=settings.url,
-        namespace=settings.namespace,
-        path=settings.path,
-        types=tuple(settings.types),
-        objects=tuple(settings.objects),
-        parents=tuple(settings.parents),
-        ping_interval=settings.ping_interval,
-        ping_timeout=settings.ping_timeout,
-        idle_timeout=settings.idle_timeout,
-        connect_timeout=settings.connect_timeout,
-        max_frame_bytes=settings.max_frame_bytes,
-        ca_file=str(settings.ca_file) if settings.ca_file else None,
-        proxy=settings.proxy.get_secret_value() if settings.proxy else None,
-        user_agent=USER_AGENT,
-    )
-    return DockerCloudSource(options, authorization, time.monotonic)
+    return DockerCloudSource(settings, lambda: rotating.now().authorization(), user_agent=USER_AGENT)
 
 
 def settings_for_demo(streams: dict[str, Any], journal: Path) -> Settings:

@@ -69,7 +69,7 @@ class Reload:
         # From here on nothing can fail.
         self._settings = new
         self._log_as(new.log)
-        self._bridge.health.thresholds = app.thresholds(new)
+        self._bridge.health.settings = new.health
         self._bridge.supervisor.grace = new.shutdown.grace
         self._apply_sinks(sinks, parts)
         self._apply_streams(streams, parts)

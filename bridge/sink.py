@@ -26,7 +26,8 @@ from typing import Any, ClassVar, Final, Literal, Protocol, get_args
 import msgspec
 
 from bridge.event import Fields, fields_of
-from bridge.sink_settings import Backoff, BatchSettings, FieldPatterns, RetrySettings, Rules, SinkSettings, Strict
+from bridge.field_types import Backoff, Strict
+from bridge.sink_settings import BatchSettings, FieldPatterns, RetrySettings, Rules, SinkSettings
 
 __all__ = ["REASONS", "Entry", "Failure", "Reason", "Sink", "SinkPlugin", "Unavailable"]
 __all__ += ["Backoff", "BatchSettings", "FieldPatterns", "RetrySettings", "Rules", "SinkSettings", "Strict"]

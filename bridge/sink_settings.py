@@ -3,29 +3,10 @@
 import warnings
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator
 
-from bridge.field_types import Bytes, Seconds
+from bridge.field_types import Backoff, Bytes, Seconds, Strict
 from bridge.policy import FILTER_FIELDS
-
-
-class Strict(BaseModel):
-    """Settings that are frozen, refuse unknown keys and never show their input in an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-class Backoff(Strict):
-    """Delays between attempts: exponential with full jitter."""
-
-    first: Seconds = Field(default=0.5, gt=0, description="Longest first delay; doubles from there.")
-    max: Seconds = Field(default=60.0, gt=0, description="Longest delay.")
-
-    @model_validator(mode="after")
-    def _rising(self) -> Self:
-        if self.first > self.max:
-            raise ValueError("first must not be longer than max")
-        return self
 
 
 class BatchSettings(Strict):

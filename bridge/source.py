@@ -5,7 +5,12 @@ the business of `bridge.stream`, the same for all kinds.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, Literal, NamedTuple, Protocol, get_args
+
+from pydantic import Field
+
+from bridge.field_types import Backoff, Namespace, Seconds, Strict
 
 EndReason = Literal[
     "closed",  # The peer ended it in an orderly way.
@@ -22,6 +27,33 @@ EndReason = Literal[
 """Why a session ended or could not be opened: the values of the `reason` label, a small fixed set."""
 
 END_REASONS: Final[tuple[EndReason, ...]] = get_args(EndReason)
+
+
+class AuthBackoff(Backoff):
+    """Delays between attempts after refused credentials: long ones, since accounts get locked otherwise."""
+
+    first: Seconds = Field(default=30.0, gt=0, description="Longest first delay; doubles from there.")
+    max: Seconds = Field(default=600.0, gt=0, description="Longest delay.")
+
+
+class SourceSettings(Strict):
+    """Settings of every kind of stream; each kind's own model adds its `type` and the rest.
+
+    The configuration fills in the namespace where none is given, since only it knows a stream's name.
+    """
+
+    namespace: Namespace = Field(
+        default="", description="Namespace of the events. Default: the stream's name. Empty: the account's own."
+    )
+    connect_timeout: Seconds = Field(default=10.0, gt=0, le=600, description="How long connecting may take.")
+    backoff: Backoff = Backoff()
+    auth_backoff: AuthBackoff = AuthBackoff()
+    stable_after: Seconds = Field(
+        default=60.0,
+        ge=0,
+        description="A session that lasted so long, or brought an event, sets the backoff back to its start.",
+    )
+    ca_file: Path | None = Field(default=None, description="CA certificates (PEM) to trust instead of the system's.")
 
 
 class Ended(Exception):

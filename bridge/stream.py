@@ -20,7 +20,7 @@ from bridge.gaps import Presence
 from bridge.journal import Batch
 from bridge.metrics import StreamMetrics
 from bridge.policy import Uniform, backoff
-from bridge.source import Ended, EndReason, Read, Session, Source
+from bridge.source import Ended, EndReason, Read, Session, Source, SourceSettings
 
 log = structlog.get_logger(__name__)
 
@@ -36,22 +36,6 @@ class Destination(Protocol):
 
     def position(self, stream: str) -> str | None:
         """From where the stream resumes, if it was here before."""
-
-
-class StreamPolicy(msgspec.Struct, frozen=True):
-    """When to try again, and what to let in. Times in seconds, sizes in bytes.
-
-    Attributes:
-        backoff: First and longest delay between sessions.
-        auth_backoff: The same after credentials were refused: accounts get locked by those who hurry.
-        stable_after: A session that lasted so long has proved itself, even without an event; the backoff starts anew.
-        max_event_bytes: Larger messages are malformed.
-    """
-
-    backoff: tuple[float, float] = (0.5, 60.0)
-    auth_backoff: tuple[float, float] = (30.0, 600.0)
-    stable_after: float = 60.0
-    max_event_bytes: int = 1_000_000
 
 
 class StreamStatus(msgspec.Struct, frozen=True):
@@ -77,11 +61,11 @@ class Stream:
 
     Args:
         name: The stream's name, for the journal, logs and metrics.
-        namespace: The namespace of its events; empty if each resource URI tells it.
+        settings: Its namespace (empty if each resource URI tells it), and when to try again.
         source: How to open a session.
         journal: Where events go.
         metrics: The stream's metrics.
-        policy: When to try again, and what to let in.
+        max_event_bytes: Larger messages are malformed.
         presence: That of the stream that this one takes over from; None if there is none. With one, a session is opened at
             once, but nothing is read before `take_over`: what the old one still brings is older, and has to be committed first.
         clock: The time of day in seconds since the epoch.
@@ -95,23 +79,23 @@ class Stream:
     def __init__(
         self,
         name: str,
-        namespace: str,
+        settings: SourceSettings,
         source: Source,
         journal: Destination,
         *,
         metrics: StreamMetrics,
-        policy: StreamPolicy,
+        max_event_bytes: int,
         presence: Presence | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         uniform: Uniform = random.uniform,
     ) -> None:
         self.name = name
-        self._namespace = namespace
+        self._settings = settings
         self._source = source
         self._journal = journal
         self._metrics = metrics
-        self._policy = policy
+        self._max_event_bytes = max_event_bytes
         self._clock = clock
         self._monotonic = monotonic
         self._uniform = uniform
@@ -189,9 +173,8 @@ class Stream:
             self._control(control)
 
     def _normalize(self, messages: Sequence[bytes], now: float) -> tuple[list[Event], list[Malformed], list[Control]]:
-        reception = Reception.at(self._namespace, datetime.fromtimestamp(now, UTC))
-        limit = self._policy.max_event_bytes
-        results = [normalize(message, reception, limit) for message in messages]
+        reception = Reception.at(self._settings.namespace, datetime.fromtimestamp(now, UTC))
+        results = [normalize(message, reception, self._max_event_bytes) for message in messages]
         events = [result for result in results if type(result) is Event]
         if len(events) == len(results):
             return events, [], []
@@ -248,21 +231,21 @@ class Stream:
         return delay
 
     def _delay(self, end: Ended) -> float:
-        lasted = self._opened is not None and self._monotonic() - self._opened >= self._policy.stable_after
+        lasted = self._opened is not None and self._monotonic() - self._opened >= self._settings.stable_after
         if self._proved or lasted:
             self._delays, self._auth_delays = self._new_delays(), self._new_auth_delays()
-        first, longest = self._policy.auth_backoff
-        asked = min(end.retry_after or 0.0, longest)
+        again = self._settings.auth_backoff
+        asked = min(end.retry_after or 0.0, again.max)
         if end.reason == "unauthorized":
             # The jitter comes on top: who hurries only once in a while locks the account, too.
-            return max(asked, min(longest, first + next(self._auth_delays)))
+            return max(asked, min(again.max, again.first + next(self._auth_delays)))
         return max(asked, next(self._delays))
 
     def _new_delays(self) -> Iterator[float]:
-        return backoff(*self._policy.backoff, self._uniform)
+        return backoff(self._settings.backoff.first, self._settings.backoff.max, self._uniform)
 
     def _new_auth_delays(self) -> Iterator[float]:
-        return backoff(*self._policy.auth_backoff, self._uniform)
+        return backoff(self._settings.auth_backoff.first, self._settings.auth_backoff.max, self._uniform)
 
 
 def seconds_of(text: str) -> float:

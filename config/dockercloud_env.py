@@ -12,9 +12,9 @@ would have sent them. The namespace is then that of each stream.
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from bridge.field_types import NAME
 from config.introspection import FILE, KeyPath
 from config.layers import Layer
-from config.values import NAME
 
 NAMESPACE: Final = "DOCKERCLOUD_NAMESPACE"
 _SECRETS: Final = {"auth": "DOCKERCLOUD_AUTH", "api_key": "DOCKERCLOUD_APIKEY", "password": "DOCKERCLOUD_PASS"}

@@ -15,14 +15,15 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from bridge.admin.settings import HttpSettings
+from bridge.field_types import NAME
 from bridge.sink import SinkSettings
 from config.dockercloud_env import from_original, incomplete
 from config.errors import ConfigError, Problems, no_such_type
 from config.introspection import FILE, KeyPath, decode, models_in, secrets_of
 from config.layers import Layer, find, from_environment, from_file, from_secrets, read_secret
 from config.plugins import PluginError, Plugins, installed, load_plugin
-from config.settings import HttpSettings, Settings
-from config.values import NAME
+from config.settings import Settings
 from config.yaml_file import ReadError
 
 __all__ = ["ConfigError", "find", "load", "load_http"]

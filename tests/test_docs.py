@@ -13,12 +13,13 @@ import yaml
 from prometheus_client import generate_latest
 
 from bridge import logs
-from bridge.admin.health import Health, Thresholds
+from bridge.admin.health import Health
 from bridge.admin.operations_journal import JournalOperations
 from bridge.admin.routes import Routes
+from bridge.admin.settings import HealthSettings
 from bridge.cli import arguments, main
 from bridge.event import Event, Malformed, Reception, fields_of, normalize
-from bridge.journal import DeathReason, Journal, JournalOptions
+from bridge.journal import DeathReason, Journal, JournalSettings
 from bridge.metrics import Metrics, SinkMetrics, StreamMetrics
 from bridge.sink import Entry
 from bridge.supervisor import Running
@@ -76,8 +77,8 @@ def test_the_readme_names_every_metric_of_ours(tmp_path: Path) -> None:
     metrics = Metrics("0")
     StreamMetrics(metrics, "acme")
     SinkMetrics(metrics, "log")
-    journal = Journal(JournalOptions(tmp_path / "journal.db"))
-    metrics.observe(Health(journal, Running, thresholds=Thresholds(), version="0"))
+    journal = Journal(JournalSettings(path=tmp_path / "journal.db"))
+    metrics.observe(Health(journal, Running, settings=HealthSettings(), version="0"))
     text = generate_latest(metrics.registry).decode()
     journal.close()
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from bridge.admin.settings import HealthSettings
 from bridge.event import fields_of
 from bridge.forwarder import Forwarder
 from bridge.journal import Books, Journal, JournalError, SinkBooks, StreamBooks
@@ -16,13 +17,6 @@ from bridge.supervisor import Running
 
 _STUCK: Final = 30.0
 """Seconds without a tick of the main thread after which the process does not work any more."""
-
-
-class Thresholds(msgspec.Struct, frozen=True):
-    """For how many seconds something may be wrong before the process is not ready."""
-
-    stream_grace: float = 60.0
-    sink_grace: float = 300.0
 
 
 class Reloaded(msgspec.Struct, frozen=True):
@@ -41,12 +35,12 @@ class Health:
     """Looks at what runs and at the journal; changes nothing. Any thread may ask.
 
     Attributes:
-        thresholds: What it measures by.
+        settings: When it says that the process is not ready.
         reloaded: What it tells of the last reload; None before the first.
     """
 
-    def __init__(self, journal: Journal, running: Callable[[], Running], *, thresholds: Thresholds, version: str) -> None:
-        self.thresholds = thresholds
+    def __init__(self, journal: Journal, running: Callable[[], Running], *, settings: HealthSettings, version: str) -> None:
+        self.settings = settings
         self.reloaded: Reloaded | None = None
         self._journal = journal
         self._running = running
@@ -82,12 +76,12 @@ class Health:
             problems.append("journal: still reads which events it knows; after that new ones are accepted")
         for stream in self._running().streams:
             status = stream.status
-            if not status.connected and now - status.since > self.thresholds.stream_grace:
+            if not status.connected and now - status.since > self.settings.stream_grace:
                 why = status.error or "no session yet"
                 problems.append(f"stream {stream.name}: not connected for {now - status.since:.0f} s: {why}")
         for forwarder in self._running().forwarders:
             down = self._down_seconds(forwarder, now)
-            if down > self.thresholds.sink_grace:
+            if down > self.settings.sink_grace:
                 problems.append(f"sink {forwarder.name}: unavailable for {down:.0f} s: {_words(forwarder)}")
         return problems
 

@@ -9,7 +9,7 @@ from bridge.sink import SinkSettings, Unavailable
 from bridge.source import Ended
 from config.load import load
 from config.rotation import Latest
-from config.settings import DockerCloudSettings, EngineSettings
+from config.settings import StreamSettings
 
 
 class ConnectFailed(Exception):
@@ -38,7 +38,7 @@ def check(config: Path | None, *, connect: bool) -> None:
         raise ConnectFailed(f"not reached: {', '.join(failed)}")
 
 
-def _try_stream(name: str, settings: DockerCloudSettings | EngineSettings, latest: Latest) -> Sequence[str]:
+def _try_stream(name: str, settings: StreamSettings, latest: Latest) -> Sequence[str]:
     app.source(name, settings, latest).open(None).close()
     return ()
 

@@ -22,11 +22,13 @@ from bridge.journal import Batch, DiskFullError, JournalError
 from bridge.metrics import Metrics, StreamMetrics
 from bridge.reload import Reload
 from bridge.simulator.server import Simulator, SimulatorSettings
-from bridge.stream import Stream, StreamPolicy
+from bridge.sources.dockercloud.settings import DockerCloudSettings
+from bridge.sources.dockercloud.source import DockerCloudSource
+from bridge.stream import Stream
 from bridge.supervisor import Requests
 from config.load import ConfigError, load
 from config.rotation import Latest
-from config.settings import DockerCloudSettings, LogSettings, Settings
+from config.settings import LogSettings, Settings
 
 log = structlog.get_logger(__name__)
 
@@ -114,7 +116,8 @@ def listen(config: Path | None, url: str | None, namespace: str | None, filters:
         BrokenPipeError: Nobody reads any more.
     """
     env = {**os.environ, **({"DOCKERCLOUD_STREAM_HOST": url} if url else {})}
-    found = _stream_to_listen(load(config, env), namespace)
+    configured = load(config, env)
+    found = _stream_to_listen(configured, namespace)
     wanted = {"url": url, "namespace": namespace, **msgspec.structs.asdict(filters)}
     try:
         settings = DockerCloudSettings.model_validate(
@@ -124,11 +127,11 @@ def listen(config: Path | None, url: str | None, namespace: str | None, filters:
         raise OptionError("; ".join(f"--{e['loc'][0]}: {e['msg']}" for e in error.errors(include_input=False))) from None
     stream = Stream(
         "listen",
-        settings.namespace,
-        app.docker_cloud_source(settings, settings.authorization),
+        settings,
+        DockerCloudSource(settings, settings.authorization, user_agent=app.USER_AGENT),
         _Printer(),
         metrics=StreamMetrics(Metrics(app.VERSION), "listen"),
-        policy=StreamPolicy(),
+        max_event_bytes=configured.journal.max_event_bytes,
     )
     outcome = _follow(stream)
     if outcome is not None:

@@ -10,10 +10,10 @@ from bridge.admin.client import Client
 from bridge.admin.operations import Inspection, OperationError, Operations
 from bridge.admin.operations_journal import JournalInspection, JournalOperations
 from bridge.admin.server import url_of
+from bridge.admin.settings import HttpSettings
 from bridge.journal import Journal, JournalError, JournalReader, holder
-from bridge.metrics import Metrics
 from config.load import load, load_http
-from config.settings import HttpSettings, Settings
+from config.settings import Settings
 
 J = TypeVar("J", Journal, JournalReader)
 
@@ -76,7 +76,7 @@ def changing(where: Where) -> Iterator[Operations]:
             raise OperationError(
                 f"{settings.journal.path}: damaged: {damage}; nothing was changed, but `journal export` saves what it can"
             )
-    with _opened(lambda _: app.open_journal(settings, Metrics(app.VERSION)), settings.journal.path) as journal:
+    with _opened(lambda _: Journal(settings.journal), settings.journal.path) as journal:
         yield JournalOperations(journal, lambda: app.limits_of(settings.sinks), running=False)
 
 

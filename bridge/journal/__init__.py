@@ -51,7 +51,6 @@ from bridge.journal.model import (
     DeathReason,
     Extent,
     Extract,
-    JournalOptions,
     Limits,
     Quarantined,
     Retry,
@@ -63,6 +62,7 @@ from bridge.journal.model import (
     Work,
 )
 from bridge.journal.reader import JournalReader
+from bridge.journal.settings import JournalSettings
 
 __all__ = [
     "Appended",
@@ -78,8 +78,8 @@ __all__ = [
     "Extract",
     "Journal",
     "JournalError",
-    "JournalOptions",
     "JournalReader",
+    "JournalSettings",
     "Limits",
     "Quarantined",
     "Retry",

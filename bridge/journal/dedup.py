@@ -13,7 +13,7 @@ import structlog
 
 from bridge.event import Event
 from bridge.journal import file
-from bridge.journal.model import JournalOptions
+from bridge.journal.settings import DedupSettings
 from bridge.journal.writer import Store
 
 log = structlog.get_logger(__name__)
@@ -88,7 +88,7 @@ class Remembered:
 
     Args:
         store: Where they are read, and where trouble with it is noted.
-        options: The journal's.
+        settings: How much is remembered.
         following: The place of the next event.
         closing: Set once the journal is being closed, which ends the reading.
         clock: The time of day in seconds since the epoch.
@@ -103,7 +103,7 @@ class Remembered:
     def __init__(
         self,
         store: Store,
-        options: JournalOptions,
+        settings: DedupSettings,
         following: int,
         closing: threading.Event,
         *,
@@ -111,16 +111,16 @@ class Remembered:
         monotonic: Callable[[], float],
     ) -> None:
         self._store = store
-        self._seconds = options.window
-        self._max_events = max(1, min(options.window_events, store.largest() // (_SHARE * _ON_DISK)))
-        if self._max_events < options.window_events:
-            wanted, fewer = options.window_events, self._max_events
+        self._seconds = settings.window
+        self._max_events = max(1, min(settings.max_events, store.largest() // (_SHARE * _ON_DISK)))
+        if self._max_events < settings.max_events:
+            wanted, fewer = settings.max_events, self._max_events
             log.warning("fewer uuids are remembered than wanted: the journal is too small", wanted=wanted, remembered=fewer)
         self._following = following
         self._closing = closing
-        self._since = clock() - options.window * (1 + _CLOCK_SHARE)
+        self._since = clock() - settings.window * (1 + _CLOCK_SHARE)
         self._monotonic = monotonic
-        self.window = Window(options.window, self._max_events, monotonic())
+        self.window = Window(settings.window, self._max_events, monotonic())
         self.done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="dedup-window")
         self._thread.start()

@@ -21,13 +21,13 @@ from bridge.journal.model import (
     Batch,
     Books,
     Closed,
-    JournalOptions,
     Limits,
     Settlement,
     StreamBooks,
     Work,
 )
 from bridge.journal.pruning import Space
+from bridge.journal.settings import JournalSettings
 from bridge.journal.writer import Store
 
 _RETRY_SECONDS: Final = 0.25
@@ -55,7 +55,7 @@ class Journal(Inside):
     """The durable log. Every method may be called from any thread; `read` from one thread per sink.
 
     Args:
-        options: Where it is, and its limits.
+        settings: Where it is, and its limits.
         observe_commit: Called with the seconds that a commit of events took.
         clock: The time of day in seconds since the epoch.
         monotonic: Seconds of a clock that nobody sets.
@@ -66,15 +66,15 @@ class Journal(Inside):
 
     def __init__(
         self,
-        options: JournalOptions,
+        settings: JournalSettings,
         observe_commit: Callable[[float], None] = lambda _: None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._options = options
+        self._settings = settings
         self._observe_commit = observe_commit
         self._monotonic = monotonic
-        super().__init__(Store(options.path, options.durability, options.max_bytes), threading.Event())
+        super().__init__(Store(settings.path, settings.durability, settings.max_bytes), threading.Event())
         self._write = threading.Lock()
         self._changed = threading.Condition()
         self._waiting: deque[_Ticket] = deque()
@@ -82,8 +82,8 @@ class Journal(Inside):
         self._streams = tables.stream_books(self._store.db)
         self._sinks = Sinks(self._store, self._changed)
         self._letters = Letters(self._store, self._sinks, self._changed)
-        self._space = Space(self._store, self._sinks, self._changed, self._letters, options.when_full)
-        self._remembered = Remembered(self._store, options, self._next, self._closing, clock=clock, monotonic=monotonic)
+        self._space = Space(self._store, self._sinks, self._changed, self._letters, settings.when_full)
+        self._remembered = Remembered(self._store, settings.dedup, self._next, self._closing, clock=clock, monotonic=monotonic)
 
     # Streams
 
@@ -247,7 +247,7 @@ class Journal(Inside):
 
     def damaged_files(self) -> list[Path]:
         """Damaged journals that were set aside when this one was opened, now or before, and are still there."""
-        return file.damaged_files(self._options.path)
+        return file.damaged_files(self._settings.path)
 
     def oldest(self, sink: str) -> bytes | None:
         """The JSON of the oldest event that the sink has neither got nor given up; None if there is none.

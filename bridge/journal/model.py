@@ -1,7 +1,6 @@
 """What goes into the journal and what comes out of it."""
 
 from collections.abc import Set as AbstractSet
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -15,26 +14,6 @@ DeathReason = Literal["rejected", "too_large", "too_old", "too_many_attempts"]
 
 class Closed(Exception):
     """The journal was closed while somebody waited for it."""
-
-
-class JournalOptions(msgspec.Struct, frozen=True):
-    """How the journal keeps its promises.
-
-    Attributes:
-        durability: "full" syncs every commit to the disk; "normal" may lose the last moments in a power failure.
-        max_bytes: How large the journal may become.
-        when_full: "block" stops reading the streams; "drop_oldest" drops the oldest dead letters, and then what
-            the slowest sink has not delivered.
-        window: Seconds for which uuids are remembered.
-        window_events: How many uuids are remembered at most; no more than fit into a quarter of what the journal may take.
-    """
-
-    path: Path
-    durability: Literal["full", "normal"] = "full"
-    max_bytes: int = 1 << 30
-    when_full: Literal["block", "drop_oldest"] = "block"
-    window: float = 86400.0
-    window_events: int = 1_000_000
 
 
 class Appended(NamedTuple):

@@ -1,11 +1,13 @@
-"""Seconds and bytes as people write them."""
+"""Durations, sizes, names, addresses and URLs as people write them."""
+
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from bridge.field_types import Bytes, Seconds
+from bridge.field_types import Bytes, EngineUrl, Listen, Name, Seconds, StreamUrl, UrlPath
 
 SECONDS: TypeAdapter[float] = TypeAdapter(Seconds)
 BYTES: TypeAdapter[int] = TypeAdapter(Bytes)
@@ -71,3 +73,42 @@ def test_a_size_is_a_number_or_a_text_with_a_unit(written: object, count: int) -
 def test_what_is_no_size_is_refused(written: object) -> None:
     with pytest.raises(ValidationError):
         BYTES.validate_python(written)
+
+
+@pytest.mark.parametrize(
+    ("kind", "good"),
+    [
+        (Name, "acme-2_b"),
+        (Listen, "127.0.0.1:9477"),
+        (Listen, "[::1]:0"),
+        (StreamUrl, "wss://ws.cloud.docker.com"),
+        (StreamUrl, "ws://127.0.0.1:8750"),
+        (EngineUrl, "unix:///var/run/docker.sock"),
+        (EngineUrl, "tcp://10.0.0.5:2376"),
+        (UrlPath, "/api/audit/v1/events/"),
+    ],
+)
+def test_what_is_meant_is_taken_as_it_is(kind: Any, good: str) -> None:
+    assert TypeAdapter(kind).validate_python(good) == good
+
+
+@pytest.mark.parametrize(
+    ("kind", "bad"),
+    [
+        (Name, "Acme"),
+        (Name, "a__b"),
+        (Name, "2acme"),
+        (Listen, "9477"),
+        (Listen, "127.0.0.1:70000"),
+        (StreamUrl, "https://ws.cloud.docker.com"),
+        (StreamUrl, "wss://bob:secret@ws.cloud.docker.com"),
+        (EngineUrl, "/var/run/docker.sock"),
+        (EngineUrl, "http://10.0.0.5"),
+        (UrlPath, "events"),
+    ],
+)
+def test_what_can_not_be_meant_is_refused_without_repeating_a_secret(kind: Any, bad: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        TypeAdapter(kind).validate_python(bad)
+
+    assert "secret" not in refused.value.errors(include_input=False)[0]["msg"]

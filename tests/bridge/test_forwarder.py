@@ -16,9 +16,10 @@ from structlog.testing import capture_logs
 
 from bridge.event import Event
 from bridge.forwarder import Forwarder
-from bridge.journal import Batch, Closed, DeadLetter, DeadLetterQuery, Journal, JournalError, JournalOptions, SinkBooks
+from bridge.journal import Batch, Closed, DeadLetter, DeadLetterQuery, Journal, JournalError, JournalSettings, SinkBooks
 from bridge.metrics import Metrics, SinkMetrics
 from bridge.sink import Entry, Failure, SinkSettings, Unavailable
+from tests.support.journal_samples import journal_settings
 from tests.support.journal_work import next_due
 
 START = 1_700_000_000.0
@@ -52,7 +53,7 @@ class Clock:
 class HastyJournal(Journal):
     """A journal that does not really wait: it notes for how long it was asked to, and lets something happen meanwhile."""
 
-    def __init__(self, options: JournalOptions) -> None:
+    def __init__(self, options: JournalSettings) -> None:
         super().__init__(options)
         self.asked: list[float] = []
         self.meanwhile: Callable[[float], bool] = lambda _: False
@@ -133,7 +134,7 @@ class Bench:
         self.clock = Clock()
         self.metrics = Metrics("test")
         self.settings = SinkSettings.model_validate({"type": "scripted", **sink_settings})
-        self._options = JournalOptions(directory / "journal.db", durability="normal", **options)
+        self._options = journal_settings(directory / "journal.db", durability="normal", **options)
         self.path = self._options.path
         self.start()
 

@@ -14,14 +14,15 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from bridge.admin.health import Health, Thresholds
+from bridge.admin.health import Health
+from bridge.admin.settings import HealthSettings
 from bridge.event import CONTROL_TYPES
 from bridge.forwarder import Forwarder
-from bridge.journal import Books, Journal, JournalOptions, SinkBooks, StreamBooks
+from bridge.journal import Books, Journal, JournalSettings, SinkBooks, StreamBooks
 from bridge.metrics import MALFORMED_REASONS, Metrics, SinkMetrics, StreamMetrics
 from bridge.sink import REASONS, Entry, Failure, RetrySettings, SinkSettings
-from bridge.source import END_REASONS, Ended, Read
-from bridge.stream import Stream, StreamPolicy
+from bridge.source import END_REASONS, Ended, Read, SourceSettings
+from bridge.stream import Stream
 from bridge.supervisor import Running
 
 # The tables of the design and of the documentation: name, type, labels.
@@ -241,7 +242,7 @@ class Picky:
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
-    opened = Journal(JournalOptions(tmp_path / "journal.db", durability="normal"))
+    opened = Journal(JournalSettings(path=tmp_path / "journal.db", durability="normal"))
     yield opened
     opened.close()
 
@@ -266,12 +267,19 @@ def test_the_books_balance_in_a_scrape(journal: Journal) -> None:
     for name in names:
         journal.add_sink(name, "latest")
     source = Script([event(n) for n in range(40)], [event(n) for n in range(30, 60)], [b"junk", b"[]", event(60)])
-    stream = Stream("acme", "acme", source, journal, metrics=StreamMetrics(metrics, "acme"), policy=StreamPolicy())
+    stream = Stream(
+        "acme",
+        SourceSettings(namespace="acme"),
+        source,
+        journal,
+        metrics=StreamMetrics(metrics, "acme"),
+        max_event_bytes=1_000_000,
+    )
     settings = SinkSettings(
         type="picky", match=[{"type": ["container"]}], retry=RetrySettings(first_delay=3600.0, max_delay=7200.0)
     )
     forwarders = [Forwarder(name, Picky(), settings, journal, metrics=SinkMetrics(metrics, name)) for name in names]
-    metrics.observe(Health(journal, lambda: Running([stream], forwarders), thresholds=Thresholds(), version="1.2.3"))
+    metrics.observe(Health(journal, lambda: Running([stream], forwarders), settings=HealthSettings(), version="1.2.3"))
 
     stream.step()
     for forwarder in forwarders[:2]:

@@ -148,7 +148,7 @@ def test_what_applies_at_once_does(bench: Bench) -> None:
 
     assert orders == []
     assert [log.level for log in bench.logged_as] == ["debug"]
-    assert (bench.health.thresholds.stream_grace, bench.health.thresholds.sink_grace) == (1, 2)
+    assert (bench.health.settings.stream_grace, bench.health.settings.sink_grace) == (1, 2)
     assert bench.orders.grace == 3
 
 

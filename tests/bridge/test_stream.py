@@ -12,15 +12,16 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.journal import Batch, Closed, Journal, JournalOptions
+from bridge.field_types import Backoff
+from bridge.journal import Batch, Closed, Journal, JournalSettings
 from bridge.metrics import Metrics, StreamMetrics
-from bridge.source import END_REASONS, Ended, EndReason, Read, Session
-from bridge.stream import Destination, Stream, StreamPolicy, seconds_of
+from bridge.source import END_REASONS, Ended, EndReason, Read, Session, SourceSettings
+from bridge.stream import Destination, Stream, seconds_of
 from tests.support.journal_work import read
 
 START = datetime(2026, 11, 23, 17, 0, 0, tzinfo=UTC).timestamp()
 DEADLINE = 20.0
-POLICY = StreamPolicy(backoff=(1.0, 60.0), auth_backoff=(30.0, 600.0), stable_after=60.0, max_event_bytes=1000)
+SETTINGS = SourceSettings(namespace="acme", backoff=Backoff(first=1.0, max=60.0))
 
 
 # --- helpers -----------------------------------------------------------------------------------------------------------
@@ -130,11 +131,11 @@ class Bench:
         self.metrics = Metrics("1.2.3")
         self.stream = Stream(
             "acme",
-            "acme",
+            SETTINGS,
             source,
             journal,
             metrics=StreamMetrics(self.metrics, "acme"),
-            policy=POLICY,
+            max_event_bytes=1000,
             presence=after.presence if after else None,
             clock=lambda: self.clocks.time,
             monotonic=self.clocks.tick,
@@ -151,7 +152,7 @@ class Bench:
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
-    opened = Journal(JournalOptions(tmp_path / "journal.db", durability="normal"))
+    opened = Journal(JournalSettings(path=tmp_path / "journal.db", durability="normal"))
     yield opened
     opened.close()
 

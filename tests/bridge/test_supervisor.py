@@ -15,11 +15,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.forwarder import Forwarder, SinkStatus
-from bridge.journal import Closed, Journal, JournalError, JournalOptions
+from bridge.journal import Closed, Journal, JournalError, JournalSettings
 from bridge.metrics import Metrics, SinkMetrics, StreamMetrics
 from bridge.sink import Entry, Failure, SinkSettings, Unavailable
-from bridge.source import Ended, Read
-from bridge.stream import Stream, StreamPolicy, StreamStatus
+from bridge.source import Ended, Read, SourceSettings
+from bridge.stream import Stream, StreamStatus
 from bridge.supervisor import Requests, Supervisor
 from tests.support.waiting import until
 
@@ -107,7 +107,7 @@ class Watched(Journal):
         self.bugs: deque[Exception] = deque()
         self.unforgettable = 0
         self.spoiled = False
-        super().__init__(JournalOptions(path, durability="normal"))
+        super().__init__(JournalSettings(path=path, durability="normal"))
 
     @property
     def damaged(self) -> bool:
@@ -969,7 +969,14 @@ def event(number: int) -> bytes:
 
 def build(journal: Journal, source: Source, **boxes: Box) -> Bench:
     metrics = Metrics("1.2.3")
-    stream = Stream("acme", "acme", source, journal, metrics=StreamMetrics(metrics, "acme"), policy=StreamPolicy())
+    stream = Stream(
+        "acme",
+        SourceSettings(namespace="acme"),
+        source,
+        journal,
+        metrics=StreamMetrics(metrics, "acme"),
+        max_event_bytes=1_000_000,
+    )
     forwarders = []
     for name, box in boxes.items():
         journal.add_sink(name, "latest")
@@ -1000,7 +1007,7 @@ def test_a_sink_that_is_down_keeps_the_process_from_nothing_and_its_events_wait(
     assert len(up.got) == 10
     assert down.attempts <= 20
 
-    again = Journal(JournalOptions(tmp_path / "journal.db", durability="normal"))
+    again = Journal(JournalSettings(path=tmp_path / "journal.db", durability="normal"))
     again.add_sink("down", "latest")
     assert again.books().sinks["down"].pending == 10
     again.close()

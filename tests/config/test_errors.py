@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, SecretStr, field_validator
 
-from bridge.field_types import Seconds
-from bridge.sink import SinkSettings, Strict
+from bridge.field_types import Seconds, Strict
+from bridge.sink import SinkSettings
 from config.load import ConfigError, load
 from config.plugins import Plugins
 from config.settings import Settings

@@ -5,11 +5,13 @@ from typing import Any, ClassVar, Literal
 import pytest
 from pydantic import Field, SecretStr
 
-from bridge.field_types import Seconds
-from bridge.sink import SinkSettings, Strict
+from bridge.field_types import Seconds, Strict
+from bridge.sink import SinkSettings
+from bridge.sources.dockercloud.settings import DockerCloudSettings
+from bridge.sources.engine.settings import EngineSettings
 from config.load import ConfigError, load, load_http
 from config.plugins import Plugins
-from config.settings import DockerCloudSettings, EngineSettings, Settings
+from config.settings import Settings
 
 
 class Tls(Strict):

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import pytest
 from structlog.testing import capture_logs
 
+from bridge.sources.dockercloud.settings import DockerCloudSettings
 from config.errors import ConfigError
 from config.rotation import Latest, Rotating
-from config.settings import DockerCloudSettings, Settings
+from config.settings import Settings
 
 SECRET = "s3cret"
 

@@ -16,7 +16,8 @@ from structlog.testing import capture_logs
 from bridge.event import NAMESPACE
 from bridge.source import Ended, Read
 from bridge.sources.engine.events import EngineEvent, Identity, to_event
-from bridge.sources.engine.source import EngineOptions, EngineSource
+from bridge.sources.engine.settings import EngineSettings
+from bridge.sources.engine.source import EngineSource
 from tests.support.dockerd import IMAGE, CuttableSocket, Dockerd, available, exits, idle
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=str(available()))
@@ -42,7 +43,7 @@ class Reader:
         self.reads: list[Read] = []
         self.ends: list[Ended] = []
         self.sessions = 0
-        self._source = EngineSource(EngineOptions(url=url, namespace="acme", read_timeout=0.2))
+        self._source = EngineSource(EngineSettings(type="engine", url=url, namespace="acme"), read_timeout=0.2)
         self._stopping = threading.Event()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._follow)
@@ -229,8 +230,8 @@ def test_a_container_of_a_swarm_service_has_all_its_parents(dockerd: Dockerd) ->
 
 def test_a_silent_daemon_proves_that_it_lives_and_a_frozen_one_is_dead(dockerd: Dockerd) -> None:
     time = [0.0]
-    options = EngineOptions(url=dockerd.url, read_timeout=0.05, connect_timeout=1)
-    session = EngineSource(options, clock=lambda: time[0]).open(None)
+    settings = EngineSettings(type="engine", url=dockerd.url, connect_timeout=1)
+    session = EngineSource(settings, clock=lambda: time[0], read_timeout=0.05).open(None)
     session.read()
     silent = session.read()
     time[0] = 31.0

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from websockets.sync.server import ServerConnection, serve
 
-from bridge.journal import Journal, JournalError, JournalOptions
+from bridge.journal import Journal, JournalError, JournalSettings
 from bridge.simulator.server import Simulator, SimulatorSettings
 from tests.e2e.harness import (
     Bridge,
@@ -143,19 +143,19 @@ def test_a_journal_on_a_disk_that_can_not_be_written_is_explained(sealed_disk: P
     with pytest.raises(
         JournalError, match=r"Read-only file system; journal\.path must be in a directory that this user can wr"
     ):
-        Journal(JournalOptions(sealed_disk / "journal.db"))
+        Journal(JournalSettings(path=sealed_disk / "journal.db"))
     path = tmp_path / "journal.db"
-    Journal(JournalOptions(path)).close()
+    Journal(JournalSettings(path=path)).close()
     sealed = sealed_disk.with_name("bound")
     sealed.mkdir()
     for how in (["--bind", str(tmp_path), str(sealed)], ["-o", "remount,bind,ro", str(sealed)]):
         subprocess.run(["mount", *how], check=True)
     try:
         with pytest.raises(JournalError, match="Read-only file system"):
-            Journal(JournalOptions(sealed / "journal.db"))
+            Journal(JournalSettings(path=sealed / "journal.db"))
     finally:
         subprocess.run(["umount", "--lazy", sealed], check=True)
-    with closing(Journal(JournalOptions(path))) as journal:
+    with closing(Journal(JournalSettings(path=path))) as journal:
         assert journal.damaged_files() == [], "which is no damage"
 
 
@@ -173,11 +173,11 @@ def test_what_this_user_may_not_write_is_explained_and_no_damage(open_directory:
     script = (
         "import os, sys; from pathlib import Path; from bridge.journal import *\n"
         "os.setgid(65534); os.setuid(65534)\n"
-        "try: Journal(JournalOptions(Path(sys.argv[1])))\n"
+        "try: Journal(JournalSettings(path=Path(sys.argv[1])))\n"
         "except JournalError as error: print(error)\n"
     )
     path = open_directory / "journal.db"
-    Journal(JournalOptions(path)).close()
+    Journal(JournalSettings(path=path)).close()
     for mode, words in (
         (0o777, f"{path}: attempt to write a readonly database; journal.path must be a file that this user can write\n"),
         (0o555, f"{path}.lock: Permission denied; journal.path must be in a directory that this user can write\n"),

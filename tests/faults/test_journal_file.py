@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bridge.event import Event, Malformed
-from bridge.journal import Batch, DeadLetter, Journal, JournalOptions, Retry, Settlement
+from bridge.journal import Batch, DeadLetter, Journal, JournalSettings, Retry, Settlement
 from tests.faults import journal_file
 from tests.faults.journal_file import Look, counts, look, problems
 from tests.support.journal_work import read
@@ -26,7 +26,7 @@ def events(*numbers: int) -> list[Event]:
 def path(tmp_path: Path) -> Path:
     """A journal as a process leaves it that dies now: two batches, of which a sink has settled the first."""
     path = tmp_path / "journal.db"
-    journal = Journal(JournalOptions(path))
+    journal = Journal(JournalSettings(path=path))
     journal.add_sink("out", "latest")
     journal.append(Batch("acme", 1.0, events(1, 2, 3), [Malformed("not_json", b"x")]))
     journal.append(Batch("acme", 2.0, events(3, 4), []))

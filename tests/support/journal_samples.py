@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from bridge.event import Event, Malformed, Reception, normalize
-from bridge.journal import Batch, DeadLetter, DeathReason, Journal, JournalOptions, Settlement
+from bridge.journal import Batch, DeadLetter, DeathReason, Journal, JournalSettings, Settlement
 
 RECEIVED = datetime(2026, 11, 23, 10, 0, tzinfo=UTC)
 
@@ -29,10 +30,19 @@ def event(number: int, type_: str = "container") -> Event:
     return found
 
 
+def journal_settings(
+    path: Path, *, window: float | None = None, window_events: int | None = None, **changes: Any
+) -> JournalSettings:
+    """Settings of a journal that may also be smaller than users may have it."""
+    settings = JournalSettings(path=path)
+    dedup = {name: value for name, value in (("window", window), ("max_events", window_events)) if value is not None}
+    return settings.model_copy(update={"dedup": settings.dedup.model_copy(update=dedup), **changes})
+
+
 @contextmanager
 def opened(path: Path, *sinks: str) -> Iterator[Journal]:
     """A journal with these sinks."""
-    with closing(Journal(JournalOptions(path, durability="normal"))) as journal:
+    with closing(Journal(JournalSettings(path=path, durability="normal"))) as journal:
         for sink in sinks:
             journal.add_sink(sink, "earliest")
         yield journal

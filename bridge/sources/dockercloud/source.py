@@ -14,6 +14,7 @@ import select
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -32,13 +33,15 @@ from urllib.request import Request
 
 import msgspec
 import websocket
+from pydantic import SecretStr
 from websocket import _handshake
 from websocket._cookiejar import SimpleCookieJar
 
 from bridge import frames
 from bridge.policy import Keepalive, parse_retry_after
 from bridge.source import Ended, EndReason, Read
-from bridge.sources.dockercloud.url import DockerCloudOptions, stream_url
+from bridge.sources.dockercloud.settings import DockerCloudSettings
+from bridge.sources.dockercloud.url import stream_url
 
 _LARGEST_READ: Final = 1024 * 1024
 _SMALLEST_READ: Final = 4 * 1024
@@ -69,18 +72,25 @@ class DockerCloudSource:
     """Opens sessions of one stream; cookies outlive them, since the original service balanced its load by one (`liveid`).
 
     Args:
-        options: Where and how.
-        authorization: The value of the Authorization header, asked for at every opening; None sends none.
-        clock: Monotonic seconds.
+        settings: Where and how to connect.
+        authorization: Gives the value of the Authorization header, or None, at every opening: secrets change.
+        user_agent: Value of the User-Agent header.
+        clock: Monotonic clock.
     """
 
     def __init__(
-        self, options: DockerCloudOptions, authorization: Callable[[], str | None], clock: Callable[[], float]
+        self,
+        settings: DockerCloudSettings,
+        authorization: Callable[[], str | None],
+        *,
+        user_agent: str,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._options = options
+        self._settings = settings
+        self._user_agent = user_agent
         self._authorization = authorization
         self._clock = clock
-        self._url = stream_url(options)
+        self._url = stream_url(settings)
         self._cookies = CookieJar()
 
     def open(self, position: str | None) -> "DockerCloudSession":  # noqa: ARG002 - this kind of stream has no replay
@@ -94,36 +104,36 @@ class DockerCloudSource:
             raise Ended("the credentials contain a line break or another control character", "unauthorized")
         web = self._websocket()
         try:
-            _connect(web, self._url, self._request(authorization), self._options.connect_timeout)
+            _connect(web, self._url, self._request(authorization), self._settings.connect_timeout)
         except websocket.WebSocketBadStatusException as error:
             self._keep_cookies(error.resp_headers or {})
             raise _refusal(error, authorization or "") from None
         except (websocket.WebSocketException, OSError, ValueError) as error:
             raise _redirection(web) or _failure(error) from None
         self._keep_cookies(web.getheaders() or {})
-        return DockerCloudSession(web, self._options, self._clock)
+        return DockerCloudSession(web, self._settings, self._clock)
 
     def _websocket(self) -> websocket.WebSocket:
         tls: dict[str, Any] = {}
         if self._url.startswith("wss:"):
             try:
-                tls["context"] = tls_context(self._options.ca_file)
+                tls["context"] = tls_context(self._settings.ca_file)
             except OSError as error:
                 why = error.strerror or "it holds no certificate"
-                raise Ended(f"ca_file {self._options.ca_file} can't be used: {why}", "tls") from None
+                raise Ended(f"ca_file {self._settings.ca_file} can't be used: {why}", "tls") from None
         return websocket.WebSocket(sockopt=[_SEND_BUFFER], sslopt=tls, skip_utf8_validation=True)
 
     def _request(self, authorization: str | None) -> dict[str, Any]:
         request = Request(self._http_url())
         self._cookies.add_cookie_header(request)
-        headers = {"User-Agent": self._options.user_agent, "Authorization": authorization}
+        headers = {"User-Agent": self._user_agent, "Authorization": authorization}
         return {
             "header": headers,
             "cookie": request.get_header("Cookie"),
             # The library would send the credentials to wherever a redirect points.
             "redirect_limit": 0,
-            "timeout": self._options.connect_timeout,
-            **_proxy(self._options.proxy),
+            "timeout": self._settings.connect_timeout,
+            **_proxy(self._settings.proxy),
         }
 
     def _keep_cookies(self, headers: dict[str, str]) -> None:
@@ -142,17 +152,17 @@ class DockerCloudSource:
 class DockerCloudSession:
     """One open websocket; made by `DockerCloudSource.open`."""
 
-    def __init__(self, web: websocket.WebSocket, options: DockerCloudOptions, clock: Callable[[], float]) -> None:
+    def __init__(self, web: websocket.WebSocket, settings: DockerCloudSettings, clock: Callable[[], float]) -> None:
         self._web = web
         self._socket = cast("socket.socket", web.sock)
         self._tls = self._socket if isinstance(self._socket, ssl.SSLSocket) else None
         self._socket.setblocking(False)
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
-        self._options = options
+        self._settings = settings
         self._clock = clock
-        self._keepalive = Keepalive(options.ping_interval, options.ping_timeout, options.idle_timeout, clock())
-        self._frames = frames.FrameReader(options.max_frame_bytes)
+        self._keepalive = Keepalive(settings.ping_interval, settings.ping_timeout, settings.idle_timeout, clock())
+        self._frames = frames.FrameReader(settings.max_frame_bytes)
         self._room = _SMALLEST_READ
         self._unfinished = 0
         self._ending: Ended | None = None
@@ -201,10 +211,10 @@ class DockerCloudSession:
             case "ping":
                 self._send(frames.PING, b"")
             case "dead":
-                silence = self._options.ping_interval + self._options.ping_timeout
+                silence = self._settings.ping_interval + self._settings.ping_timeout
                 self._ending = Ended(f"nothing was heard for {silence:g} s, not even an answer to a ping", "dead")
             case "idle":
-                self._ending = Ended(f"alive, but without an event for {self._options.idle_timeout:g} s", "idle")
+                self._ending = Ended(f"alive, but without an event for {self._settings.idle_timeout:g} s", "idle")
 
     def _receive(self) -> bytes:
         """Take what has arrived; if that was the last, `_ending` says why.
@@ -252,18 +262,18 @@ class DockerCloudSession:
 
     def _send(self, opcode: int, payload: bytes) -> None:
         """Send a control frame. That the peer is gone is left to reading to find: what it sent before is still there."""
-        self._socket.settimeout(self._options.ping_timeout)
+        self._socket.settimeout(self._settings.ping_timeout)
         try:
             self._web.send(payload, opcode)
         except (websocket.WebSocketTimeoutException, TimeoutError):
-            self._ending = Ended(f"the server took nothing for {self._options.ping_timeout:g} s", "dead")
+            self._ending = Ended(f"the server took nothing for {self._settings.ping_timeout:g} s", "dead")
         except (websocket.WebSocketException, OSError):
             pass
         finally:
             self._socket.setblocking(False)
 
 
-def tls_context(ca_file: str | None) -> ssl.SSLContext:
+def tls_context(ca_file: Path | None) -> ssl.SSLContext:
     """Give the one TLS context of this process for a file of trusted certificates, or for the system's.
 
     Sharing saves about 18 KiB per connection (docs/benchmarks.md). A file that has changed gives a new one.
@@ -272,14 +282,14 @@ def tls_context(ca_file: str | None) -> ssl.SSLContext:
         OSError: The file can't be read or holds no certificate (`ssl.SSLError` is an OSError).
     """
     with _tls_lock:
-        return _load_tls_context(ca_file, Path(ca_file).stat().st_mtime_ns if ca_file else 0)
+        return _load_tls_context(ca_file, ca_file.stat().st_mtime_ns if ca_file else 0)
 
 
 _tls_lock: Final = Lock()
 
 
 @lru_cache(maxsize=16)
-def _load_tls_context(ca_file: str | None, changed: int) -> ssl.SSLContext:  # noqa: ARG001 - part of the cache's key
+def _load_tls_context(ca_file: Path | None, changed: int) -> ssl.SSLContext:  # noqa: ARG001 - part of the cache's key
     return ssl.create_default_context(cafile=ca_file)
 
 
@@ -321,10 +331,10 @@ def _cut(web: websocket.WebSocket) -> None:
             socket.socket.shutdown(web.sock, socket.SHUT_RDWR)
 
 
-def _proxy(url: str | None) -> dict[str, Any]:
+def _proxy(url: SecretStr | None) -> dict[str, Any]:
     if url is None:
         return {}  # The library reads the environment.
-    proxy = urlsplit(url)
+    proxy = urlsplit(url.get_secret_value())
     login = (unquote(proxy.username), unquote(proxy.password or "")) if proxy.username else None
     return {"http_proxy_host": proxy.hostname, "http_proxy_port": proxy.port or 80, "http_proxy_auth": login}
 

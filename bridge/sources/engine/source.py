@@ -27,6 +27,7 @@ import structlog
 
 from bridge.source import Ended, EndReason, Read
 from bridge.sources.engine.events import UNREADABLE, Identity, Info, Position, Progress, decode_event, resume, to_event
+from bridge.sources.engine.settings import EngineSettings
 from bridge.sources.engine.wire import ChunkReader, ObjectReader
 
 log = structlog.get_logger(__name__)
@@ -34,30 +35,6 @@ log = structlog.get_logger(__name__)
 _READ_SIZE: Final = 256 * 1024
 _MAX_BODY: Final = 1024 * 1024
 _FILTERS: Final = json.dumps({"type": ["container"]})
-
-
-class EngineOptions(msgspec.Struct, frozen=True):
-    """How to reach an Engine.
-
-    Attributes:
-        url: `unix:///var/run/docker.sock` or `tcp://host:port`.
-        namespace: Stands in the resource URIs; empty for none.
-        connect_timeout: Seconds for an answer to begin with, and for the whole of a short one.
-        read_timeout: Seconds after which a read of a silent stream returns.
-        quiet: Seconds of silence after which the Engine must prove that it lives.
-        ca_file: Certificates that the Engine's is checked against; with `tcp` this, or `cert_file`, means TLS.
-        cert_file: Our certificate, for an Engine that asks for one.
-        key_file: Its key, if it is not in `cert_file`.
-    """
-
-    url: str = "unix:///var/run/docker.sock"
-    namespace: str = ""
-    connect_timeout: float = 10.0
-    read_timeout: float = 10.0
-    quiet: float = 30.0
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
 
 
 class Address(NamedTuple):
@@ -69,17 +46,11 @@ class Address(NamedTuple):
 
     @classmethod
     def parse(cls, url: str, *, tls: bool = False) -> "Address":
-        """Read `unix:///path` or `tcp://host[:port]`.
-
-        Raises:
-            ValueError: It is neither; the text does not repeat it, since it may contain a password.
-        """
+        """Read `unix:///path` or `tcp://host[:port]`; other addresses are no `EngineUrl`."""
         parts = urlsplit(url)
-        if parts.scheme == "unix" and parts.path and not parts.netloc:
+        if parts.scheme == "unix":
             return cls(parts.path)
-        if parts.scheme != "tcp" or not parts.hostname or parts.path not in {"", "/"} or "@" in parts.netloc:
-            raise ValueError("not the address of a Docker Engine: write unix:///var/run/docker.sock or tcp://host:port")
-        return cls("", parts.hostname, parts.port or (2376 if tls else 2375))
+        return cls("", parts.hostname or "localhost", parts.port or (2376 if tls else 2375))
 
     def __str__(self) -> str:
         return self.path or f"{self.host}:{self.port}"
@@ -127,18 +98,26 @@ class EngineSource:
     """Opens sessions with one Docker Engine; implements `bridge.source.Source`.
 
     Args:
-        options: How to reach it.
-        clock: A monotonic clock, in seconds.
-
-    Raises:
-        ValueError: The URL is none of an Engine.
+        settings: How to reach it.
+        clock: Monotonic clock.
+        read_timeout: Seconds after which a read of a silent stream returns.
+        quiet: Seconds of silence after which the Engine must prove that it lives.
     """
 
-    def __init__(self, options: EngineOptions, clock: Callable[[], float] = time.monotonic) -> None:
-        self.options = options
+    def __init__(
+        self,
+        settings: EngineSettings,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        read_timeout: float = 10.0,
+        quiet: float = 30.0,
+    ) -> None:
+        self.settings = settings
         self.clock = clock
-        self._secure = options.ca_file is not None or options.cert_file is not None
-        self.address = Address.parse(options.url, tls=self._secure)
+        self.read_timeout = read_timeout
+        self.quiet = quiet
+        self._secure = settings.ca_file is not None or settings.cert_file is not None
+        self.address = Address.parse(settings.url, tls=self._secure)
 
     def open(self, position: str | None) -> "EngineSession":
         """Ask who the Engine is and what its clock says, then for its events; see `bridge.source.Source`."""
@@ -167,7 +146,7 @@ class EngineSource:
             self._fetch("/_ping")
         except Ended as error:
             if error.reason not in {"refused", "unauthorized"}:
-                raise Ended(f"silent for {self.options.quiet:g} s, and then: {error}", "dead") from error
+                raise Ended(f"silent for {self.quiet:g} s, and then: {error}", "dead") from error
 
     def _info(self) -> Info:
         try:
@@ -182,8 +161,8 @@ class EngineSource:
     @contextlib.contextmanager
     def _get(self, path: str) -> Iterator[tuple[socket.socket, http.client.HTTPResponse]]:
         """Get an answer and let the caller have it, who closes both; every failure, the caller's too, becomes `Ended`."""
-        connection = _Connection(self.address, self.options.connect_timeout, self._context())
-        deadline = threading.Timer(self.options.connect_timeout, connection.expire)
+        connection = _Connection(self.address, self.settings.connect_timeout, self._context())
+        deadline = threading.Timer(self.settings.connect_timeout, connection.expire)
         deadline.daemon = True
         deadline.start()
         try:
@@ -208,7 +187,7 @@ class EngineSource:
         """Say why the Engine can't be reached, and what helps."""
         match error:
             case TimeoutError():
-                return f"no answer within {self.options.connect_timeout:g} s", "network"
+                return f"no answer within {self.settings.connect_timeout:g} s", "network"
             case FileNotFoundError():
                 advice = "no such socket; is the Docker daemon running, and its socket mounted here?"
             case PermissionError():
@@ -218,7 +197,7 @@ class EngineSource:
             case ssl.SSLCertVerificationError():
                 return str(error), "tls"
             case ssl.SSLError():
-                hint = "" if self.options.cert_file else "; does the engine want a certificate of ours (cert_file, key_file)?"
+                hint = "" if self.settings.cert_file else "; does the engine want a certificate of ours (cert_file, key_file)?"
                 return f"{error}{hint}", "tls"
             case OSError():
                 advice = str(error) or type(error).__name__
@@ -230,13 +209,13 @@ class EngineSource:
         """The TLS context, made anew each time so that renewed certificates are found."""
         if not self._secure:
             return None
-        options = self.options
+        settings = self.settings
         try:
-            context = ssl.create_default_context(cafile=options.ca_file)
-            if options.cert_file:
-                context.load_cert_chain(options.cert_file, options.key_file)
+            context = ssl.create_default_context(cafile=settings.ca_file)
+            if settings.cert_file:
+                context.load_cert_chain(settings.cert_file, settings.key_file)
         except OSError as error:  # An SSLError is one.
-            files = ", ".join(str(file) for file in (options.ca_file, options.cert_file, options.key_file) if file)
+            files = ", ".join(str(file) for file in (settings.ca_file, settings.cert_file, settings.key_file) if file)
             raise Ended(f"{self.address}: can't use the certificates ({files}): {error}", "tls") from error
         return context
 
@@ -326,7 +305,7 @@ class EngineSession:
         except (BlockingIOError, ssl.SSLWantReadError):
             return b""
         finally:
-            self._sock.settimeout(self._source.options.read_timeout)
+            self._sock.settimeout(self._source.read_timeout)
 
     def _receive(self) -> bytes | None:
         """What one read of the socket brings; None if that is nothing within the time."""
@@ -347,7 +326,7 @@ class EngineSession:
 
     def _lives(self) -> bool:
         """Ask for a proof of life after a long silence."""
-        if self._source.clock() - self._heard_at < self._source.options.quiet:
+        if self._source.clock() - self._heard_at < self._source.quiet:
             return False
         self._source.ping()
         self._heard_at = self._source.clock()
@@ -364,7 +343,7 @@ class EngineSession:
             if not self._progress.advance(event.nanos):
                 where = str(self._source.address)
                 log.warning("events may be missing: the engine no longer has the last one seen", engine=where)
-            mapped = to_event(event, self._identity, self._source.options.namespace)
+            mapped = to_event(event, self._identity, self._source.settings.namespace)
             if mapped is None:
                 ignored += 1
             else:

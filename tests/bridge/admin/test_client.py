@@ -12,11 +12,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from bridge.admin.client import Client
-from bridge.admin.health import Health, Thresholds
+from bridge.admin.health import Health
 from bridge.admin.operations import LetterQuery, NotConfiguredError, OperationError
 from bridge.admin.operations_journal import JournalOperations, SinkLimits
 from bridge.admin.routes import Routes
 from bridge.admin.server import Server
+from bridge.admin.settings import HealthSettings
 from bridge.event import Malformed
 from bridge.supervisor import Running
 from tests.support.journal_samples import append, bury, event, opened, uuid
@@ -43,7 +44,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
         server = Server(
             "127.0.0.1",
             0,
-            health=Health(journal, Running, thresholds=Thresholds(), version="0"),
+            health=Health(journal, Running, settings=HealthSettings(), version="0"),
             registry=CollectorRegistry(),
             last_tick=lambda: 0.0,
             routes=Routes(operations, lambda: SECRET),

@@ -14,19 +14,21 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from bridge.admin.health import Health, Reloaded, Thresholds
+from bridge.admin.health import Health, Reloaded
+from bridge.admin.settings import HealthSettings
 from bridge.event import Event, Reception, normalize
 from bridge.forwarder import Forwarder
-from bridge.journal import Batch, Closed, Journal, JournalError, JournalOptions
+from bridge.journal import Batch, Closed, Journal, JournalError
 from bridge.metrics import Metrics, SinkMetrics, StreamMetrics
 from bridge.sink import Entry, Failure, SinkSettings, Unavailable
-from bridge.source import Ended, Session
-from bridge.stream import Stream, StreamPolicy
+from bridge.source import Ended, Session, SourceSettings
+from bridge.stream import Stream
 from bridge.supervisor import Running
+from tests.support.journal_samples import journal_settings
 from tests.support.waiting import until
 
 DEADLINE = 20.0
-THRESHOLDS = Thresholds(stream_grace=60.0, sink_grace=300.0)
+THRESHOLDS = HealthSettings(stream_grace=60.0, sink_grace=300.0)
 METRICS = Metrics("1.2.3")
 
 
@@ -60,7 +62,7 @@ class Box:
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
-    opened = Journal(JournalOptions(tmp_path / "journal.db", durability="normal"))
+    opened = Journal(journal_settings(tmp_path / "journal.db", durability="normal"))
     opened.add_sink("audit", "latest")
     until(lambda: opened.accepts)
     yield opened
@@ -71,11 +73,11 @@ def make_stream(journal: Journal, *, ago: float = 0.0) -> Stream:
     """A stream whose clock is behind: what it notes now was some seconds ago."""
     return Stream(
         "acme",
-        "acme",
+        SourceSettings(namespace="acme"),
         Refusing(),
         journal,
         metrics=StreamMetrics(METRICS, "acme"),
-        policy=StreamPolicy(),
+        max_event_bytes=1_000_000,
         clock=lambda: time.time() - ago,
         monotonic=lambda: time.monotonic() - ago,
     )
@@ -87,7 +89,7 @@ def make_forwarder(journal: Journal, sink: Box, *, ago: float = 0.0) -> Forwarde
 
 
 def make_health(journal: Journal, *streams: Stream, forwarders: Sequence[Forwarder] = ()) -> Health:
-    return Health(journal, lambda: Running(streams, forwarders), thresholds=THRESHOLDS, version="1.2.3")
+    return Health(journal, lambda: Running(streams, forwarders), settings=THRESHOLDS, version="1.2.3")
 
 
 def batch(number: int, moment: str = "2016-02-01T16:47:28Z") -> Batch:
@@ -195,7 +197,7 @@ def test_a_delivery_under_way_is_no_error(journal: Journal) -> None:
 
 
 def test_a_journal_that_is_full_is_a_problem(tmp_path: Path) -> None:
-    full = Journal(JournalOptions(tmp_path / "full.db", durability="normal", max_bytes=1))
+    full = Journal(journal_settings(tmp_path / "full.db", durability="normal", max_bytes=1))
     full.add_sink("audit", "latest")
     health = make_health(full)
 
@@ -262,7 +264,7 @@ def test_a_journal_that_can_not_be_read_hides_nothing_but_the_lag(tmp_path: Path
         def oldest(self, sink: str) -> bytes | None:
             raise JournalError(f"{sink}: disk I/O error")
 
-    with closing(Unreadable(JournalOptions(tmp_path / "bad.db", durability="normal"))) as journal:
+    with closing(Unreadable(journal_settings(tmp_path / "bad.db", durability="normal"))) as journal:
         journal.add_sink("audit", "latest")
         health = make_health(journal, forwarders=[make_forwarder(journal, Box())])
 
@@ -311,7 +313,7 @@ def test_a_damaged_journal_that_was_set_aside_is_counted_and_named_until_somebod
     path = tmp_path / "journal.db"
     path.write_bytes(b"no journal at all")
     for _ in range(2):
-        with closing(Journal(JournalOptions(path))) as journal:
+        with closing(Journal(journal_settings(path))) as journal:
             until(lambda opened=journal: opened.accepts)  # type: ignore[misc]
             health = make_health(journal)
             assert health.damaged_journals() == 1
@@ -365,11 +367,11 @@ def test_the_status_shows_the_gaps(journal: Journal) -> None:
     source, now = OnceRefusing(), 1_700_000_000.0
     stream = Stream(
         "acme",
-        "acme",
+        SourceSettings(namespace="acme"),
         source,
         journal,
         metrics=StreamMetrics(METRICS, "acme"),
-        policy=StreamPolicy(),
+        max_event_bytes=1_000_000,
         clock=lambda: now,
         monotonic=lambda: now,
     )
@@ -395,7 +397,7 @@ def test_the_status_shows_the_gaps(journal: Journal) -> None:
 
 def test_it_looks_at_what_runs_now(journal: Journal) -> None:
     streams = [make_stream(journal, ago=1000.0)]
-    health = Health(journal, lambda: Running(list(streams), []), thresholds=THRESHOLDS, version="1.2.3")
+    health = Health(journal, lambda: Running(list(streams), []), settings=THRESHOLDS, version="1.2.3")
     assert health.gap_seconds().keys() == {"acme"}
     assert health.problems()
     streams.clear()
@@ -415,7 +417,7 @@ def test_a_sink_that_was_forgotten_while_somebody_looks_is_not_shown(journal: Jo
 def test_the_status_tells_of_a_sink_that_is_to_end_and_of_the_last_reload(journal: Journal) -> None:
     forwarder = make_forwarder(journal, Box())
     running = Running([], [forwarder], {"audit": "to be replaced"})
-    health = Health(journal, lambda: running, thresholds=THRESHOLDS, version="1.2.3")
+    health = Health(journal, lambda: running, settings=THRESHOLDS, version="1.2.3")
     assert health.status()["sinks"]["audit"]["leaving"] == "to be replaced"
     assert health.status()["reload"] is None
     health.reloaded = Reloaded(0.0, ["bridge.yaml: gone"])
@@ -427,6 +429,6 @@ def test_the_status_tells_of_a_sink_that_is_to_end_and_of_the_last_reload(journa
 def test_thresholds_apply_at_once(journal: Journal) -> None:
     health = make_health(journal, make_stream(journal, ago=30.0))
     assert health.problems() == []
-    health.thresholds = Thresholds(10.0, 10.0)
+    health.settings = HealthSettings(stream_grace=10.0, sink_grace=10.0)
 
     assert len(health.problems()) == 1

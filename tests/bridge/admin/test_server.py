@@ -16,16 +16,17 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
-from bridge.admin.health import Health, Thresholds
+from bridge.admin.health import Health
 from bridge.admin.operations_journal import JournalOperations
 from bridge.admin.routes import Routes
 from bridge.admin.server import Server, url_of
+from bridge.admin.settings import HealthSettings
 from bridge.forwarder import Forwarder
-from bridge.journal import Journal, JournalOptions
+from bridge.journal import Journal, JournalSettings
 from bridge.metrics import Metrics, SinkMetrics, StreamMetrics
 from bridge.sink import Entry, Failure, SinkSettings
-from bridge.source import Ended, Session
-from bridge.stream import Stream, StreamPolicy
+from bridge.source import Ended, Session, SourceSettings
+from bridge.stream import Stream
 from bridge.supervisor import Running
 from tests.support.waiting import until
 
@@ -60,16 +61,16 @@ class Bench:
         self.ago = 0.0
         self.last_tick = time.monotonic()
         self.metrics = Metrics("1.2.3")
-        self.journal = Journal(JournalOptions(path / "journal.db", durability="normal"))
+        self.journal = Journal(JournalSettings(path=path / "journal.db", durability="normal"))
         self.journal.add_sink("audit", "latest")
         until(lambda: self.journal.accepts)
         stream = Stream(
             "acme",
-            "acme",
+            SourceSettings(namespace="acme"),
             Unreachable(),
             self.journal,
             metrics=StreamMetrics(self.metrics, "acme"),
-            policy=StreamPolicy(),
+            max_event_bytes=1_000_000,
             clock=lambda: time.time() - 100.0,
         )
         forwarder = Forwarder(
@@ -81,10 +82,10 @@ class Bench:
             clock=lambda: time.time() - 100.0,
         )
         stream.step()
-        self.grace = Thresholds(stream_grace=1000.0, sink_grace=1000.0)
+        self.grace = HealthSettings(stream_grace=1000.0, sink_grace=1000.0)
         running = partial(Running, [stream], [forwarder])
-        self.health = Health(self.journal, running, thresholds=self.grace, version="1.2.3")
-        self.hasty = Health(self.journal, running, thresholds=Thresholds(50.0, 50.0), version="1.2.3")
+        self.health = Health(self.journal, running, settings=self.grace, version="1.2.3")
+        self.hasty = Health(self.journal, running, settings=HealthSettings(stream_grace=50.0, sink_grace=50.0), version="1.2.3")
         self.metrics.observe(self.health)
 
     def serve(self, health: Health | None = None, host: str = "127.0.0.1", port: int = 0, token: str | None = None) -> Server:
@@ -293,7 +294,7 @@ def test_clients_are_answered_at_the_same_time(bench: Bench) -> None:
             self.asked.wait()
             return []
 
-    waiting = Waiting(bench.journal, Running, thresholds=bench.grace, version="1.2.3")
+    waiting = Waiting(bench.journal, Running, settings=bench.grace, version="1.2.3")
     answers: list[int] = []
     with closing(bench.serve(waiting)) as server:
         clients = [threading.Thread(target=lambda: answers.append(ask(server, "/readyz").status)) for _ in range(2)]
@@ -327,7 +328,7 @@ def test_a_bug_is_answered_and_logged_and_the_server_lives_on(bench: Bench) -> N
         def status(self) -> dict[str, Any]:
             raise ZeroDivisionError(SECRET)
 
-    buggy = Buggy(bench.journal, Running, thresholds=bench.grace, version="1.2.3")
+    buggy = Buggy(bench.journal, Running, settings=bench.grace, version="1.2.3")
     with closing(bench.serve(buggy)) as server, capture_logs() as logs:
         answer = ask(server, "/status")
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from bridge.admin.health import Health, Thresholds
+from bridge.admin.health import Health
 from bridge.admin.operations import LetterQuery, OperationError
 from bridge.admin.operations_journal import JournalOperations
 from bridge.admin.routes import Routes
 from bridge.admin.server import Server
+from bridge.admin.settings import HealthSettings
 from bridge.cli.target import Where, changing, looking
-from bridge.journal import Journal, JournalOptions
+from bridge.journal import Journal, JournalSettings
 from bridge.supervisor import Running
 from config.load import ConfigError
 from tests.support.journal_samples import append, bury, event, opened
@@ -42,11 +43,11 @@ def configure(listen: str, token: str = "") -> None:
 @pytest.fixture
 def bridge() -> Iterator[Server]:
     """Somebody who has the journal, and answers for it with a token."""
-    with closing(Journal(JournalOptions(Path("journal.db")))) as journal:
+    with closing(Journal(JournalSettings(path=Path("journal.db")))) as journal:
         server = Server(
             "127.0.0.1",
             0,
-            health=Health(journal, Running, thresholds=Thresholds(), version="0"),
+            health=Health(journal, Running, settings=HealthSettings(), version="0"),
             registry=CollectorRegistry(),
             last_tick=lambda: 0.0,
             routes=Routes(JournalOperations(journal, dict, running=True), lambda: "geheim"),

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from bridge.event import Event
-from bridge.journal import Appended, Batch, Journal, JournalOptions
+from bridge.journal import Appended, Batch, Journal
+from tests.support.journal_samples import journal_settings
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -35,7 +36,7 @@ class Bench:
 
     def restart(self) -> None:
         """As after a start of the process."""
-        options = JournalOptions(self._path, durability="normal", window=DAY)
+        options = journal_settings(self._path, durability="normal", window=DAY)
         self.journal = Journal(options, clock=self.clock.wall, monotonic=self.clock.monotonic)
 
     def is_new(self, number: int) -> bool:

@@ -25,7 +25,7 @@ from bridge.admin.operations import OperationError
 from bridge.admin.operations_journal import JournalInspection
 from bridge.event import Event, Malformed
 from bridge.forwarder import Forwarder
-from bridge.journal import Batch, DeadLetterQuery, Journal, JournalError, JournalOptions, JournalReader
+from bridge.journal import Batch, DeadLetterQuery, Journal, JournalError, JournalReader, JournalSettings
 from bridge.journal.schema import is_damage
 from bridge.metrics import Metrics, SinkMetrics
 from bridge.sink import Entry, Failure, SinkSettings
@@ -133,7 +133,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> list[Made]:
         for _ in range(steps):
             forwarding.step()
 
-    with closing(Journal(JournalOptions(path, durability="normal"), clock=lambda: NOW)) as journal:
+    with closing(Journal(JournalSettings(path=path, durability="normal"), clock=lambda: NOW)) as journal:
         for name in SINKS:
             journal.add_sink(name, "earliest")
         for count in (1, 4, 8, 2, 6, 3, 5, 1, 7):
@@ -143,7 +143,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> list[Made]:
         deliver(journal, "done", 9)
         all_in_log = Made(snapshot(path), dict(lines))
     closed = Made(snapshot(path), dict(lines))
-    with closing(Journal(JournalOptions(path, durability="normal"), clock=lambda: NOW)) as journal:
+    with closing(Journal(JournalSettings(path=path, durability="normal"), clock=lambda: NOW)) as journal:
         for name in SINKS:
             journal.add_sink(name, "earliest")
         for count in (4, 1, 9):
@@ -223,7 +223,7 @@ def run(path: Path, lines: dict[int, bytes], new: Event) -> str:
     """Look, open what is there, deliver all of it and something new, and check that; return what became of it."""
     look(path, lines)
     try:
-        journal = Journal(JournalOptions(path, durability="normal"), clock=lambda: NOW)
+        journal = Journal(JournalSettings(path=path, durability="normal"), clock=lambda: NOW)
     except JournalError as error:
         if "written by a newer event-bridge" not in str(error):
             raise
@@ -347,10 +347,10 @@ def test_what_can_not_be_right_is_set_aside_with_the_reason(
 ) -> None:
     path = tmp_path / "journal.db"
     path.write_bytes(made[0].files[""])
-    with closing(Journal(JournalOptions(path))) as journal:
+    with closing(Journal(JournalSettings(path=path))) as journal:
         assert journal.damaged_files() == [], "nothing is wrong with it yet"
     spoil(path, statement)
-    with capture_logs() as logs, closing(Journal(JournalOptions(path))) as journal:
+    with capture_logs() as logs, closing(Journal(JournalSettings(path=path))) as journal:
         assert len(journal.damaged_files()) == 1
         assert journal.append(Batch("s", NOW, [event(1)], [])).accepted == 1
     (said,) = [entry for entry in logs if "set aside" in entry["event"]]
@@ -365,7 +365,7 @@ def test_a_file_that_only_a_newer_sqlite_could_write_is_set_aside(
     content = bytearray(made[0].files[""])
     content[place] = value
     path.write_bytes(content)
-    with closing(Journal(JournalOptions(path))) as journal:
+    with closing(Journal(JournalSettings(path=path))) as journal:
         assert len(journal.damaged_files()) == 1
 
 
@@ -396,7 +396,7 @@ def test_uuids_of_events_that_are_yet_to_come_do_not_keep_them_away(made: list[M
     path = tmp_path / "journal.db"
     path.write_bytes(made[0].files[""])
     spoil(path, f"UPDATE seen SET first = {place} WHERE first = (SELECT max(first) FROM seen)")
-    with capture_logs() as logs, closing(Journal(JournalOptions(path))) as journal:
+    with capture_logs() as logs, closing(Journal(JournalSettings(path=path))) as journal:
         for number in range(20_000, 20_005):
             assert journal.append(Batch("s", 0.0, [event(number)], [])).accepted == 1
     assert [line["batches"] for line in logs] == [1]
@@ -404,7 +404,7 @@ def test_uuids_of_events_that_are_yet_to_come_do_not_keep_them_away(made: list[M
 
 def test_a_time_that_can_not_be_is_damage_and_is_told_in_words(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
-    with closing(Journal(JournalOptions(path))) as journal:
+    with closing(Journal(JournalSettings(path=path))) as journal:
         journal.add_sink("a", "earliest")
         for number in (1, 2):
             journal.append(Batch("s", 100.0, [event(number)], [Malformed("not_json", b"x")]))
@@ -423,7 +423,7 @@ def test_files_that_are_set_aside_in_the_same_second_are_all_kept(tmp_path: Path
     path = tmp_path / "journal.db"
     for number in range(3):
         path.write_bytes(b"damaged %d" % number)
-        with closing(Journal(JournalOptions(path))) as journal:
+        with closing(Journal(JournalSettings(path=path))) as journal:
             kept = journal.damaged_files()
     assert sorted(file.read_bytes() for file in kept) == [b"damaged 0", b"damaged 1", b"damaged 2"]
 
@@ -435,7 +435,7 @@ def test_a_database_of_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(
         JournalError, match=r"a database of something else, not a journal; journal\.path must be a file of its own"
     ):
-        Journal(JournalOptions(path))
+        Journal(JournalSettings(path=path))
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT name FROM sqlite_schema").fetchall() == [("notes",)]
     assert len(path.read_bytes()) == len(before)
@@ -444,7 +444,7 @@ def test_a_database_of_something_else_is_left_alone(tmp_path: Path) -> None:
 def test_an_empty_file_is_a_new_journal(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     path.touch()
-    with closing(Journal(JournalOptions(path))) as journal:
+    with closing(Journal(JournalSettings(path=path))) as journal:
         assert journal.damaged_files() == []
 
 
@@ -480,7 +480,7 @@ def test_damage_that_is_found_while_running_is_said_and_set_aside_when_the_file_
 ) -> None:
     path = tmp_path / "journal.db"
     path.write_bytes(made[0].files[""])
-    with closing(Journal(JournalOptions(path))) as journal:
+    with closing(Journal(JournalSettings(path=path))) as journal:
         journal.add_sink("behind", "earliest")
         with path.open("r+b") as file:
             file.seek(PAGE)
@@ -491,7 +491,7 @@ def test_damage_that_is_found_while_running_is_said_and_set_aside_when_the_file_
         trouble = journal.books().trouble
         assert journal.damaged
         assert trouble == (f"{path}: database disk image is malformed; the file is damaged: opened again, it is set aside")
-    with closing(Journal(JournalOptions(path))) as journal:
+    with closing(Journal(JournalSettings(path=path))) as journal:
         assert len(journal.damaged_files()) == 1
         assert journal.books().trouble is None
 

@@ -20,13 +20,13 @@ from bridge.journal import (
     DeadLetterQuery,
     Journal,
     JournalError,
-    JournalOptions,
     Retry,
     Settlement,
     SinkBooks,
     StoredDeadLetter,
     queues,
 )
+from tests.support.journal_samples import journal_settings
 from tests.support.journal_work import due_retries, next_due, read, waiting_keys
 
 NOW = 200.0
@@ -77,7 +77,7 @@ def open_journal(path: Path) -> Iterator[Open]:
     def open_(sinks: Sequence[str] = ("a",), **options: Any) -> Journal:
         if opened:
             opened[-1].close()
-        opened.append(Journal(JournalOptions(path, **{"durability": "normal", **options}), clock=lambda: NOW))
+        opened.append(Journal(journal_settings(path, **{"durability": "normal", **options}), clock=lambda: NOW))
         for sink in sinks:
             opened[-1].add_sink(sink, "earliest")
         return opened[-1]

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from bridge.event import Event
-from bridge.journal import JournalOptions, dedup, tables
+from bridge.journal import dedup, tables
 from bridge.journal.dedup import Remembered, Window
 from bridge.journal.writer import Store
+from tests.support.journal_samples import journal_settings
 
 Remember = Callable[[], Remembered]
 NOW = 1000.0
@@ -37,7 +38,7 @@ def remember(store: Store, is_closing: threading.Event) -> Iterator[Remember]:
 
     def make() -> Remembered:
         following = tables.next_seq(store.db)
-        options = JournalOptions(store.path, window=60.0)
+        options = journal_settings(store.path, window=60.0).dedup
         clock, monotonic = (lambda: NOW), (lambda: 0.0)
         made.append(Remembered(store, options, following, is_closing, clock=clock, monotonic=monotonic))
         return made[-1]
@@ -119,7 +120,7 @@ def test_a_journal_that_closes_does_not_wait_for_them(
 def test_a_small_journal_remembers_fewer(tmp_path: Path) -> None:
     with closing(Store(tmp_path / "small.db", "normal", 16 << 20)) as store, capture_logs() as logs:
         ended = threading.Event()
-        Remembered(store, JournalOptions(store.path), 1, ended, clock=lambda: NOW, monotonic=lambda: 0.0).end()
+        Remembered(store, journal_settings(store.path).dedup, 1, ended, clock=lambda: NOW, monotonic=lambda: 0.0).end()
 
     assert [(line["wanted"], line["remembered"]) for line in logs] == [(1_000_000, (16 << 20) // 160)]
 

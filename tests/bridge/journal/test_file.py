@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.event import Event
-from bridge.journal import Batch, Journal, JournalError, JournalOptions, JournalReader, Retry, Settlement, holder
+from bridge.journal import Batch, Journal, JournalError, JournalReader, JournalSettings, Retry, Settlement, holder
 from bridge.journal.schema import SCHEMA_VERSION
 from bridge.journal.writer import disk_space
 from tests.support.journal_work import due_retries, waiting_keys
@@ -21,7 +21,7 @@ from tests.support.journal_work import due_retries, waiting_keys
 
 def fill(path: Path, events: int = 500) -> None:
     """Make a journal of some pages, closed in order."""
-    with closing(Journal(JournalOptions(path))) as journal:
+    with closing(Journal(JournalSettings(path=path))) as journal:
         journal.add_sink("a", "earliest")
         for i in range(events):
             key = i.to_bytes(16, "big")
@@ -30,7 +30,7 @@ def fill(path: Path, events: int = 500) -> None:
 
 def accepts(path: Path) -> bool:
     """Whether a journal there opens and takes an event."""
-    with closing(Journal(JournalOptions(path))) as journal:
+    with closing(Journal(JournalSettings(path=path))) as journal:
         return journal.append(Batch("s", 0.0, [Event(b"new" + bytes(13), b"{}")], [])).accepted == 1
 
 
@@ -46,13 +46,13 @@ def test_the_directory_is_made_and_any_name_will_do(tmp_path: Path) -> None:
 
 def test_a_second_process_is_refused_and_told_who_holds_the_journal(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
-    script = "import sys; from pathlib import Path; from bridge.journal import *; Journal(JournalOptions(Path(sys.argv[1])))"
-    with closing(Journal(JournalOptions(path))):
+    script = "import sys; from bridge.journal import *; Journal(JournalSettings(path=sys.argv[1]))"
+    with closing(Journal(JournalSettings(path=path))):
         second = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=False)
         assert second.returncode == 1
         assert f"{path}: in use by process {os.getpid()}; stop it, or give this one a journal.path of its own" in second.stderr
         with pytest.raises(JournalError, match=f"in use by process {os.getpid()}"):
-            Journal(JournalOptions(path))
+            Journal(JournalSettings(path=path))
     subprocess.run([sys.executable, "-c", script, path], check=True)
 
 
@@ -64,7 +64,7 @@ def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
     before = path.read_bytes()
     for _ in range(2):
         with pytest.raises(JournalError, match=rf"newer event-bridge \(format {SCHEMA_VERSION + 1}, this one knows"):
-            Journal(JournalOptions(path))
+            Journal(JournalSettings(path=path))
     assert path.read_bytes() == before
     assert not aside(path)
 
@@ -75,7 +75,7 @@ def test_an_older_format_is_refused_and_left_alone(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version=1")
     before = path.read_bytes()
-    for opened in (lambda: Journal(JournalOptions(path)), lambda: JournalReader(path)):
+    for opened in (lambda: Journal(JournalSettings(path=path)), lambda: JournalReader(path)):
         with pytest.raises(JournalError, match=rf"format 1 is too old, this event-bridge knows {SCHEMA_VERSION}; give it a"):
             opened()
     assert path.read_bytes() == before
@@ -128,7 +128,7 @@ def test_a_schema_that_is_no_text_any_more_is_set_aside(tmp_path: Path) -> None:
 
 def test_an_index_that_does_not_fit_its_rows_is_made_anew(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
-    with closing(Journal(JournalOptions(path))) as journal:
+    with closing(Journal(JournalSettings(path=path))) as journal:
         journal.add_sink("a", "earliest")
         journal.append(Batch("s", 0.0, [Event(bytes(16), b"{}")], []))
         waiting = Retry(1, 0.0, b"{}", "the lane", 1, 0.0, 0.0, "timeout", "")
@@ -137,7 +137,7 @@ def test_an_index_that_does_not_fit_its_rows_is_made_anew(tmp_path: Path) -> Non
     # The first copy is in the row, or in the index; in either case they differ.
     at = content.index(b"the lane")
     path.write_bytes(content[:at] + b"the line" + content[at + 8 :])
-    with capture_logs() as logs, closing(Journal(JournalOptions(path))) as journal:
+    with capture_logs() as logs, closing(Journal(JournalSettings(path=path))) as journal:
         journal.add_sink("a", "earliest")
         assert due_retries(journal, "a", 1.0, 10.0, 10, 1000) in ([], [waiting])
         assert due_retries(journal, "a", 1.0, 10.0, 10, 1000) in ([], [waiting])
@@ -163,17 +163,17 @@ def test_flipped_bytes_anywhere_never_keep_the_journal_from_opening(tmp_path: Pa
 def test_an_unwritable_place_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(JournalError, match=r"file/journal.db.lock: File exists; journal.path must be in a directory"):
-        Journal(JournalOptions(tmp_path / "file" / "journal.db"))
+        Journal(JournalSettings(path=tmp_path / "file" / "journal.db"))
     (tmp_path / "directory.db").mkdir()
     with pytest.raises(JournalError, match=r"directory.db: unable to open database file; journal.path must be a file"):
-        Journal(JournalOptions(tmp_path / "directory.db"))
+        Journal(JournalSettings(path=tmp_path / "directory.db"))
 
 
 def test_a_full_disk_at_the_start_is_explained(tmp_path: Path) -> None:
     script = (
         "import resource, sys; from pathlib import Path; from bridge.journal import *\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
-        "try: Journal(JournalOptions(Path(sys.argv[1])))\n"
+        "try: Journal(JournalSettings(path=Path(sys.argv[1])))\n"
         "except JournalError as error: print(error)\n"
     )
     path = tmp_path / "journal.db"
@@ -195,7 +195,7 @@ def test_who_holds_a_journal_is_told_without_disturbing_anybody(tmp_path: Path) 
     assert holder(path) is None
     assert list(tmp_path.iterdir()) == []
 
-    with closing(Journal(JournalOptions(path))):
+    with closing(Journal(JournalSettings(path=path))):
         assert [holder(path) for _ in range(2)] == [str(os.getpid())] * 2
     assert holder(path) is None
     assert accepts(path)
@@ -220,6 +220,6 @@ def test_the_lock_is_let_go_when_opening_fails(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     path.mkdir()
     with pytest.raises(JournalError):
-        Journal(JournalOptions(path))
+        Journal(JournalSettings(path=path))
     path.rmdir()
     assert accepts(path)

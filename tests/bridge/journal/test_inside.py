@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bridge.event import Event
-from bridge.journal import Batch, Closed, DeadLetterQuery, Journal, JournalError, JournalOptions, queues
+from bridge.journal import Batch, Closed, DeadLetterQuery, Journal, JournalError, JournalSettings, queues
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def journal(path: Path) -> Iterator[Journal]:
-    with closing(Journal(JournalOptions(path, durability="normal"))) as opened:
+    with closing(Journal(JournalSettings(path=path, durability="normal"))) as opened:
         yield opened
 
 

@@ -25,7 +25,6 @@ from bridge.journal import (
     DeadLetterQuery,
     Extent,
     Journal,
-    JournalOptions,
     Retry,
     Settlement,
     SinkBooks,
@@ -34,6 +33,7 @@ from bridge.journal import (
 from bridge.journal import journal as journal_module
 from bridge.sink import Entry
 from tests.support import journal_work
+from tests.support.journal_samples import journal_settings
 from tests.support.waiting import until
 
 Open = Callable[..., Journal]
@@ -110,7 +110,7 @@ def open_journal(path: Path, threads: ThreadPoolExecutor) -> Iterator[Open]:
             opened[-1].close()
         others = {name: arguments.pop(name) for name in ("observe_commit", "clock", "monotonic") if name in arguments}
         others.setdefault("clock", lambda: 200.0)
-        journal = Journal(JournalOptions(at, **arguments), **others)
+        journal = Journal(journal_settings(at, **arguments), **others)
         opened.append(journal)
         for sink in sinks:
             journal.add_sink(sink, start_at)
@@ -695,7 +695,7 @@ from pathlib import Path
 from bridge.event import Event
 from bridge.journal import *
 
-journal = Journal(JournalOptions(Path(sys.argv[1])))
+journal = Journal(JournalSettings(path=Path(sys.argv[1])))
 journal.add_sink("a", "earliest")
 for i in range(10**9):
     journal.append(Batch("s", 0.0, [Event(f"{3 * i + k:016}".encode(), b"event %d" % (3 * i + k)) for k in range(3)], []))

@@ -24,7 +24,6 @@ from bridge.journal import (
     DeadLetter,
     Journal,
     JournalError,
-    JournalOptions,
     Retry,
     Settlement,
     pruning,
@@ -33,6 +32,7 @@ from bridge.journal import (
 from bridge.journal import journal as journal_module
 from bridge.sink import Entry
 from tests.support import journal_work
+from tests.support.journal_samples import journal_settings
 from tests.support.waiting import until
 
 Open = Callable[..., Journal]
@@ -86,7 +86,7 @@ def open_journal(path: Path, thread: ThreadPoolExecutor) -> Iterator[Open]:
     def open_(sinks: Sequence[str] = ("a",), **options: Any) -> Journal:
         if opened:
             opened[-1].close()
-        journal = Journal(JournalOptions(path, durability="normal", **options), clock=lambda: 200.0)
+        journal = Journal(journal_settings(path, durability="normal", **options), clock=lambda: 200.0)
         opened.append(journal)
         for sink in sinks:
             journal.add_sink(sink, "latest")
@@ -196,7 +196,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_too_small_for_the_journal_is_used_again_when_events_are_delivered(
     small_disk: Path, thread: ThreadPoolExecutor
 ) -> None:
-    with closing(Journal(JournalOptions(small_disk / "journal.db"))) as journal:
+    with closing(Journal(journal_settings(small_disk / "journal.db"))) as journal:
         journal.add_sink("a", "earliest")
         streaming = thread.submit(lambda: [journal.append(batch(number, size=500_000)) for number in range(100)])
         seen: list[int] = []
@@ -225,7 +225,7 @@ def test_uuids_alone_never_fill_the_journal(open_journal: Open) -> None:
 
 def test_uuids_of_long_ago_never_fill_the_journal(path: Path) -> None:
     def open_at(now: float, max_bytes: int) -> Journal:
-        return Journal(JournalOptions(path, max_bytes=max_bytes, durability="normal"), clock=lambda: now)
+        return Journal(journal_settings(path, max_bytes=max_bytes, durability="normal"), clock=lambda: now)
 
     with closing(open_at(200.0, 1 << 30)) as journal:
         for number in range(8_000):
@@ -381,7 +381,7 @@ from pathlib import Path
 from bridge.event import Event
 from bridge.journal import *
 
-journal = Journal(JournalOptions(Path(sys.argv[1])))
+journal = Journal(JournalSettings(path=Path(sys.argv[1])))
 journal.add_sink("a", "earliest")
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
 appended, said = 0, []

@@ -19,8 +19,8 @@ from bridge.journal import (
     Extent,
     Journal,
     JournalError,
-    JournalOptions,
     JournalReader,
+    JournalSettings,
     Retry,
     Settlement,
     reader,
@@ -63,7 +63,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def journal(path: Path) -> Iterator[Journal]:
-    with closing(Journal(JournalOptions(path, durability="normal"), clock=lambda: NOW)) as opened:
+    with closing(Journal(JournalSettings(path=path, durability="normal"), clock=lambda: NOW)) as opened:
         opened.add_sink("a", "earliest")
         opened.add_sink("b", "earliest")
         yield opened

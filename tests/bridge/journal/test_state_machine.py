@@ -21,7 +21,7 @@ from bridge.journal import (
     DeadLetter,
     DeadLetterQuery,
     Journal,
-    JournalOptions,
+    JournalSettings,
     Retry,
     Settlement,
     SinkBooks,
@@ -84,7 +84,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     @initialize()
     def open(self) -> None:
-        self.journal = Journal(JournalOptions(self.path, durability="normal"), clock=lambda: NOW)
+        self.journal = Journal(JournalSettings(path=self.path, durability="normal"), clock=lambda: NOW)
         for name in self.sinks:
             self.journal.add_sink(name, "latest")
 
@@ -316,7 +316,7 @@ def test_whatever_a_power_failure_takes_the_rest_is_a_state_that_was(steps: list
     with tempfile.TemporaryDirectory() as directory:
         path, copy = Path(directory) / "journal.db", Path(directory) / "copy" / "journal.db"
         copy.parent.mkdir()
-        with closing(Journal(JournalOptions(path, durability="normal"))) as journal:
+        with closing(Journal(JournalSettings(path=path, durability="normal"))) as journal:
             journal.add_sink("a", "earliest")
             states, synced = [journal.books()], b""
             for number, step in enumerate(steps):
@@ -333,7 +333,7 @@ def test_whatever_a_power_failure_takes_the_rest_is_a_state_that_was(steps: list
             # A log that was not begun anew since it was synced can't be lost.
             kept = len(wal) if wal[:WAL_HEADER] == synced else int(len(wal) * left)
             Path(f"{copy}-wal").write_bytes(wal[:kept])
-        with closing(Journal(JournalOptions(copy, durability="normal"))) as journal:
+        with closing(Journal(JournalSettings(path=copy, durability="normal"))) as journal:
             journal.add_sink("a", "earliest")
             books = journal.books()
             assert (books.streams, books.sinks) in [(state.streams, state.sinks) for state in states]

@@ -20,8 +20,8 @@ from websockets.sync.server import Server, ServerConnection, serve
 
 from bridge.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, FrameReader, encode
 from bridge.source import Ended, Read
+from bridge.sources.dockercloud.settings import DockerCloudSettings
 from bridge.sources.dockercloud.source import DockerCloudSession, DockerCloudSource, tls_context
-from bridge.sources.dockercloud.url import DockerCloudOptions
 from tests.support.waiting import until
 
 DEADLINE = 20.0
@@ -40,7 +40,7 @@ def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def source(url: str, *, authorization: str | None = AUTHORIZATION, **changes: Any) -> DockerCloudSource:
-    return DockerCloudSource(DockerCloudOptions(url=url, **changes), lambda: authorization, time.monotonic)
+    return DockerCloudSource(DockerCloudSettings(url=url, **changes), lambda: authorization, user_agent="event-bridge")
 
 
 def opened(url: str, **changes: Any) -> closing[DockerCloudSession]:
@@ -231,8 +231,8 @@ def test_the_request_carries_path_filters_and_fresh_credentials(start_server: St
         seen.append((request.path, request.headers.get("Authorization"), request.headers.get("User-Agent")))
 
     credentials = iter(["Basic first", "TutumAccessKey second", None])
-    options = DockerCloudOptions(url=start_server(serve_one), namespace="acme", types=("node",), user_agent="probe/1")
-    stream = DockerCloudSource(options, lambda: next(credentials), time.monotonic)
+    settings = DockerCloudSettings(url=start_server(serve_one), namespace="acme", types=["node"])
+    stream = DockerCloudSource(settings, lambda: next(credentials), user_agent="probe/1")
     for _ in range(3):
         with closing(stream.open("a position means nothing here")) as session:
             read_until_end(session)
@@ -337,10 +337,10 @@ def test_an_unusable_ca_file_is_named(content: str | None, why: str, tmp_path: P
 def test_sessions_share_the_tls_context_until_the_file_changes(tls: Tls, tmp_path: Path) -> None:
     ca_file = tmp_path / "ca.pem"
     ca_file.write_bytes(Path(tls.ca_file).read_bytes())
-    before = tls_context(str(ca_file))
-    assert tls_context(str(ca_file)) is before
+    before = tls_context(ca_file)
+    assert tls_context(ca_file) is before
     ca_file.touch()
-    assert tls_context(str(ca_file)) is not before
+    assert tls_context(ca_file) is not before
 
 
 def test_a_tls_record_that_stops_in_the_middle_does_not_block_reading(
@@ -453,9 +453,10 @@ def test_a_broken_protocol_ends_the_session_after_its_messages_and_is_answered(
 
 
 def test_a_message_beyond_the_limit_ends_the_session(start_raw: StartRaw) -> None:
-    messages, ended, _, _ = end_after(start_raw, encode(BINARY, b"x" * 100) + encode(TEXT, b"x" * 101), max_frame_bytes=100)
-    assert messages == [b"x" * 100]
-    assert (ended.reason, str(ended)) == ("protocol", "the server broke the protocol: a message is larger than 100 bytes")
+    sent = encode(BINARY, b"x" * 1024) + encode(TEXT, b"x" * 1025)
+    messages, ended, _, _ = end_after(start_raw, sent, max_frame_bytes=1024)
+    assert messages == [b"x" * 1024]
+    assert (ended.reason, str(ended)) == ("protocol", "the server broke the protocol: a message is larger than 1024 bytes")
 
 
 def test_only_the_last_of_several_pings_is_answered(start_raw: StartRaw) -> None:
@@ -538,7 +539,7 @@ def test_what_waits_to_be_read_comes_before_the_clock(start_raw: StartRaw) -> No
 
     now = 0.0
     server = start_raw(script)
-    stream = DockerCloudSource(DockerCloudOptions(url=server.url), lambda: None, lambda: now)
+    stream = DockerCloudSource(DockerCloudSettings(url=server.url), lambda: None, user_agent="probe", clock=lambda: now)
     with closing(stream.open(None)) as session:
         now = 10.0
         assert session.read() == Read()  # The ping.

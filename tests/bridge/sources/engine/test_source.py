@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
-import msgspec
 import pytest
 from structlog.testing import capture_logs
 
 from bridge.event import Malformed, Reception, normalize
 from bridge.source import Ended, Read
-from bridge.sources.engine.source import Address, EngineOptions, EngineSession, EngineSource
+from bridge.sources.engine.settings import EngineSettings
+from bridge.sources.engine.source import Address, EngineSession, EngineSource
 from bridge.sources.engine.wire import MAX_OBJECT
 from tests.support.engine_samples import (
     CLUSTER,
@@ -61,8 +61,8 @@ def test_the_addresses_that_docker_uses_are_understood(url: str, tls: bool, expe
     "url", ["", "unix://relative/path", "/var/run/docker.sock", "ssh://host", "tcp://u:secret@host", "tcp:///"]
 )
 def test_another_address_is_refused_with_words_that_help_and_without_its_secrets(url: str) -> None:
-    with pytest.raises(ValueError, match=r"write unix:///var/run/docker\.sock or tcp://host:port") as refused:
-        EngineSource(EngineOptions(url=url))
+    with pytest.raises(ValueError, match=r"unix:///var/run/docker\.sock or tcp://127\.0\.0\.1:2375") as refused:
+        EngineSource(EngineSettings(type="engine", url=url))
 
     assert "secret" not in str(refused.value)
 
@@ -191,8 +191,9 @@ def engine(directory: Path) -> Iterator[FakeEngine]:
 
 
 def source_of(engine: FakeEngine, clock: Callable[[], float] = lambda: 0.0, **changes: Any) -> EngineSource:
-    options = EngineOptions(url=engine.url, namespace="acme", connect_timeout=10, read_timeout=10)
-    return EngineSource(msgspec.structs.replace(options, **changes), clock)
+    settings = EngineSettings(type="engine", url=engine.url, namespace="acme", connect_timeout=10)
+    times = {name: changes.pop(name) for name in ("read_timeout", "quiet") if name in changes}
+    return EngineSource(settings.model_copy(update=changes), clock, **times)
 
 
 @contextlib.contextmanager
@@ -516,7 +517,7 @@ def test_sessions_of_every_end_leave_nothing_behind(engine: FakeEngine) -> None:
 
 
 def test_a_missing_socket_is_named_with_what_helps(directory: Path) -> None:
-    end = ended(lambda: EngineSource(EngineOptions(url=f"unix://{directory}/docker.sock")).open(None))
+    end = ended(lambda: EngineSource(EngineSettings(type="engine", url=f"unix://{directory}/docker.sock")).open(None))
 
     assert end.reason == "network"
     assert str(end) == f"{directory}/docker.sock: no such socket; is the Docker daemon running, and its socket mounted here?"
@@ -526,7 +527,7 @@ def test_a_socket_without_a_listener_is_named_with_what_helps(directory: Path) -
     path = directory / "docker.sock"
     with socket.socket(socket.AF_UNIX) as left_behind:
         left_behind.bind(str(path))
-    end = ended(lambda: EngineSource(EngineOptions(url=f"unix://{path}")).open(None))
+    end = ended(lambda: EngineSource(EngineSettings(type="engine", url=f"unix://{path}")).open(None))
 
     assert (end.reason, "is the Docker daemon running" in str(end)) == ("network", True)
 
@@ -616,7 +617,7 @@ def test_something_else_than_http_is_a_broken_protocol(directory: Path) -> None:
 
         greeter = threading.Thread(target=greet)
         greeter.start()
-        end = ended(lambda: EngineSource(EngineOptions(url=f"unix://{path}")).open(None))
+        end = ended(lambda: EngineSource(EngineSettings(type="engine", url=f"unix://{path}")).open(None))
         greeter.join(10)
 
     assert (end.reason, "not HTTP" in str(end)) == ("protocol", True)
@@ -636,7 +637,7 @@ def test_a_closed_port_is_named_with_what_helps() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-        end = ended(lambda: EngineSource(EngineOptions(url=f"tcp://127.0.0.1:{port}")).open(None))
+        end = ended(lambda: EngineSource(EngineSettings(type="engine", url=f"tcp://127.0.0.1:{port}")).open(None))
 
     assert end.reason == "network"
     assert str(end).startswith(f"127.0.0.1:{port}: connection refused")

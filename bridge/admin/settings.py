@@ -1,0 +1,30 @@
+"""Settings of the HTTP port, and of readiness."""
+
+from pydantic import Field
+
+from bridge.field_types import OFF, HeaderValue, Listen, Seconds, Strict
+
+
+class HttpSettings(Strict):
+    """Metrics, health and status over HTTP; and for who may, dead letters and stored events."""
+
+    listen: Listen = Field(default="127.0.0.1:9477", description='Address as host:port; "off" or empty: do not listen.')
+    token: HeaderValue | None = Field(
+        default=None,
+        description="Who shows it may look at events, replay and drop dead letters. Without one, who is on this machine may.",
+    )
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host (an IPv6 address without its brackets) and port; None if not to listen. Port 0 means any free one."""
+        if self.listen == OFF:
+            return None
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+class HealthSettings(Strict):
+    """When `/readyz` says no."""
+
+    stream_grace: Seconds = Field(default=60.0, ge=0, description="A stream may be disconnected for so long.")
+    sink_grace: Seconds = Field(default=300.0, ge=0, description="A sink may be unavailable for so long.")
