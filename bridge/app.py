@@ -73,6 +73,8 @@ class Parts:
     def forwarder(self, name: str, journal: Journal, metrics: Metrics) -> Forwarder:
         """A forwarder, which gets another sink when secrets have changed and the sink is opened."""
         settings = made_with = self._settings.sinks[name]
+        for deprecation in settings.deprecations:
+            log.warning("a setting has an old name", sink=name, setting=deprecation)
         rotating = Rotating(self._latest, lambda now: now.sinks.get(name), settings)
 
         def rebuild_sink() -> Sink | None:

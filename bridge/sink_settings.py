@@ -1,6 +1,7 @@
 """Settings that all sinks share. Plug-ins import them from `bridge.sink`."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, WithJsonSchema, field_validator
@@ -70,6 +71,11 @@ class SinkSettings(Strict):
         warnings.warn("for_a_check() is called for_preflight() now", DeprecationWarning, stacklevel=2)
         preflight: Self = old()
         return preflight
+
+    @property
+    def deprecations(self) -> Sequence[str]:
+        """Old names in these settings, each with the new one; logged at the start and printed by `check`."""
+        return ()
 
     @field_validator("match", "drop", mode="before")
     @classmethod

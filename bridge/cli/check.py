@@ -25,6 +25,9 @@ def check(config: Path | None, *, connect: bool) -> None:
     """
     settings = load(config)
     print(f"configuration ok: streams {', '.join(settings.streams)}; sinks {', '.join(settings.sinks)}")
+    for name, sink in settings.sinks.items():
+        for deprecation in sink.deprecations:
+            print(f"sink {name}: {deprecation}")
     if not connect:
         return
     attempts: list[tuple[str, Callable[[], Sequence[str]]]] = []

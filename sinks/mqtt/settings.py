@@ -67,7 +67,7 @@ class MqttSettings(SinkSettings):
     )
     topic: str = Field(
         default="docker/{namespace}/{type}/{action}",
-        description="Where an event goes, made of namespace, type, action, state, id (of the resource) and uuid.",
+        description="Where an event goes, made of namespace, type, action, state, resource_uuid and uuid.",
     )
     qos: Literal[0, 1, 2] = Field(
         default=1,
@@ -82,7 +82,8 @@ class MqttSettings(SinkSettings):
     )
     state_topic: str | None = Field(
         default=None,
-        description="Where to retain the last event of each resource, too: `docker/{namespace}/state/{type}/{id}` for example.",
+        description="Where to retain the last event of each resource, too: "
+        "`docker/{namespace}/state/{type}/{resource_uuid}` for example.",
     )
     availability_topic: str | None = Field(
         default="docker/bridge/{name}",
@@ -137,8 +138,8 @@ class MqttSettings(SinkSettings):
     @field_validator("state_topic")
     @classmethod
     def _is_one_per_resource(cls, template: str | None) -> str | None:
-        if template is not None and "id" not in Topic(template).names:
-            raise ValueError("needs {id} in it, so that each resource has its own topic")
+        if template is not None and "resource_uuid" not in Topic(template).template.names:
+            raise ValueError("needs {resource_uuid} in it, so that each resource has its own topic")
         return template
 
     @field_validator("availability_topic")
@@ -170,6 +171,15 @@ class MqttSettings(SinkSettings):
     def for_preflight(self) -> Self:
         """Return settings with another client id and no last will: the broker would end the session of the delivering sink."""
         return self.model_copy(update={"client_id": f"event-bridge-check-{secrets.token_hex(4)}", "availability_topic": None})
+
+    @property
+    def deprecations(self) -> list[str]:
+        """The old names of fields in topics."""
+        return [
+            f"{setting}: {{{old}}} is called {{{new}}} now"
+            for setting in ("topic", "state_topic")
+            for old, new in Topic(getattr(self, setting) or "x").template.renamed.items()
+        ]
 
     @property
     def window(self) -> int:

@@ -75,7 +75,7 @@ class MqttSink:
         self._settings = settings
         self._address = read_address(settings.url)
         template = settings.availability_topic
-        self._availability = None if template is None else Topic(template, ("name",)).fill_with({"name": name})
+        self._availability = None if template is None else Topic(template, ("name",)).fill((name,))
         self._connection: Connection | None = None
         self._publisher = Publisher(settings, 0)
         self._refused_availability = False

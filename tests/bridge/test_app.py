@@ -6,6 +6,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from structlog.testing import capture_logs
 
 from bridge import app
 from bridge.admin.client import Client
@@ -177,3 +178,14 @@ def test_a_demo_has_nothing_but_its_streams_and_standard_output(tmp_path: Path) 
 
     assert list(settings.streams) == ["acme"]
     assert [sink.type for sink in settings.sinks.values()] == ["stdout"]
+
+
+def test_an_old_name_in_the_settings_is_logged_once_at_the_start(tmp_path: Path) -> None:
+    sink = {"TYPE": "mqtt", "URL": "mqtt://broker", "TOPIC": "docker/{id}"}
+    settings = settings_of(tmp_path, **{f"BRIDGE_SINKS__HOME__{key}": value for key, value in sink.items()})
+
+    with capture_logs() as logs:
+        app.build(settings, Latest(settings, lambda: settings)).journal.close()
+
+    warnings = [line for line in logs if line["log_level"] == "warning"]
+    assert [(line["sink"], line["setting"]) for line in warnings] == [("home", "topic: {id} is called {resource_uuid} now")]

@@ -75,3 +75,12 @@ def test_a_check_shows_what_a_sink_remarks_and_survives_its_bugs(
         assert said == ["sink far: internal: OSError in the sink"]
     else:
         assert said == ["sink far: ok", "sink far: takes less than 4711 bytes", "sink far: is slow"]
+
+
+def test_a_check_names_what_has_an_old_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "bridge.yaml"
+    config.write_text("streams: {acme: {}}\nsinks: {home: {type: mqtt, url: 'mqtt://broker', topic: 'docker/{id}'}}\n")
+
+    check(config, connect=False)
+
+    assert "sink home: topic: {id} is called {resource_uuid} now" in capsys.readouterr().out.splitlines()

@@ -36,7 +36,7 @@ def test_a_topic_that_would_be_too_long_is_the_events_fault() -> None:
 
 
 def test_a_state_does_not_expire() -> None:
-    state, event = make(expiry=60, state_topic="state/{id}")(make_entry(1))  # type: ignore[misc]
+    state, event = make(expiry=60, state_topic="state/{resource_uuid}")(make_entry(1))  # type: ignore[misc]
 
     assert b"\x02\x00\x00\x00\x3c" in (event.properties or b"")
     assert b"\x02\x00\x00\x00\x3c" not in (state.properties or b"")

@@ -52,10 +52,10 @@ def test_what_is_no_address_is_told_without_repeating_it(url: str, words: str) -
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"topic": "docker/{typ}"}, "no such field: {typ}"),
-        ({"state_topic": "docker/{type}"}, "needs {id} in it"),
-        ({"state_topic": "docker/{id}/#"}, "are for subscribers"),
-        ({"availability_topic": "docker/{type}"}, "no such field: {type}; fields are name"),
+        ({"topic": "docker/{typ}"}, "{typ} can't stand here"),
+        ({"state_topic": "docker/{type}"}, "needs {resource_uuid} in it"),
+        ({"state_topic": "docker/{resource_uuid}/#"}, "are for subscribers"),
+        ({"availability_topic": "docker/{type}"}, "{type} can't stand here; fields are {name}"),
         ({"ca_file": "ca.pem"}, "`ca_file` is of no use without TLS"),
         ({"url": "mqtts://x", "key_file": "key.pem"}, "`key_file` is of no use without `cert_file`"),
         ({"url": "mqtts://x", "key_password": "s3cret"}, "`key_password` is of no use without `cert_file`"),
@@ -95,3 +95,12 @@ def test_a_broker_that_can_not_tell_its_limit_gets_a_small_window() -> None:
     assert MqttSettings(url="mqtt://broker").window == 1000
     assert MqttSettings(url="mqtt://broker", protocol="3.1.1").window == 20
     assert MqttSettings(url="mqtt://broker", protocol="3.1.1", max_in_flight=500).window == 500
+
+
+def test_the_old_name_of_a_field_is_accepted_and_told() -> None:
+    assert MqttSettings(url="mqtt://broker", topic="docker/{resource_uuid}").deprecations == []
+    settings = MqttSettings(url="mqtt://broker", topic="docker/{id}", state_topic="state/{id}")
+    assert settings.deprecations == [
+        "topic: {id} is called {resource_uuid} now",
+        "state_topic: {id} is called {resource_uuid} now",
+    ]

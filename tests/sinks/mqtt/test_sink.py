@@ -201,7 +201,7 @@ def test_no_more_is_on_its_way_than_the_broker_wants(broker: Broker, make_sink: 
 def test_a_broker_that_wants_one_at_a_time_gets_one_at_a_time(broker: Broker, make_sink: MakeSink, qos: int) -> None:
     entries = make_entries(50, resources=50)
     broker.connack = connack(b"\x21\x00\x01")
-    sink = make_sink(broker, qos=qos, state_topic="state/{id}")
+    sink = make_sink(broker, qos=qos, state_topic="state/{resource_uuid}")
     sink.open()
 
     assert sink.deliver(entries) == []
@@ -499,7 +499,7 @@ def test_a_refused_version_is_not_replaced_by_an_older_one(old_broker: Broker, m
         (connack(b"\x24\x01"), {"qos": 2}, "can't do QoS 2; set `qos: 1`"),
         (connack(b"\x24\x00"), {"qos": 1}, "can't do QoS 1; set `qos: 0`"),
         (connack(b"\x25\x00"), {"retain": True}, "can't retain"),
-        (connack(b"\x25\x00"), {"state_topic": "s/{id}"}, "can't retain"),
+        (connack(b"\x25\x00"), {"state_topic": "s/{resource_uuid}"}, "can't retain"),
         (b"\x00\x00\x01\xff", {}, "malformed CONNACK"),
         (b"\x00", {}, "not MQTT"),
     ],
@@ -634,7 +634,7 @@ def test_names_that_mqtt_forbids_do_not_reach_the_broker(broker: Broker, make_si
         make_entry(1, state="Half\x00\x07way\uffff", action="a/b+c#d\x00", type="$sys"),
         make_entry(2, state="", action="", resource_uri=""),
     ]
-    sink = make_sink(broker, state_topic="docker/{namespace}/state/{type}/{id}/{state}")
+    sink = make_sink(broker, state_topic="docker/{namespace}/state/{type}/{resource_uuid}/{state}")
     sink.open()
 
     assert sink.deliver(entries) == []
@@ -652,7 +652,7 @@ def test_names_that_mqtt_forbids_do_not_reach_the_broker(broker: Broker, make_si
 
 def test_the_last_state_of_a_resource_is_retained_until_it_is_gone(broker: Broker, make_sink: MakeSink) -> None:
     running, gone = make_entry(1, "a"), make_entry(2, "a", state="terminated")
-    sink = make_sink(broker, state_topic="state/{id}")
+    sink = make_sink(broker, state_topic="state/{resource_uuid}")
     sink.open()
 
     assert sink.deliver([running, gone]) == []
@@ -670,7 +670,7 @@ def test_an_event_whose_state_is_refused_is_not_published_however_often_it_is_tr
     broker: Broker, make_sink: MakeSink, qos: int
 ) -> None:
     broker.answer = refuse(0x87, lambda publish: publish.topic.startswith("state/"))
-    sink = make_sink(broker, state_topic="state/{type}/{id}", qos=qos)
+    sink = make_sink(broker, state_topic="state/{type}/{resource_uuid}", qos=qos)
     sink.open()
 
     for _ in range(3):
@@ -682,7 +682,7 @@ def test_an_event_whose_state_is_refused_is_not_published_however_often_it_is_tr
 
 def test_an_event_that_is_refused_itself_has_published_its_state_alone(broker: Broker, make_sink: MakeSink) -> None:
     broker.answer = refuse(0x87, lambda publish: publish.topic.startswith("docker/"))
-    sink = make_sink(broker, state_topic="state/{id}")
+    sink = make_sink(broker, state_topic="state/{resource_uuid}")
     sink.open()
 
     assert fates(sink.deliver([make_entry(1, "a"), make_entry(2, "a")])) == {1: ("retry", "unauthorized"), 2: ("held", "held")}
@@ -690,7 +690,7 @@ def test_an_event_that_is_refused_itself_has_published_its_state_alone(broker: B
 
 
 def test_qos_0_publishes_the_state_of_each_event_before_it(broker: Broker, make_sink: MakeSink) -> None:
-    sink = make_sink(broker, qos=0, state_topic="state/{id}")
+    sink = make_sink(broker, qos=0, state_topic="state/{resource_uuid}")
     sink.open()
 
     assert sink.deliver(make_entries(3)) == []

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.event import Fields
-from sinks.mqtt.topic import LONGEST, Topic, clean_text, resource_id
+from sinks.mqtt.topic import LONGEST, Topic, clean_text
 from tests.contract.harness import make_entry
 
 
@@ -16,9 +16,16 @@ def fields(**changes: str) -> Fields:
 def test_a_topic_is_made_of_the_fields_of_the_event() -> None:
     event = fields(resource_uri="/api/app/v1/acme/container/0b0e3538/", state="Not running")
 
-    topic = Topic("dock-{namespace}/{type}.{action}/{state}/{id}/{uuid}/{{x}}").of(event)
+    topic = Topic("dock-{namespace}/{type}.{action}/{state}/{resource_uuid}/{uuid}/{{x}}").of(event)
 
     assert topic.decode() == f"dock-acme/container.update/Not running/0b0e3538/{event.uuid}/{{x}}"
+
+
+def test_the_old_name_of_a_field_is_accepted() -> None:
+    topic = Topic("docker/{id}/{type}")
+
+    assert topic.of(fields(resource_uri="/api/app/v1/acme/container/0b0e3538/")) == b"docker/0b0e3538/container"
+    assert topic.template.renamed == {"id": "resource_uuid"}
 
 
 def test_a_template_without_fields_is_a_topic() -> None:
@@ -44,7 +51,7 @@ def test_what_an_event_brings_in_is_made_fit_for_a_level(state: str, level: byte
 
 @given(st.text(), st.text())
 def test_no_event_can_leave_its_level_or_break_the_protocol(state: str, action: str) -> None:
-    topic = Topic("docker/{state}/{action}")._fill((state, action)).decode()
+    topic = Topic("docker/{state}/{action}").fill((state, action)).decode()
 
     levels = topic.split("/")
     assert len(levels) == 3
@@ -56,13 +63,13 @@ def test_no_event_can_leave_its_level_or_break_the_protocol(state: str, action: 
 @pytest.mark.parametrize(
     ("template", "words"),
     [
-        ("docker/{typ}", "no such field: {typ}; fields are namespace, type, action, state, id, uuid"),
-        ("docker/{}", "no such field: {}"),
-        ("docker/{0}", "no such field: {0}"),
-        ("{type.__class__}", "no such field: {type.__class__}"),
-        ("{parents[0]}", "no such field"),
-        ("{type!r}", "no such field"),
-        ("{type:>10}", "no such field"),
+        ("docker/{typ}", "{typ} can't stand here; fields are {namespace}, {type}, {action}, {state}, {resource_uuid}, {uuid}"),
+        ("docker/{}", "{} can't stand here"),
+        ("docker/{0}", "{0} can't stand here"),
+        ("{type.__class__}", "{type.__class__} can't stand here"),
+        ("{parents[0]}", "{parents[0]} can't stand here"),
+        ("{type!r}", "{type!r} can't stand here"),
+        ("{type:>10}", "{type:>10} can't stand here"),
         ("docker/{type", "a brace without its other half"),
         ("docker/}", "a brace without its other half"),
         ("docker/+/{type}", "are for subscribers"),
@@ -88,13 +95,7 @@ def test_topics_are_remembered_up_to_a_bound() -> None:
     assert topic.of(event) is topic.of(event)
     for number in range(5000):
         topic.of(make_entry(number).fields)
-    assert len(topic._cache) <= 4096
-
-
-def test_the_id_is_the_last_part_of_the_uri() -> None:
-    assert resource_id(fields(resource_uri="/api/app/v1/service/abc/")) == "abc"
-    assert resource_id(fields(resource_uri="abc")) == "abc"
-    assert resource_id(fields(resource_uri="")) == ""
+    assert topic.fill.cache_info().currsize <= 4096
 
 
 @given(st.text(alphabet=st.characters(codec="utf-8")))

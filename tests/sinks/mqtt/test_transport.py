@@ -140,7 +140,7 @@ def test_every_quality_of_service_and_version_delivers(anybody: Broker, make_sin
 
 
 def test_the_last_state_of_each_resource_is_retained(anybody: Broker, make_sink: MakeSink) -> None:
-    sink = make_sink(**anybody.settings, state_topic=anybody.prefix + "/state/{type}/{id}")
+    sink = make_sink(**anybody.settings, state_topic=anybody.prefix + "/state/{type}/{resource_uuid}")
     sink.open()
     states = [("a", "Starting"), ("b", "Starting"), ("a", "Running"), ("b", "Terminated")]
     entries = [make_entry(seq, name, state=state) for seq, (name, state) in enumerate(states, 1)]
@@ -153,7 +153,7 @@ def test_the_last_state_of_each_resource_is_retained(anybody: Broker, make_sink:
 def test_a_resource_that_is_gone_is_forgotten_by_an_empty_retained_publication(anybody: Broker, make_sink: MakeSink) -> None:
     topics = f"{anybody.prefix}/state/#"
     with anybody.listening(topics, options=["--retain-as-published"]) as subscriber:
-        sink = make_sink(**anybody.settings, state_topic=anybody.prefix + "/state/{id}", expiry=60)
+        sink = make_sink(**anybody.settings, state_topic=anybody.prefix + "/state/{resource_uuid}", expiry=60)
         sink.open()
         running, gone = make_entry(1, state="Running"), make_entry(2, state="Terminated")
         assert sink.deliver([running, gone]) == []
@@ -179,7 +179,7 @@ def test_what_the_broker_can_not_do_is_told_with_what_to_set(tmp_path: Path, mak
             make_sink(broker.url).open()
         assert error.value.reason == "rejected"
         with pytest.raises(Unavailable, match="can't retain; set `retain: false`"):
-            make_sink(broker.url, state_topic="state/{id}", **without_retain).open()
+            make_sink(broker.url, state_topic="state/{resource_uuid}", **without_retain).open()
         assert deliver_all(make_sink(broker.url, **without_retain), make_entries(10)) == ([], [])
     for most, qos in ((0, 1), (0, 2), (1, 2)):
         with Mosquitto(tmp_path, listener=f"allow_anonymous true\nmax_qos {most}") as broker:
