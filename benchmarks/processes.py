@@ -93,8 +93,8 @@ class Bridge(NamedTuple):
         deadline = time.monotonic() + _PATIENCE
         while not is_so(metrics := self.metrics()):
             if time.monotonic() > deadline:
-                books = {name: count for name, count in metrics.items() if "events" in name}
-                raise RuntimeError(f"waited in vain: {what}: {books}\n{self.log.read_text()}")
+                counters = {name: count for name, count in metrics.items() if "events" in name}
+                raise RuntimeError(f"waited in vain: {what}: {counters}\n{self.log.read_text()}")
             time.sleep(pause)
         return time.monotonic()
 

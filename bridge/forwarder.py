@@ -194,7 +194,7 @@ class Forwarder:
             self._acknowledged |= set(error.delivered)
             beginning = settle_beginning(entries, {entry.seq for entry in wanted}, self._acknowledged)
             if beginning is not None:
-                self._acknowledged.difference_update(range(beginning.first, beginning.upto))
+                self._acknowledged.difference_update(range(beginning.first_seq, beginning.next_seq))
                 self._settle(beginning, entries[0].received)
             raise
         retries: list[Retry] = []
@@ -207,8 +207,8 @@ class Forwarder:
             ]
             retries, dead = decide(failed, self.settings.retry, now, self._uniform)
         outcome = Settlement(
-            first=entries[0].seq,
-            upto=entries[-1].seq + 1,
+            first_seq=entries[0].seq,
+            next_seq=entries[-1].seq + 1,
             delivered=len(wanted) - len(retries) - len(dead),
             filtered=len(entries) - len(wanted),
             retries=retries,

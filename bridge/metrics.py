@@ -18,7 +18,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from bridge.event import CONTROL_TYPES, MalformedReason
-from bridge.journal import Books
+from bridge.journal import Counters
 from bridge.sink import REASONS
 from bridge.source import END_REASONS
 
@@ -32,7 +32,7 @@ _SLOW: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5,
 class Observed(Protocol):
     """What is looked at when somebody scrapes."""
 
-    def books(self) -> Books:
+    def counters(self) -> Counters:
         """All counts at one instant, of every configured stream and sink."""
 
     def gap_seconds(self) -> Mapping[str, float]:
@@ -121,7 +121,7 @@ class Metrics:
 
     def observe(self, observed: Observed) -> None:
         """Scrape these, too."""
-        self.registry.register(_BooksCollector(observed))
+        self.registry.register(_CountersCollector(observed))
 
     def forget_stream(self, name: str) -> None:
         """A stream left the configuration."""
@@ -142,7 +142,7 @@ class Metrics:
             metric.remove_by_labels({"sink": name})
 
 
-class _BooksCollector(Collector):
+class _CountersCollector(Collector):
     def __init__(self, observed: Observed) -> None:
         self._observed = observed
 
@@ -152,20 +152,20 @@ class _BooksCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Read everything at one instant."""
-        books = self._observed.books()
-        yield from _streams(books)
+        counters = self._observed.counters()
+        yield from _streams(counters)
         yield _family(
             CounterMetricFamily("event_bridge_stream_gap_seconds", "Seconds without a connection.", labels=["stream"]),
             self._observed.gap_seconds(),
         )
-        yield from _sinks(books)
+        yield from _sinks(counters)
         yield _family(
             GaugeMetricFamily(
                 "event_bridge_sink_lag_seconds", "Age of the oldest event that was not delivered; 0 if none.", labels=["sink"]
             ),
             self._observed.lag_seconds(),
         )
-        yield GaugeMetricFamily("event_bridge_journal_bytes", "How much of the journal is in use.", value=books.bytes)
+        yield GaugeMetricFamily("event_bridge_journal_bytes", "How much of the journal is in use.", value=counters.bytes)
         yield GaugeMetricFamily(
             "event_bridge_journal_damaged_files",
             "Damaged journals that were set aside and lie beside this one, with what they had not delivered.",
@@ -173,24 +173,24 @@ class _BooksCollector(Collector):
         )
 
 
-def _streams(books: Books) -> Iterator[Metric]:
+def _streams(counters: Counters) -> Iterator[Metric]:
     for field, text in (
         ("received", "Events that arrived, malformed ones included."),
         ("accepted", "Events that the journal took."),
         ("duplicate", "Events whose uuid was seen before."),
     ):
         family = CounterMetricFamily(f"event_bridge_events_{field}", text, labels=["stream"])
-        yield _family(family, {name: getattr(stream, field) for name, stream in books.streams.items()})
+        yield _family(family, {name: getattr(stream, field) for name, stream in counters.streams.items()})
     malformed = CounterMetricFamily(
         "event_bridge_events_malformed", "Messages that are no events.", labels=["stream", "reason"]
     )
-    for name, stream in books.streams.items():
+    for name, stream in counters.streams.items():
         for reason in MALFORMED_REASONS:
             malformed.add_metric([name, reason], stream.malformed.get(reason, 0))
     yield malformed
 
 
-def _sinks(books: Books) -> Iterator[Metric]:
+def _sinks(counters: Counters) -> Iterator[Metric]:
     for metric, field, text in (
         ("events_delivered", "delivered", "Events that the far side acknowledged."),
         ("events_filtered", "filtered", "Events that the sink's filter leaves out."),
@@ -200,14 +200,14 @@ def _sinks(books: Books) -> Iterator[Metric]:
         ("dead_letters_discarded", "discarded", "Dead letters that were deleted, by an operator or to make room."),
     ):
         family = CounterMetricFamily(f"event_bridge_sink_{metric}", text, labels=["sink"])
-        yield _family(family, {name: getattr(sink, field) for name, sink in books.sinks.items()})
+        yield _family(family, {name: getattr(sink, field) for name, sink in counters.sinks.items()})
     for metric, field, text in (
         ("pending_events", "pending", "Events that wait for delivery, retries included."),
         ("retry_events", "retrying", "Events that wait in the retry queue."),
         ("dead_letters", "dead_letters", "Dead letters that lie there now."),
     ):
         gauge = GaugeMetricFamily(f"event_bridge_sink_{metric}", text, labels=["sink"])
-        yield _family(gauge, {name: getattr(sink, field) for name, sink in books.sinks.items()})
+        yield _family(gauge, {name: getattr(sink, field) for name, sink in counters.sinks.items()})
 
 
 def _family(

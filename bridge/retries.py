@@ -57,7 +57,7 @@ def _dead_letter(tried: Retry, reason: DeathReason, now: float) -> DeadLetter:
         seq=tried.seq,
         received=tried.received,
         json=tried.json,
-        lane=tried.lane,
+        ordering_key=tried.ordering_key,
         attempts=tried.attempts,
         first_failed=tried.since,
         died=now,

@@ -262,7 +262,7 @@ class Supervisor:
         for sink in sink_threads:
             sink.stop()
         self._join(sink_threads, time.monotonic() + _LAST_SECONDS)
-        pending = {name: books.pending for name, books in self._journal.books().sinks.items() if books.pending}
+        pending = {name: counters.pending for name, counters in self._journal.counters().sinks.items() if counters.pending}
         self._journal.close()
         self._join((*stream_threads, *sink_threads), time.monotonic() + _LAST_SECONDS)
         log.info("stopped; what is pending waits in the journal", pending_events=pending)

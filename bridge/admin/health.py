@@ -11,7 +11,7 @@ import msgspec
 from bridge.admin.settings import HealthSettings
 from bridge.event import fields_of
 from bridge.forwarder import Forwarder
-from bridge.journal import Books, Journal, JournalError, SinkBooks, StreamBooks
+from bridge.journal import Counters, Journal, JournalError, SinkCounters, StreamCounters
 from bridge.stream import Stream, seconds_of
 from bridge.supervisor import Running
 
@@ -47,9 +47,9 @@ class Health:
         self._version = version
         self._started = time.time()
 
-    def books(self) -> Books:
+    def counters(self) -> Counters:
         """All counts at one instant; a configured stream that has said nothing yet is there with zeros."""
-        return self._books(self._running().streams)
+        return self._counters(self._running().streams)
 
     def gap_seconds(self) -> Mapping[str, float]:
         """For how long each stream was disconnected since the process started."""
@@ -70,7 +70,7 @@ class Health:
     def problems(self) -> list[str]:
         """Why the process is not able to do its job, in words; empty if it is."""
         now, problems = time.time(), []
-        if trouble := self._journal.books().trouble:
+        if trouble := self._journal.counters().last_error:
             problems.append(f"journal: {trouble}")
         elif not self._journal.accepts:
             problems.append("journal: still reads which events it knows; after that new ones are accepted")
@@ -88,28 +88,28 @@ class Health:
     def status(self) -> dict[str, Any]:
         """Everything that an operator may ask, ready for JSON."""
         streams, forwarders, leaving = self._running()
-        books = self._books(streams)
+        counters = self._counters(streams)
         return {
             "version": self._version,
             "started": _time(self._started),
             "reload": None if self.reloaded is None else _reload(self.reloaded),
             "problems": self.problems(),
-            "journal": {"bytes": books.bytes, "trouble": books.trouble, "damaged_files": self._damaged()},
-            "streams": {stream.name: _stream(stream, books.streams[stream.name]) for stream in streams},
+            "journal": {"bytes": counters.bytes, "trouble": counters.last_error, "damaged_files": self._damaged()},
+            "streams": {stream.name: _stream(stream, counters.streams[stream.name]) for stream in streams},
             # A sink without books was forgotten a moment ago.
             "sinks": {
-                forwarder.name: self._sink(forwarder, books.sinks[forwarder.name], leaving.get(forwarder.name))
+                forwarder.name: self._sink(forwarder, counters.sinks[forwarder.name], leaving.get(forwarder.name))
                 for forwarder in forwarders
-                if forwarder.name in books.sinks
+                if forwarder.name in counters.sinks
             },
         }
 
-    def _books(self, streams: Sequence[Stream]) -> Books:
-        books = self._journal.books()
-        books.streams = {stream.name: StreamBooks(malformed={}) for stream in streams} | books.streams
-        return books
+    def _counters(self, streams: Sequence[Stream]) -> Counters:
+        counters = self._journal.counters()
+        counters.streams = {stream.name: StreamCounters(malformed={}) for stream in streams} | counters.streams
+        return counters
 
-    def _sink(self, forwarder: Forwarder, books: SinkBooks, leaving: str | None) -> dict[str, Any]:
+    def _sink(self, forwarder: Forwarder, counters: SinkCounters, leaving: str | None) -> dict[str, Any]:
         status, lag = forwarder.status, self._lag(forwarder.name)
         return {
             "up": status.up,
@@ -122,7 +122,7 @@ class Health:
             "unavailable_seconds": round(self._down_seconds(forwarder, time.time()), 3),
             "leaving": leaving,
             "lag_seconds": None if math.isnan(lag) else lag,
-            **msgspec.structs.asdict(books),
+            **msgspec.structs.asdict(counters),
         }
 
     def _damaged(self) -> list[str]:
@@ -155,7 +155,7 @@ def _words(forwarder: Forwarder) -> str:
     return "a delivery has not returned" if status.up else status.error
 
 
-def _stream(stream: Stream, books: StreamBooks) -> dict[str, Any]:
+def _stream(stream: Stream, counters: StreamCounters) -> dict[str, Any]:
     status = stream.status
     return {
         "connected": status.connected,
@@ -168,7 +168,7 @@ def _stream(stream: Stream, books: StreamBooks) -> dict[str, Any]:
             {"start": _time(gap.start), "end": _time(gap.end), "reason": gap.reason, "error": gap.error}
             for gap in list(stream.presence.gaps)
         ],
-        **msgspec.structs.asdict(books),
+        **msgspec.structs.asdict(counters),
     }
 
 

@@ -25,7 +25,7 @@ from bridge.admin.operations import (
     Waiting,
 )
 from bridge.event import fields_of
-from bridge.journal import DeadLetterQuery, Journal, JournalError, JournalReader, SinkBooks, StoredDeadLetter
+from bridge.journal import DeadLetterQuery, Journal, JournalError, JournalReader, SinkCounters, StoredDeadLetter
 
 log = structlog.get_logger(__name__)
 
@@ -77,7 +77,7 @@ class JournalInspection:
         with _told():
             extent = self._inside.extent()
         try:
-            used = self._inside.books().bytes
+            used = self._inside.counters().bytes
         except JournalError:
             used = None
         return Stored(extent.first, extent.next, used)
@@ -103,9 +103,9 @@ class JournalInspection:
     def backlog(self) -> Mapping[str, Waiting]:
         """See `Inspection`."""
         with _told():
-            return {name: self._waiting(name, sink) for name, sink in self._inside.books().sinks.items()}
+            return {name: self._waiting(name, sink) for name, sink in self._inside.counters().sinks.items()}
 
-    def _waiting(self, name: str, sink: SinkBooks) -> Waiting:
+    def _waiting(self, name: str, sink: SinkCounters) -> Waiting:
         oldest = self._oldest(name, sink) if sink.pending else None
         lag = (
             max(0.0, time.time() - datetime.fromisoformat(fields_of(oldest).datetime).timestamp())
@@ -116,7 +116,7 @@ class JournalInspection:
         )
         return Waiting(sink.accepted, sink.delivered, sink.pending, sink.retrying, sink.dead_letters, lag_seconds=lag)
 
-    def _oldest(self, name: str, sink: SinkBooks) -> bytes | None:
+    def _oldest(self, name: str, sink: SinkCounters) -> bytes | None:
         if isinstance(self._inside, Journal):
             return self._inside.oldest(name)
         if sink.retrying:
@@ -157,7 +157,7 @@ class JournalOperations(JournalInspection):
             # In a running bridge the sinks have their cursors; one that was made here would be moved by nobody.
             with _told():
                 self._journal.add_sink(sink, limits.start_at)
-        if limits is None or sink not in self._journal.books().sinks:
+        if limits is None or sink not in self._journal.counters().sinks:
             raise NotConfiguredError(f"no sink {sink} is configured, so that nothing can be sent to it again")
         with _told():
             room = max(1, limits.max_pending // 2)
@@ -177,10 +177,10 @@ class JournalOperations(JournalInspection):
     def prune(self) -> int:
         """See `Operations`."""
         with _told():
-            before = self._journal.books().bytes
+            before = self._journal.counters().bytes
             while self._journal.prune():
                 time.sleep(_PAUSE)
-            return max(0, before - self._journal.books().bytes)
+            return max(0, before - self._journal.counters().bytes)
 
 
 @contextmanager

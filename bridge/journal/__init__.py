@@ -33,7 +33,7 @@ Operations
     another process, running or dead, and changes nothing in it.
     What is damaged is never believed: a batch or a retry is dropped, counted and said; a dead letter stays to be looked at.
     When the disk fails, `append` and `settle` wait and try again; when the journal is full or little is left on the disk,
-    only `append` does, so that what is delivered can make room. `books().trouble` says why.
+    only `append` does, so that what is delivered can make room. `counters().last_error` says why.
 
 Nothing outside this package knows that it is SQLite.
 """
@@ -43,8 +43,8 @@ from bridge.journal.journal import Journal
 from bridge.journal.model import (
     Appended,
     Batch,
-    Books,
     Closed,
+    Counters,
     DeadLetter,
     DeadLetterQuery,
     DeadLetters,
@@ -55,9 +55,9 @@ from bridge.journal.model import (
     Quarantined,
     Retry,
     Settlement,
-    SinkBooks,
+    SinkCounters,
     StoredDeadLetter,
-    StreamBooks,
+    StreamCounters,
     Verified,
     Work,
 )
@@ -67,8 +67,8 @@ from bridge.journal.settings import JournalSettings
 __all__ = [
     "Appended",
     "Batch",
-    "Books",
     "Closed",
+    "Counters",
     "DeadLetter",
     "DeadLetterQuery",
     "DeadLetters",
@@ -84,9 +84,9 @@ __all__ = [
     "Quarantined",
     "Retry",
     "Settlement",
-    "SinkBooks",
+    "SinkCounters",
     "StoredDeadLetter",
-    "StreamBooks",
+    "StreamCounters",
     "Verified",
     "Work",
     "holder",

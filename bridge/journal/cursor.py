@@ -7,7 +7,7 @@ from typing import Literal
 import structlog
 
 from bridge.journal import file, queues, tables
-from bridge.journal.model import Limits, Settlement, SinkBooks, Work
+from bridge.journal.model import Limits, Settlement, SinkCounters, Work
 from bridge.journal.tables import Row, SinkRow
 from bridge.journal.writer import Store
 from bridge.sink import Entry
@@ -25,7 +25,7 @@ class Cursor:
         row: What the journal's table says of the sink.
         retrying: How many events wait in its retry queue.
         dead_letters: How many dead letters it has.
-        read_upto: The place after what was read last, and may be on its way to the far side now.
+        next_unread: The place after what was read last, and may be on its way to the far side now.
     """
 
     def __init__(self, row: SinkRow, retrying: int, dead_letters: int, db: sqlite3.Connection) -> None:
@@ -34,7 +34,7 @@ class Cursor:
         self.retrying = retrying
         self.dead_letters = dead_letters
         self.db = db
-        self.read_upto = row.cursor
+        self.next_unread = row.cursor
         # The row that `read` is in the middle of: a sink that takes ten events at a time must not load it ten times.
         self._ahead: Row | None = None
         # Counts the changes of the retry queue, and the one after which its heads were looked up.
@@ -42,9 +42,9 @@ class Cursor:
         self._heads_version = -1
         self._heads: dict[str, float] = {}
 
-    def books(self, next_seq: int) -> SinkBooks:
+    def counters(self, next_seq: int) -> SinkCounters:
         """The sink's counts, if the journal's next event would get place `next_seq`."""
-        return self.row.books(next_seq, self.retrying, self.dead_letters)
+        return self.row.counters(next_seq, self.retrying, self.dead_letters)
 
     def next_work(self, sink: str, now: float, limits: Limits, end: int, *, new_first: bool) -> tuple[Work, list[int]]:
         """Return the work of `Journal.next_work` that is there now, and the row ids of damaged retries."""
@@ -72,7 +72,7 @@ class Cursor:
             max_bytes -= sum(len(entry.json) for entry in some)
             entries += some
             seq += len(some)
-        self.read_upto = seq
+        self.next_unread = seq
         return entries
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ class Cursor:
         """What the table says once the outcome is recorded."""
         row = self.row
         return row._replace(
-            cursor=max(row.cursor, outcome.upto),
+            cursor=max(row.cursor, outcome.next_seq),
             delivered=row.delivered + outcome.delivered,
             filtered=row.filtered + outcome.filtered,
             dead=row.dead + len(outcome.dead),
@@ -123,7 +123,7 @@ class Cursor:
 
         What is on its way to the far side is dropped as a whole or not at all, so that its settlement can tell.
         """
-        end = max(end, self.read_upto)
+        end = max(end, self.next_unread)
         return self.row._replace(cursor=end, dropped=self.row.dropped + end - self.row.cursor)
 
 

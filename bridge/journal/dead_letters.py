@@ -95,4 +95,4 @@ def _retry(stored: StoredDeadLetter, now: float) -> Retry:
     """A dead letter as it enters the retry queue: as if it had never been tried."""
     dead = stored.letter
     error = f"sent again after: {dead.error}"
-    return Retry(dead.seq, dead.received, dead.json, dead.lane, 0, now, now, "held", error)
+    return Retry(dead.seq, dead.received, dead.json, dead.ordering_key, 0, now, now, "held", error)

@@ -19,11 +19,11 @@ from bridge.journal.inside import Inside
 from bridge.journal.model import (
     Appended,
     Batch,
-    Books,
     Closed,
+    Counters,
     Limits,
     Settlement,
-    StreamBooks,
+    StreamCounters,
     Work,
 )
 from bridge.journal.pruning import Space
@@ -78,12 +78,14 @@ class Journal(Inside):
         self._write = threading.Lock()
         self._changed = threading.Condition()
         self._waiting: deque[_Ticket] = deque()
-        self._next = scan.extent(self._store.db).next
-        self._streams = tables.stream_books(self._store.db)
+        self._next_seq = scan.extent(self._store.db).next
+        self._streams = tables.stream_counters(self._store.db)
         self._sinks = Sinks(self._store, self._changed)
         self._letters = Letters(self._store, self._sinks, self._changed)
         self._space = Space(self._store, self._sinks, self._changed, self._letters, settings.when_full)
-        self._remembered = Remembered(self._store, settings.dedup, self._next, self._closing, clock=clock, monotonic=monotonic)
+        self._remembered = Remembered(
+            self._store, settings.dedup, self._next_seq, self._closing, clock=clock, monotonic=monotonic
+        )
 
     # Streams
 
@@ -115,8 +117,8 @@ class Journal(Inside):
     def position(self, stream: str) -> str | None:
         """From where a stream resumes: the position that was committed last."""
         with self._changed:
-            books = self._streams.get(stream)
-            return books.position if books else None
+            counters = self._streams.get(stream)
+            return counters.position if counters else None
 
     # Sinks
 
@@ -128,7 +130,7 @@ class Journal(Inside):
         """
         with self._write, self._store.report_errors("sinks"):
             if name not in self._sinks:
-                self._sinks.add(name, start_at, self._next)
+                self._sinks.add(name, start_at, self._next_seq)
 
     def forget_sinks_except(self, names: set[str]) -> None:
         """Delete the cursors and retry queues of all sinks that are not configured any more, and log how much was pending.
@@ -137,7 +139,7 @@ class Journal(Inside):
             JournalError: It can't be recorded.
         """
         with self._write, self._store.report_errors("sinks"):
-            self._sinks.forget_except(names, self._next)
+            self._sinks.forget_except(names, self._next_seq)
 
     def next_work(self, sink: str, now: float, limits: Limits, *, new_first: bool = False, timeout: float = 0.0) -> Work:
         """Return what the sink has to deliver next: due retries if there are any, or else what lies after the cursor.
@@ -165,9 +167,9 @@ class Journal(Inside):
     def wait(self, seq: int, timeout: float) -> bool:
         """Wait until the event with a sequence number is there; return False if `wake` was called or the time was up before."""
         with self._changed:
-            if self._next <= seq and not self._closing.is_set():
+            if self._next_seq <= seq and not self._closing.is_set():
                 self._changed.wait(timeout)
-            return self._next > seq
+            return self._next_seq > seq
 
     def wake(self) -> None:
         """End all waits of `next_work` and `wait`."""
@@ -227,15 +229,15 @@ class Journal(Inside):
 
     # Everybody
 
-    def books(self) -> Books:
+    def counters(self) -> Counters:
         """All counts at one instant; they balance."""
         with self._changed:
-            return Books(
+            return Counters(
                 {
-                    name: msgspec.structs.replace(books, malformed=dict(books.malformed))
-                    for name, books in self._streams.items()
+                    name: msgspec.structs.replace(counters, malformed=dict(counters.malformed))
+                    for name, counters in self._streams.items()
                 },
-                {name: cursor.books(self._next) for name, cursor in self._sinks.items()},
+                {name: cursor.counters(self._next_seq) for name, cursor in self._sinks.items()},
                 self._store.used,
                 self._store.last_error(),
             )
@@ -261,7 +263,7 @@ class Journal(Inside):
             if cursor.retrying:
                 return reader.oldest_retry(sink)
             seq = cursor.row.cursor
-            return reader.event_at(seq) if seq < self._next else None
+            return reader.event_at(seq) if seq < self._next_seq else None
 
     def prune(self) -> bool:
         """Delete what no cursor and no dedup window needs, and make settled outcomes durable. Meant for every second or so.
@@ -303,7 +305,7 @@ class Journal(Inside):
         """Look for work; called by the sink's thread, without the write lock."""
         cursor = self._sinks[sink]
         while True:
-            end = self._next
+            end = self._next_seq
             with cursor.reading, self._store.report_errors(f"read {sink}"):
                 if self._closing.is_set():
                     raise Closed
@@ -346,35 +348,35 @@ class Journal(Inside):
             ticket = self._waiting[index]
             fresh = window.unseen(ticket.batch.events, taken)
             tickets.append(ticket)
-            batches.append((ticket.batch, self._next + len(taken), fresh))
+            batches.append((ticket.batch, self._next_seq + len(taken), fresh))
             taken.update(fresh)
         if not self._store.try_to_write("append", partial(tables.save_batches, batches=batches), synced=True):
             return False
-        window.remember(taken, self._next, self._monotonic())
+        window.remember(taken, self._next_seq, self._monotonic())
         with self._changed:
             for ticket, (batch, _, fresh) in zip(tickets, batches, strict=True):
                 ticket.outcome = Appended(len(fresh), len(batch.events) - len(fresh))
                 self._count(batch, ticket.outcome)
                 self._waiting.popleft()
-            self._next += len(taken)
+            self._next_seq += len(taken)
             if taken:
                 self._changed.notify_all()
         self._observe_commit(self._monotonic() - began)
         return True
 
     def _count(self, batch: Batch, outcome: Appended) -> None:
-        books = self._streams.setdefault(batch.stream, StreamBooks(malformed={}))
-        books.received += len(batch.events) + len(batch.malformed)
-        books.accepted += outcome.accepted
-        books.duplicate += outcome.duplicate
+        counters = self._streams.setdefault(batch.stream, StreamCounters(malformed={}))
+        counters.received += len(batch.events) + len(batch.malformed)
+        counters.accepted += outcome.accepted
+        counters.duplicate += outcome.duplicate
         for malformed in batch.malformed:
-            books.malformed[malformed.reason] = books.malformed.get(malformed.reason, 0) + 1
+            counters.malformed[malformed.reason] = counters.malformed.get(malformed.reason, 0) + 1
         if batch.position is not None:
-            books.position = batch.position
+            counters.position = batch.position
 
     def _try_settle(self, sink: str, cursor: Cursor, outcome: Settlement) -> bool:
-        new = outcome.upto - outcome.first
-        if new and outcome.first != cursor.row.cursor:
+        new = outcome.next_seq - outcome.first_seq
+        if new and outcome.first_seq != cursor.row.cursor:
             return True
         after = cursor.after(outcome)
         save = partial(tables.save_settlement, name=sink, row=after, outcome=outcome)

@@ -57,7 +57,7 @@ class Retry(msgspec.Struct, frozen=True):
     seq: int
     received: float
     json: bytes
-    lane: str
+    ordering_key: str
     attempts: int
     due: float
     since: float
@@ -80,7 +80,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     seq: int
     received: float
     json: bytes
-    lane: str
+    ordering_key: str
     attempts: int
     first_failed: float
     died: float
@@ -180,21 +180,21 @@ class Verified(msgspec.Struct, frozen=True):
 class Settlement(msgspec.Struct, frozen=True):
     """The outcome of one delivery, recorded in one transaction.
 
-    Every event of `[first, upto)` and every one in `resolved` must be accounted for exactly once: as delivered, filtered, in
-    `retries` or in `dead`. An event in `retries` that was in the queue before just stays there, and is not in `resolved`.
+    Every event of `[first_seq, next_seq)` and every one in `resolved` must be accounted for exactly once: as delivered,
+    filtered, in `retries` or in `dead`. An event in `retries` that was in the queue before stays there, not in `resolved`.
 
     Attributes:
-        first: The first new event; `first == upto` if none of them is new.
-        upto: Where the cursor moves to.
+        first_seq: The first new event; equal to `next_seq` if none of them is new.
+        next_seq: Where the cursor moves to.
         delivered: How many were acknowledged.
         filtered: How many the sink does not want.
         retries: What enters the retry queue, or stays there with a new due time.
-        resolved: The places of events that leave the retry queue.
+        resolved: The sequence numbers of events that leave the retry queue.
         dead: What becomes a dead letter.
     """
 
-    first: int = 0
-    upto: int = 0
+    first_seq: int = 0
+    next_seq: int = 0
     delivered: int = 0
     filtered: int = 0
     retries: list[Retry] = []
@@ -236,7 +236,7 @@ class Work(NamedTuple):
     retrying: int
 
 
-class StreamBooks(msgspec.Struct):
+class StreamCounters(msgspec.Struct):
     """What came in through one stream: `received = accepted + duplicate + sum(malformed)`."""
 
     received: int = 0
@@ -246,7 +246,7 @@ class StreamBooks(msgspec.Struct):
     position: str | None = None
 
 
-class SinkBooks(msgspec.Struct):
+class SinkCounters(msgspec.Struct):
     """What became of it at one sink.
 
     `accepted + replayed = delivered + filtered + dead + dropped + pending`, and `dead = dead_letters + replayed + discarded`.
@@ -273,10 +273,10 @@ class SinkBooks(msgspec.Struct):
     discarded: int = 0
 
 
-class Books(msgspec.Struct):
+class Counters(msgspec.Struct):
     """All counts at one instant, and the journal's own state."""
 
-    streams: dict[str, StreamBooks]
-    sinks: dict[str, SinkBooks]
+    streams: dict[str, StreamCounters]
+    sinks: dict[str, SinkCounters]
     bytes: int
-    trouble: str | None
+    last_error: str | None

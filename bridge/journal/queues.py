@@ -36,7 +36,7 @@ def checksum(*values: object) -> int:
 
 def _retry_row(sink: str, r: Retry) -> tuple[Any, ...]:
     # As SQLite gives them back: its REAL is always a float.
-    row = (sink, r.seq, float(r.received), r.json, r.lane, r.attempts, float(r.due), float(r.since), r.reason, r.error)
+    row = (sink, r.seq, float(r.received), r.json, r.ordering_key, r.attempts, float(r.due), float(r.since), r.reason, r.error)
     return (*row, checksum(*row))
 
 
@@ -73,7 +73,7 @@ def heads(db: sqlite3.Connection, sink: str) -> dict[str, float]:
     """The lanes in which something waits, and when the first event of each is due."""
     # With min(), SQLite takes the bare column `due` from the row that has the minimum.
     found = db.execute("SELECT lane, min(seq), due FROM retries WHERE sink = ? GROUP BY lane", (sink,))
-    return {lane: due for lane, _, due in found}
+    return {ordering_key: due for ordering_key, _, due in found}
 
 
 def due_retries(db: sqlite3.Connection, sink: str, *, now: float, horizon: float, limit: int, max_bytes: int) -> DueRetries:
@@ -112,10 +112,10 @@ def oldest_retry(db: sqlite3.Connection, sink: str) -> bytes | None:
 
 def insert_dead(db: sqlite3.Connection, sink: str, dead: Iterable[DeadLetter]) -> None:
     """Add dead letters."""
-    rows = [
-        (sink, d.seq, float(d.received), d.json, d.lane, d.attempts, float(d.first_failed), float(d.died), d.reason, d.error)
-        for d in dead
-    ]
+    rows = []
+    for d in dead:
+        times = (float(d.first_failed), float(d.died))
+        rows.append((sink, d.seq, float(d.received), d.json, d.ordering_key, d.attempts, *times, d.reason, d.error))
     db.executemany(
         "INSERT INTO dead_letters (sink, seq, received, json, lane, attempts, first_failed, died, reason, error, crc)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",

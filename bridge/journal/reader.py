@@ -11,7 +11,7 @@ import msgspec
 from bridge.event import fields_of
 from bridge.journal import file, queues, scan, tables
 from bridge.journal.model import (
-    Books,
+    Counters,
     DeadLetterQuery,
     DeadLetters,
     Extent,
@@ -136,17 +136,17 @@ class JournalReader:
             if self._checking is not None:
                 self._checking.interrupt()
 
-    def books(self) -> Books:
+    def counters(self) -> Counters:
         """All counts at one instant, of every sink that the journal knows."""
         with self._looking() as db:
             following = tables.next_seq(db)
             retrying, letters = queues.count_retries(db), queues.count_dead_letters(db)
             sinks = {
-                name: row.balanced(following, *waits).books(following, *waits)
+                name: row.balanced(following, *waits).counters(following, *waits)
                 for name, row in tables.sinks(db).items()
                 for waits in [(retrying.get(name, 0), letters.get(name, 0))]
             }
-            return Books(tables.stream_books(db), sinks, used_bytes(db), None)
+            return Counters(tables.stream_counters(db), sinks, used_bytes(db), None)
 
     def event_at(self, seq: int) -> bytes | None:
         """The JSON of the event at a place; None if it is gone or damaged."""

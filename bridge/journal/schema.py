@@ -95,7 +95,7 @@ def _shapes(db: sqlite3.Connection) -> set[tuple[object, ...]]:
 def _of_books(db: sqlite3.Connection) -> Iterator[str]:
     """Places and counts that can't be right."""
     following = tables.next_seq(db)
-    streams, retrying = tables.stream_books(db), queues.count_retries(db)
+    streams, retrying = tables.stream_counters(db), queues.count_retries(db)
     if following != 1 + sum(stream.accepted for stream in streams.values()):
         yield f"the next event can't have place {following}"
     if (tables.newest_first(db) or 0) >= following:

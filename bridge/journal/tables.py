@@ -8,7 +8,7 @@ from crc32c import crc32c
 
 from bridge.event import Malformed
 from bridge.journal import queues
-from bridge.journal.model import Batch, Quarantined, Settlement, SinkBooks, StreamBooks
+from bridge.journal.model import Batch, Quarantined, Settlement, SinkCounters, StreamCounters
 
 QUARANTINE_FRAMES: Final = 250
 """How many malformed messages are kept, the latest ones: all of them take a third of the smallest journal at most."""
@@ -41,9 +41,9 @@ class SinkRow(NamedTuple):
     replayed: int = 0
     discarded: int = 0
 
-    def books(self, next_seq: int, retrying: int, dead_letters: int) -> SinkBooks:
+    def counters(self, next_seq: int, retrying: int, dead_letters: int) -> SinkCounters:
         """What that says, if the journal's next event would get place `next_seq`."""
-        return SinkBooks(
+        return SinkCounters(
             accepted=next_seq - self.start,
             delivered=self.delivered,
             filtered=self.filtered,
@@ -139,15 +139,15 @@ def _is_time(received: Any) -> bool:
     return isinstance(received, float) and 0 <= received <= _LATEST
 
 
-def stream_books(db: sqlite3.Connection) -> dict[str, StreamBooks]:
+def stream_counters(db: sqlite3.Connection) -> dict[str, StreamCounters]:
     """All streams' counts."""
-    books = {
-        name: StreamBooks(received, accepted, duplicate, {}, position)
+    counters = {
+        name: StreamCounters(received, accepted, duplicate, {}, position)
         for name, received, accepted, duplicate, position in db.execute("SELECT * FROM streams")
     }
     for stream, reason, count in db.execute("SELECT * FROM malformed"):
-        books[stream].malformed[reason] = count
-    return books
+        counters[stream].malformed[reason] = count
+    return counters
 
 
 def load_row(db: sqlite3.Connection, seq: int) -> Row | None:

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from bridge.event import Event
 from bridge.forwarder import Forwarder
-from bridge.journal import Batch, Closed, DeadLetter, DeadLetterQuery, Journal, JournalError, JournalSettings, SinkBooks
+from bridge.journal import Batch, Closed, DeadLetter, DeadLetterQuery, Journal, JournalError, JournalSettings, SinkCounters
 from bridge.metrics import Metrics, SinkMetrics
 from bridge.sink import Entry, Failure, SinkSettings, Unavailable
 from tests.support.journal_samples import journal_settings
@@ -176,10 +176,10 @@ class Bench:
 
     def step(self) -> float:
         seconds = self.forwarder.step()
-        books = self.books
-        exits = books.delivered + books.filtered + books.dead + books.dropped
-        assert books.accepted + books.replayed == exits + books.pending
-        assert books.dead == books.dead_letters + books.replayed + books.discarded
+        counters = self.counters
+        exits = counters.delivered + counters.filtered + counters.dead + counters.dropped
+        assert counters.accepted + counters.replayed == exits + counters.pending
+        assert counters.dead == counters.dead_letters + counters.replayed + counters.discarded
         return seconds
 
     def step_after(self, seconds: float) -> float:
@@ -187,8 +187,8 @@ class Bench:
         return self.step()
 
     @property
-    def books(self) -> SinkBooks:
-        return self.journal.books().sinks["a"]
+    def counters(self) -> SinkCounters:
+        return self.journal.counters().sinks["a"]
 
     @property
     def last_call(self) -> list[int]:
@@ -231,7 +231,7 @@ def test_everything_is_delivered_in_order(make: Make) -> None:
     bench.send((3, "/x/"))
     assert bench.step() == 0.0
     assert bench.sink.calls == [[1, 2, 3]]
-    assert bench.books == SinkBooks(3, 3, 0, 0, 0, pending=0, retrying=0, dead_letters=0)
+    assert bench.counters == SinkCounters(3, 3, 0, 0, 0, pending=0, retrying=0, dead_letters=0)
     assert (bench.forwarder.busy, bench.forwarder.status.up, bench.metric("up")) == (True, True, 1.0)
     assert (bench.metric("latency_seconds_count"), bench.metric("delivery_seconds_count")) == (1.0, 1.0)
 
@@ -307,11 +307,11 @@ def test_what_the_sink_does_not_want_is_counted_and_not_offered(make: Make) -> N
     bench.send((1, "/x/1/"), (2, "/y/"), (3, "/x/noise/"), (4, "/x/2/"))
     bench.step()
     assert bench.sink.calls == [[1, 4]]
-    assert (bench.books.delivered, bench.books.filtered) == (2, 2)
+    assert (bench.counters.delivered, bench.counters.filtered) == (2, 2)
     bench.send((5, "/y/"))
     bench.step()
     assert bench.sink.calls == [[1, 4]], "nothing is no delivery"
-    assert (bench.books.filtered, bench.books.pending) == (3, 0)
+    assert (bench.counters.filtered, bench.counters.pending) == (3, 0)
 
 
 def test_it_waits_for_more_until_the_batch_is_full(make: Make) -> None:
@@ -361,7 +361,7 @@ def test_an_event_that_failed_is_tried_again_when_it_is_due(make: Make) -> None:
     bench.sink.bad = {2: retry}
     bench.step()
     assert bench.sink.got == [1, 3]
-    assert (bench.books.delivered, bench.books.retrying, bench.books.pending) == (2, 1, 1)
+    assert (bench.counters.delivered, bench.counters.retrying, bench.counters.pending) == (2, 1, 1)
     assert bench.metric("failures_total", reason="server_error") == 1.0
     bench.step_after(0.75)
     assert bench.journal.asked[-1] == pytest.approx(0.25)
@@ -369,7 +369,7 @@ def test_an_event_that_failed_is_tried_again_when_it_is_due(make: Make) -> None:
     bench.sink.bad = {}
     bench.step_after(0.25)
     assert bench.last_call == [2]
-    assert bench.books == SinkBooks(3, 3, 0, 0, 0, pending=0, retrying=0, dead_letters=0)
+    assert bench.counters == SinkCounters(3, 3, 0, 0, 0, pending=0, retrying=0, dead_letters=0)
 
 
 def test_delays_between_attempts_double_up_to_a_limit(make: Make) -> None:
@@ -403,7 +403,7 @@ def test_later_events_of_the_resource_wait_and_all_others_flow(make: Make) -> No
     bench.step()
     assert bench.sink.calls == [[1, 2, 3], [5]], "nothing is offered that has to wait"
     assert bench.sink.got == [3, 5]
-    assert bench.books.retrying == 4
+    assert bench.counters.retrying == 4
     bench.step_after(1.0)
     assert bench.last_call == [1, 2, 4, 6], "they come along, and wait again"
     bench.sink.bad = {4: retry}
@@ -413,7 +413,7 @@ def test_later_events_of_the_resource_wait_and_all_others_flow(make: Make) -> No
     bench.sink.bad = {}
     bench.step_after(1.0)
     assert bench.sink.got == [3, 5, 1, 2, 4, 6]
-    assert bench.books == SinkBooks(6, 6, 0, 0, 0, pending=0, retrying=0, dead_letters=0)
+    assert bench.counters == SinkCounters(6, 6, 0, 0, 0, pending=0, retrying=0, dead_letters=0)
 
 
 def test_without_ordering_nobody_waits_for_anybody(make: Make) -> None:
@@ -439,7 +439,7 @@ def test_retries_keep_to_the_batch_limits(make: Make) -> None:
     for number in range(1, 8):
         bench.send((number, f"/{number}/"))
     bench.sink.bad = dict.fromkeys(range(1, 8), retry)
-    while bench.books.retrying < 7:
+    while bench.counters.retrying < 7:
         bench.step()
     bench.sink.calls, bench.sink.bad = [], {}
     bench.clock.pass_(1.0)
@@ -515,7 +515,7 @@ def test_what_the_far_side_rejects_becomes_a_dead_letter_and_holds_nobody_up(mak
     assert (first.seq, first.reason, first.error, first.attempts) == (1, "rejected", "the receiver answers 400", 1)
     assert (first.first_failed, first.died, first.json) == (START, START, event(1, "/x/").json)
     assert (second.seq, second.reason) == (3, "too_large")
-    assert (bench.books.delivered, bench.books.dead, bench.books.pending) == (1, 2, 0)
+    assert (bench.counters.delivered, bench.counters.dead, bench.counters.pending) == (1, 2, 0)
     assert [(entry["count"], entry["reason"]) for entry in logs if entry["log_level"] == "error"] == [(2, "rejected")]
 
 
@@ -526,7 +526,7 @@ def test_after_so_many_attempts_it_is_a_dead_letter(make: Make, attempts: int) -
     bench.send((1, "/x/"), (2, "/x/"))
     bench.step()
     for _ in range(attempts - 1):
-        assert bench.books.dead == 0
+        assert bench.counters.dead == 0
         bench.step_after(10.0)
     (letter,) = bench.letters()
     assert (letter.attempts, letter.reason, letter.error) == (attempts, "too_many_attempts", "the receiver answers 500")
@@ -541,11 +541,11 @@ def test_what_failed_for_too_long_becomes_a_dead_letter(make: Make) -> None:
     bench.send((1, "/x/"))
     bench.step()
     bench.step_after(60.0)
-    assert bench.books.dead == 0
+    assert bench.counters.dead == 0
     bench.step_after(60.0)
     (letter,) = bench.letters()
     assert (letter.reason, letter.attempts, letter.died - letter.first_failed) == ("too_old", 3, 120.0)
-    assert bench.books.pending == 0
+    assert bench.counters.pending == 0
 
 
 def test_a_rejected_retry_is_a_dead_letter_too(make: Make) -> None:
@@ -556,7 +556,7 @@ def test_a_rejected_retry_is_a_dead_letter_too(make: Make) -> None:
     bench.sink.bad = {1: rejected}
     bench.step_after(1.0)
     assert bench.sink.got == [2]
-    assert (bench.books.dead, bench.books.delivered, bench.books.retrying) == (1, 1, 0)
+    assert (bench.counters.dead, bench.counters.delivered, bench.counters.retrying) == (1, 1, 0)
 
 
 def test_a_sink_that_names_an_event_twice_or_one_that_it_was_not_given_does_no_harm(make: Make) -> None:
@@ -569,9 +569,9 @@ def test_a_sink_that_names_an_event_twice_or_one_that_it_was_not_given_does_no_h
 
     bench.sink.__class__ = Confused
     bench.step()
-    assert (bench.books.delivered, bench.books.retrying) == (1, 1)
+    assert (bench.counters.delivered, bench.counters.retrying) == (1, 1)
     bench.step_after(1.0)
-    assert (bench.books.delivered, bench.books.retrying, bench.books.dead) == (1, 0, 1)
+    assert (bench.counters.delivered, bench.counters.retrying, bench.counters.dead) == (1, 0, 1)
     assert len(bench.letters()) == 1
 
 
@@ -601,13 +601,13 @@ def test_a_clock_that_is_set_forth_by_an_hour_and_back_buries_nothing_and_hides_
         bench.clock.day += hours * 3600
         bench.step()
         bench.step_after(61)
-    assert (bench.books.dead, bench.books.retrying) == (0, 1)
+    assert (bench.counters.dead, bench.counters.retrying) == (0, 1)
     assert len(bench.sink.calls) >= 6, "it is tried whatever the clock says"
     bench.sink.bad = {}
     bench.clock.day -= 3600
     bench.step_after(61)
     bench.step()
-    assert (bench.books.delivered, bench.books.pending) == (1, 0)
+    assert (bench.counters.delivered, bench.counters.pending) == (1, 0)
     assert bench.metric("latency_seconds_sum") is not None
     assert (bench.metric("latency_seconds_sum") or 0.0) >= 0.0
 
@@ -695,11 +695,11 @@ def test_what_was_acknowledged_at_the_beginning_is_settled_at_once(make: Make) -
     bench.send((1, "/noise/"), (2, "/x/"), (3, "/noise/"), (4, "/y/"), (5, "/z/"))
     bench.sink.script += [Unavailable("broke", delivered=[2])]
     bench.step()
-    assert (bench.books.delivered, bench.books.filtered, bench.books.pending) == (1, 2, 2)
+    assert (bench.counters.delivered, bench.counters.filtered, bench.counters.pending) == (1, 2, 2)
     bench.restart()
     bench.step()
     assert bench.sink.calls == [[4, 5]]
-    assert bench.books == SinkBooks(5, 3, 2, 0, 0, pending=0, retrying=0, dead_letters=0)
+    assert bench.counters == SinkCounters(5, 3, 2, 0, 0, pending=0, retrying=0, dead_letters=0)
 
 
 def test_what_was_acknowledged_in_the_middle_is_not_offered_again(make: Make) -> None:
@@ -707,13 +707,13 @@ def test_what_was_acknowledged_in_the_middle_is_not_offered_again(make: Make) ->
     bench.send((1, "/a/"), (2, "/b/"), (3, "/c/"), (4, "/d/"))
     bench.sink.script += [Unavailable("broke", delivered={2, 4}), Unavailable("broke", delivered={1})]
     bench.step()
-    assert bench.books.delivered == 0
+    assert bench.counters.delivered == 0
     bench.send((5, "/e/"))
     bench.step()
-    assert bench.books.delivered == 2
+    assert bench.counters.delivered == 2
     bench.step()
     assert bench.sink.calls == [[1, 2, 3, 4], [1, 3, 5], [3, 5]]
-    assert bench.books == SinkBooks(5, 5, 0, 0, 0, pending=0, retrying=0, dead_letters=0)
+    assert bench.counters == SinkCounters(5, 5, 0, 0, 0, pending=0, retrying=0, dead_letters=0)
 
 
 def test_who_takes_over_does_not_offer_again_what_was_acknowledged(make: Make) -> None:
@@ -727,7 +727,7 @@ def test_who_takes_over_does_not_offer_again_what_was_acknowledged(make: Make) -
     bench.step()
 
     assert bench.sink.calls == [[1]]
-    assert bench.books.delivered == 3
+    assert bench.counters.delivered == 3
 
 
 def test_what_was_acknowledged_and_what_fails_afterwards_are_told_apart(make: Make) -> None:
@@ -738,7 +738,7 @@ def test_what_was_acknowledged_and_what_fails_afterwards_are_told_apart(make: Ma
     bench.sink.bad = {1: retry, 2: rejected}
     bench.step()
     assert bench.last_call == [1, 2]
-    assert bench.books == SinkBooks(3, 1, 0, 1, 0, pending=1, retrying=1, dead_letters=1)
+    assert bench.counters == SinkCounters(3, 1, 0, 1, 0, pending=1, retrying=1, dead_letters=1)
 
 
 def test_retries_stay_when_the_sink_breaks_except_for_what_was_acknowledged(make: Make) -> None:
@@ -749,7 +749,7 @@ def test_retries_stay_when_the_sink_breaks_except_for_what_was_acknowledged(make
     bench.sink.script += [Unavailable("broke", delivered=[2, 2, 3])]
     bench.step_after(1.0)
     assert bench.last_call == [1, 2]
-    assert bench.books == SinkBooks(3, 2, 0, 0, 0, pending=1, retrying=1, dead_letters=0)
+    assert bench.counters == SinkCounters(3, 2, 0, 0, 0, pending=1, retrying=1, dead_letters=0)
     bench.sink.bad = {}
     bench.step()
     bench.step()
@@ -800,7 +800,7 @@ def test_a_retry_that_breaks_the_sink_does_not_keep_new_events_from_being_tried(
     bench.sink.bad = {}
     bench.step_after(10.0)
     assert bench.last_call == [1, 3]
-    assert bench.books.pending == 0
+    assert bench.counters.pending == 0
 
 
 def test_what_is_due_and_what_is_new_go_in_turn_however_much_is_due(make: Make) -> None:
@@ -918,23 +918,23 @@ def test_events_that_are_dropped_while_they_are_delivered_are_counted_as_dropped
 
     def flood() -> None:
         """Append until the journal drops something."""
-        before = bench.books.dropped
-        while bench.books.dropped == before:
+        before = bench.counters.dropped
+        while bench.counters.dropped == before:
             bench.send(*[(next(fresh), "/x/") for _ in range(10)])
 
     flood()
-    first = bench.books.dropped + 1
+    first = bench.counters.dropped + 1
     bench.sink.bad = {first + 5: retry, first + 7: rejected}
     bench.sink.script += [flood]
     bench.step()
     assert bench.last_call == list(range(first, first + 10))
-    assert (bench.books.delivered, bench.books.retrying, bench.books.dead) == (0, 0, 0)
-    dropped = bench.books.dropped
+    assert (bench.counters.delivered, bench.counters.retrying, bench.counters.dead) == (0, 0, 0)
+    dropped = bench.counters.dropped
     assert dropped >= first + 9
-    while bench.books.pending:
+    while bench.counters.pending:
         bench.step()
     assert bench.sink.calls[1][0] == dropped + 1
-    assert bench.books.delivered == bench.books.accepted - dropped
+    assert bench.counters.delivered == bench.counters.accepted - dropped
 
 
 # Everything at once
@@ -1004,10 +1004,10 @@ def test_whatever_a_sink_does_every_event_is_delivered_in_order_or_a_dead_letter
         bench.sink.got, bench.sink.bad = fickle.got, fickle.bad
         for _ in range(200):
             bench.step_after(10.0)
-    assert bench.books.pending == 0
+    assert bench.counters.pending == 0
     dead = {UUID(bytes=event(n, "/x/").key).int for n in resources} - set(bench.sink.got)
     letters = bench.letters()
-    assert len(letters) == bench.books.dead
+    assert len(letters) == bench.counters.dead
     assert dead <= {letter.seq for letter in letters}
     if ordering == "resource":
         for resource in ("/x/", "/y/", "/z/"):

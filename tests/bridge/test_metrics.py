@@ -18,7 +18,7 @@ from bridge.admin.health import Health
 from bridge.admin.settings import HealthSettings
 from bridge.event import CONTROL_TYPES
 from bridge.forwarder import Forwarder
-from bridge.journal import Books, Journal, JournalSettings, SinkBooks, StreamBooks
+from bridge.journal import Counters, Journal, JournalSettings, SinkCounters, StreamCounters
 from bridge.metrics import MALFORMED_REASONS, Metrics, SinkMetrics, StreamMetrics
 from bridge.sink import REASONS, Entry, Failure, RetrySettings, SinkSettings
 from bridge.source import END_REASONS, Ended, Read, SourceSettings
@@ -69,8 +69,8 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 class Observed:
     """Books of one stream and one sink that have done nothing yet."""
 
-    def books(self) -> Books:
-        return Books({"acme": StreamBooks(malformed={})}, {"audit": SinkBooks(0, 0, 0, 0, 0, 0, 0, 0)}, 4096, None)
+    def counters(self) -> Counters:
+        return Counters({"acme": StreamCounters(malformed={})}, {"audit": SinkCounters(0, 0, 0, 0, 0, 0, 0, 0)}, 4096, None)
 
     def gap_seconds(self) -> Mapping[str, float]:
         return {"acme": 1.5}
@@ -284,10 +284,10 @@ def test_the_books_balance_in_a_scrape(journal: Journal) -> None:
     stream.step()
     for forwarder in forwarders[:2]:
         forwarder.step()
-    books = samples(scrape(metrics))
+    counters = samples(scrape(metrics))
 
     def of(name: str, **labels: str) -> float:
-        return books[f"event_bridge_{name}", tuple(sorted(labels.items()))]
+        return counters[f"event_bridge_{name}", tuple(sorted(labels.items()))]
 
     door = {field: of(f"events_{field}_total", stream="acme") for field in ("received", "accepted", "duplicate")}
     malformed = {reason: of("events_malformed_total", stream="acme", reason=reason) for reason in MALFORMED_REASONS}

@@ -135,12 +135,12 @@ def test_a_changed_stream_goes_on_with_the_gaps_of_the_old_one_and_a_new_one_beg
 
 
 def test_a_new_sink_has_its_cursor_before_it_runs_and_a_changed_one_keeps_its_own(bench: Bench) -> None:
-    before = bench.journal.books().sinks
+    before = bench.journal.counters().sinks
     bench.reloads(
         sinks={"audit": hook("http://x", start_at="earliest"), "home": hook("http://127.0.0.1:2"), "new": hook("http://y")}
     )
 
-    assert bench.journal.books().sinks == {**before, "new": before["home"]}
+    assert bench.journal.counters().sinks == {**before, "new": before["home"]}
 
 
 def test_what_applies_at_once_does(bench: Bench) -> None:
@@ -166,7 +166,7 @@ def test_what_needs_a_restart_is_said_each_time_and_the_rest_is_applied(bench: B
 
 def unchanged(bench: Bench) -> bool:
     """Whether nothing was ordered and nothing was made but the problems."""
-    cursors = bench.journal.books().sinks.keys()
+    cursors = bench.journal.counters().sinks.keys()
     return not (bench.logged_as or bench.orders.put) and bench.labels() == {"acme", "other", "audit", "home"} == {
         *cursors,
         "acme",

@@ -196,8 +196,8 @@ def test_events_and_their_duplicates_come_to_the_journal(journal: Journal) -> No
 
     bench.stream.step()
 
-    books = journal.books().streams["acme"]
-    assert (books.received, books.accepted, books.duplicate) == (4, 2, 2)
+    counters = journal.counters().streams["acme"]
+    assert (counters.received, counters.accepted, counters.duplicate) == (4, 2, 2)
     assert [entry.fields.uuid[-1] for entry in read(journal, "audit", 10, 10_000, 0.0)] == ["1", "2"]
 
 
@@ -207,7 +207,7 @@ def test_what_was_seen_in_one_session_is_a_duplicate_in_the_next(journal: Journa
     bench.stream.step()
     bench.stream.step()
 
-    assert (journal.books().streams["acme"].accepted, journal.books().streams["acme"].duplicate) == (2, 1)
+    assert (journal.counters().streams["acme"].accepted, journal.counters().streams["acme"].duplicate) == (2, 1)
 
 
 def test_events_get_the_stream_s_namespace_and_the_time_of_their_reception(journal: Journal) -> None:
@@ -229,9 +229,9 @@ def test_malformed_messages_are_counted_and_kept_and_the_session_goes_on(journal
 
     bench.stream.step()
 
-    books = journal.books().streams["acme"]
-    assert books.malformed == {"not_json": 1, "not_object": 1, "bad_field": 1, "too_large": 1}
-    assert (books.received, books.accepted) == (6, 2)
+    counters = journal.counters().streams["acme"]
+    assert counters.malformed == {"not_json": 1, "not_object": 1, "bad_field": 1, "too_large": 1}
+    assert (counters.received, counters.accepted) == (6, 2)
     assert [one.frame[:4] for one in journal.quarantine()] == [b"junk", b"[]", b'{"ty', b'{"ty']
     assert len(source.positions) == 1
 
@@ -257,7 +257,7 @@ def test_control_frames_are_counted_and_never_events(journal: Journal) -> None:
 
     counts = {kind: bench.metric("stream_control_frames_total", type=kind) for kind in ("auth", "error", "user-notification")}
     assert counts == {"auth": 1, "error": 1, "user-notification": 2}
-    assert "acme" not in journal.books().streams
+    assert "acme" not in journal.counters().streams
 
 
 def test_events_without_a_readable_time_are_counted() -> None:
@@ -422,7 +422,7 @@ def test_events_before_an_unauthorized_frame_are_committed(journal: Journal) -> 
 
     bench.stream.step()
 
-    assert journal.books().streams["acme"].accepted == 2
+    assert journal.counters().streams["acme"].accepted == 2
 
 
 @pytest.mark.parametrize("reason", ["throttled", "unauthorized", "refused"])

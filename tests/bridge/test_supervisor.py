@@ -811,10 +811,10 @@ def test_a_sink_that_was_dropped_is_forgotten_when_its_delivery_has_returned(jou
     bench.change(lambda supervisor: supervisor.drop_sink("audit"))
 
     assert bench.running().leaving == {"audit": "to be removed"}
-    assert journal.books().sinks.keys() == {"audit", "other"}
+    assert journal.counters().sinks.keys() == {"audit", "other"}
     with capture_logs() as logs:
         old.released.set()
-        until(lambda: journal.books().sinks.keys() == {"other"})
+        until(lambda: journal.counters().sinks.keys() == {"other"})
         bench.change(lambda supervisor: supervisor)
     assert [(line["sink"], line["pending_events"]) for line in logs if "forgotten" in line["event"]] == [("audit", 0)]
     assert bench.running() == ([], [other], {})
@@ -830,7 +830,7 @@ def test_a_sink_that_is_dropped_while_its_replacement_waits_does_not_begin_again
     bench.change(lambda supervisor: supervisor.drop_sink("audit"))
     assert bench.running().leaving == {"audit": "to be removed"}
     old.released.set()
-    until(lambda: not journal.books().sinks)
+    until(lambda: not journal.counters().sinks)
 
     assert bench.stop()
     assert "new step" not in diary.entries
@@ -848,7 +848,7 @@ def test_a_sink_that_comes_back_before_it_has_ended_goes_on_from_its_cursor(jour
         diary.wait_for("new step")
 
     assert bench.stop()
-    assert "audit" in journal.books().sinks
+    assert "audit" in journal.counters().sinks
     assert not [line for line in logs if "forgotten" in line["event"]]
 
 
@@ -859,7 +859,7 @@ def test_a_sink_is_forgotten_later_if_the_disk_fails_now(journal: Watched, diary
     bench = Bench(journal, (), [FakeForwarder(diary)]).start()
     with capture_logs() as logs:
         bench.change(lambda supervisor: supervisor.drop_sink("audit"))
-        until(lambda: not journal.books().sinks)
+        until(lambda: not journal.counters().sinks)
         let_ticks_pass(diary)
 
     assert journal.unforgettable == 0
@@ -1009,5 +1009,5 @@ def test_a_sink_that_is_down_keeps_the_process_from_nothing_and_its_events_wait(
 
     again = Journal(JournalSettings(path=tmp_path / "journal.db", durability="normal"))
     again.add_sink("down", "latest")
-    assert again.books().sinks["down"].pending == 10
+    assert again.counters().sinks["down"].pending == 10
     again.close()

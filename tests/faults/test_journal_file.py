@@ -33,7 +33,7 @@ def path(tmp_path: Path) -> Path:
     (first, second, _, _) = read(journal, "out", 10, 1000, 0)
     retry = Retry(second.seq, 1.0, second.json, "lane", 1, 5.0, 1.0, "timeout", "…")
     letter = DeadLetter(first.seq, 1.0, first.json, "lane", 1, 1.0, 2.0, "rejected", "…")
-    journal.settle("out", Settlement(first=1, upto=4, delivered=1, retries=[retry], dead=[letter]))
+    journal.settle("out", Settlement(first_seq=1, next_seq=4, delivered=1, retries=[retry], dead=[letter]))
     return path  # The journal is still open, so that all of it is in the log and not in the database.
 
 

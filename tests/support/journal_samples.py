@@ -60,7 +60,7 @@ def bury(
         DeadLetter(first + i, RECEIVED.timestamp(), each.json, "lane", 3, died, died, reason, "answered 400 \x1b[31mBad")
         for i, each in enumerate(events)
     ]
-    journal.settle(sink, Settlement(first=first, upto=first + len(events), dead=dead))
+    journal.settle(sink, Settlement(first_seq=first, next_seq=first + len(events), dead=dead))
 
 
 def damage(path: Path, statement: str) -> None:

@@ -228,15 +228,15 @@ def test_the_process_works_as_long_as_its_main_thread_ticks(journal: Journal) ->
 
 
 def test_a_stream_that_has_said_nothing_has_books_with_zeros(journal: Journal) -> None:
-    books = make_health(journal, make_stream(journal)).books()
+    counters = make_health(journal, make_stream(journal)).counters()
 
-    assert (books.streams["acme"].received, books.streams["acme"].malformed) == (0, {})
+    assert (counters.streams["acme"].received, counters.streams["acme"].malformed) == (0, {})
 
 
 def test_a_stream_that_has_spoken_has_its_own_books(journal: Journal) -> None:
     journal.append(batch(1))
 
-    assert make_health(journal, make_stream(journal)).books().streams["acme"].accepted == 1
+    assert make_health(journal, make_stream(journal)).counters().streams["acme"].accepted == 1
 
 
 def test_lag_is_the_age_of_the_oldest_event_that_was_not_delivered(journal: Journal) -> None:

@@ -113,7 +113,7 @@ def test_a_sink_that_left_a_running_bridge_gets_nothing_and_no_cursor_that_nobod
 
     with pytest.raises(NotConfiguredError, match="no sink alerts is configured"):
         operations(journal).replay("alerts", [1])
-    assert journal.books().sinks.keys() == {"audit"}
+    assert journal.counters().sinks.keys() == {"audit"}
 
 
 def test_dropped_ones_are_gone_and_counted_once(journal: Journal) -> None:

@@ -58,7 +58,7 @@ def test_reading_does_not_move_the_cursor_and_ends_where_it_is_told(db: sqlite3.
     store(db, [b"a", b"b", b"c"])
     cursor = cursor_at(1, db)
     assert [entry.seq for entry in cursor.read(3, 10, 1000)] == [1, 2]
-    assert cursor.read_upto == 3
+    assert cursor.next_unread == 3
     assert [entry.seq for entry in cursor.read(4, 10, 1000)] == [1, 2, 3]
 
 
@@ -140,6 +140,6 @@ def test_what_is_on_its_way_is_dropped_as_a_whole(db: sqlite3.Connection) -> Non
 
 def test_the_counts_balance(db: sqlite3.Connection) -> None:
     cursor = Cursor(SinkRow(start=5, cursor=20, delivered=8, filtered=2, dead=1, dropped=1), 3, 1, db)
-    books = cursor.books(next_seq=30)
-    assert (books.accepted, books.pending, books.retrying, books.dead_letters) == (25, 13, 3, 1)
-    assert books.accepted == books.delivered + books.filtered + books.dead + books.dropped + books.pending
+    counters = cursor.counters(next_seq=30)
+    assert (counters.accepted, counters.pending, counters.retrying, counters.dead_letters) == (25, 13, 3, 1)
+    assert counters.accepted == counters.delivered + counters.filtered + counters.dead + counters.dropped + counters.pending

@@ -237,13 +237,13 @@ def run(path: Path, lines: dict[int, bytes], new: Event) -> str:
             assert journal.append(Batch("s", NOW, [each], [])) == (1, 0)
         for name in SINKS:
             check_delivery(journal, name, {**lines, 0: new.json} | {-place: each.json for place, each in enumerate(more, 1)})
-        for stream in journal.books().streams.values():
+        for stream in journal.counters().streams.values():
             assert stream.received == stream.accepted + stream.duplicate + sum(stream.malformed.values())
         journal.prune()
-        assert journal.books().trouble is None
+        assert journal.counters().last_error is None
         if journal.damaged_files():
             return "set aside"
-        dropped = sum(sink.dropped for sink in journal.books().sinks.values())
+        dropped = sum(sink.dropped for sink in journal.counters().sinks.values())
         return "some events dropped" if dropped else "nothing missing, or the last commits"
 
 
@@ -252,7 +252,7 @@ def check_delivery(journal: Journal, name: str, lines: dict[int, bytes]) -> None
     sink = RecordingSink(set())
     forwarding = forwarder(journal, name, sink, NOW + 120)
     for _ in range(STEPS):
-        if not journal.books().sinks[name].pending:
+        if not journal.counters().sinks[name].pending:
             break
         forwarding.step()
     places = {line: place for place, line in lines.items()}
@@ -261,10 +261,10 @@ def check_delivery(journal: Journal, name: str, lines: dict[int, bytes]) -> None
     assert len(set(got)) == len(got), f"{name} got an event twice"
     assert {line for place, line in lines.items() if place <= 0} <= set(got), f"{name} did not get the new events"
     assert all(places[entry.json] in {entry.seq, *range(-3, 1)} for entry in sink.got), f"{name} got an event that is another's"
-    books = journal.books().sinks[name]
-    assert books.pending == 0, f"{name} makes no progress"
-    assert books.accepted == books.delivered + books.filtered + books.dead + books.dropped
-    assert min(books.delivered, books.filtered, books.dead, books.dropped) >= 0
+    counters = journal.counters().sinks[name]
+    assert counters.pending == 0, f"{name} makes no progress"
+    assert counters.accepted == counters.delivered + counters.filtered + counters.dead + counters.dropped
+    assert min(counters.delivered, counters.filtered, counters.dead, counters.dropped) >= 0
     for stored in journal.dead_letters(DeadLetterQuery(sink=name)).found:
         assert stored.damaged or stored.letter.json in places, f"{name} has a dead letter that never was an event"
 
@@ -488,12 +488,12 @@ def test_damage_that_is_found_while_running_is_said_and_set_aside_when_the_file_
         for _ in range(2):
             with pytest.raises(JournalError):
                 read(journal, "behind", 10, 1 << 20, 0.0)
-        trouble = journal.books().trouble
+        trouble = journal.counters().last_error
         assert journal.damaged
         assert trouble == (f"{path}: database disk image is malformed; the file is damaged: opened again, it is set aside")
     with closing(Journal(JournalSettings(path=path))) as journal:
         assert len(journal.damaged_files()) == 1
-        assert journal.books().trouble is None
+        assert journal.counters().last_error is None
 
 
 @pytest.mark.parametrize("error", [sqlite3.OperationalError("disk I/O error"), sqlite3.ProgrammingError("closed")])

@@ -22,7 +22,7 @@ from bridge.journal import (
     JournalError,
     Retry,
     Settlement,
-    SinkBooks,
+    SinkCounters,
     StoredDeadLetter,
     queues,
 )
@@ -40,10 +40,10 @@ def append(journal: Journal, *numbers: int, size: int = 0) -> None:
     journal.append(Batch("s", 100.0, [event(number, size) for number in numbers], []))
 
 
-def kill(journal: Journal, sink: str = "a", lane: str = "x", size: int = 1 << 20) -> None:
+def kill(journal: Journal, sink: str = "a", key: str = "x", size: int = 1 << 20) -> None:
     """Make dead letters of all that lies after a sink's cursor."""
     while entries := read(journal, sink, 100, size, 0.0):
-        dead = [DeadLetter(e.seq, e.received, e.json, lane, 3, 100.0, 101.0 + e.seq, "rejected", "not wanted") for e in entries]
+        dead = [DeadLetter(e.seq, e.received, e.json, key, 3, 100.0, 101.0 + e.seq, "rejected", "not wanted") for e in entries]
         journal.settle(sink, Settlement(entries[0].seq, entries[-1].seq + 1, dead=dead))
 
 
@@ -56,7 +56,7 @@ def due(journal: Journal, sink: str = "a", now: float = NOW) -> list[Retry]:
 
 
 def assert_balanced(journal: Journal) -> None:
-    for sink in journal.books().sinks.values():
+    for sink in journal.counters().sinks.values():
         assert sink.accepted + sink.replayed == sink.delivered + sink.filtered + sink.dead + sink.dropped + sink.pending
         assert sink.dead == sink.dead_letters + sink.replayed + sink.discarded
 
@@ -106,7 +106,7 @@ def test_a_replayed_letter_is_due_at_once_in_its_lane_as_if_it_were_new(open_jou
             Retry(seq, 100.0, event(seq).json, "x", 0, NOW, NOW, "held", "sent again after: not wanted") for seq in (1, 2)
         ]
         assert [stored.id for stored in found(again)] == ids[2:]
-        assert again.books().sinks["a"] == SinkBooks(3, 0, 0, 3, 0, 2, retrying=2, dead_letters=1, replayed=2)
+        assert again.counters().sinks["a"] == SinkCounters(3, 0, 0, 3, 0, 2, retrying=2, dead_letters=1, replayed=2)
         assert_balanced(again)
 
 
@@ -133,7 +133,7 @@ def test_a_letter_may_die_again_and_be_sent_again(open_journal: Open) -> None:
         assert journal.replay("a", [stored.id], NOW) == 1
         journal.settle("a", Settlement(resolved=[1], dead=[stored.letter]))
         assert_balanced(journal)
-    assert journal.books().sinks["a"] == SinkBooks(1, 0, 0, 4, 0, 0, retrying=0, dead_letters=1, replayed=3)
+    assert journal.counters().sinks["a"] == SinkCounters(1, 0, 0, 4, 0, 0, retrying=0, dead_letters=1, replayed=3)
 
 
 def test_a_replayed_letter_goes_before_what_waits_in_its_lane(open_journal: Open) -> None:
@@ -156,7 +156,7 @@ def test_a_sink_that_is_not_configured_gets_nothing(open_journal: Open) -> None:
     with pytest.raises(JournalError, match="sink 'b' is not configured"):
         journal.replay("b", [1], NOW)
     assert len(found(journal, sink="b")) == 1
-    assert journal.books().trouble is None, "a wrong question is no trouble of the journal"
+    assert journal.counters().last_error is None, "a wrong question is no trouble of the journal"
 
 
 def test_a_sink_that_comes_back_finds_its_letters_and_gets_none_twice(open_journal: Open) -> None:
@@ -165,14 +165,14 @@ def test_a_sink_that_comes_back_finds_its_letters_and_gets_none_twice(open_journ
     kill(journal, "b")
     journal.forget_sinks_except({"a"})
     journal.add_sink("b", "earliest")
-    assert journal.books().sinks["b"] == SinkBooks(8, 0, 0, 4, 0, 4, retrying=0, dead_letters=4)
+    assert journal.counters().sinks["b"] == SinkCounters(8, 0, 0, 4, 0, 4, retrying=0, dead_letters=4)
     journal.settle("b", Settlement(1, 3, delivered=1, retries=[Retry(2, 100.0, b"2", "x", 1, 900.0, 100.0, "timeout", "")]))
     assert journal.replay("b", [1, 2, 3], NOW) == 1, "the second waits in the queue, the third lies after the cursor"
-    books = journal.books().sinks["b"]
-    assert (books.replayed, books.discarded, books.dead_letters, books.retrying) == (1, 2, 1, 2)
+    counters = journal.counters().sinks["b"]
+    assert (counters.replayed, counters.discarded, counters.dead_letters, counters.retrying) == (1, 2, 1, 2)
     for again in before_and_after_a_restart(journal, open_journal, "a", "b"):
         assert [retry.seq for retry in due(again, "b")] == [1, 2]
-        assert again.books().sinks["b"] == books
+        assert again.counters().sinks["b"] == counters
         assert_balanced(again)
 
 
@@ -187,13 +187,13 @@ def test_discarded_letters_are_gone_and_counted_for_sinks_that_have_books(open_j
     assert journal.discard([ids[0]]) == 0
     journal.add_sink("b", "earliest")
     for again in before_and_after_a_restart(journal, open_journal, "a", "b"):
-        books = again.books().sinks
-        assert [(books[name].dead_letters, books[name].discarded) for name in "ab"] == [(1, 1), (1, 1)]
+        counters = again.counters().sinks
+        assert [(counters[name].dead_letters, counters[name].discarded) for name in "ab"] == [(1, 1), (1, 1)]
         assert [stored.id for stored in found(again)] == [ids[1], ids[3]]
         assert_balanced(again)
     again.forget_sinks_except({"a"})
     assert again.discard(ids) == 2
-    assert again.books().sinks["a"].discarded == 2
+    assert again.counters().sinks["a"].discarded == 2
 
 
 def test_a_damaged_letter_is_listed_as_such_and_never_sent(open_journal: Open, path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_damaged_letter_is_listed_as_such_and_never_sent(open_journal: Open, p
     assert journal.replay("a", [1, 2], NOW) == 1
     assert [retry.json for retry in due(journal)] == [event(2).json]
     assert journal.discard([1]) == 1
-    assert journal.books().sinks["a"].discarded == 1
+    assert journal.counters().sinks["a"].discarded == 1
     assert_balanced(journal)
 
 
@@ -223,8 +223,8 @@ def test_a_damaged_retry_is_dropped_counted_and_said(open_journal: Open, path: P
         assert [retry.json for retry in due(journal)] == [event(2).json]
     assert [(line["log_level"], line["sink"], line["events"]) for line in logs] == [("error", "a", 1)]
     for again in before_and_after_a_restart(journal, open_journal):
-        books = again.books().sinks["a"]
-        assert (books.dropped, books.retrying, books.pending) == (1, 1, 1)
+        counters = again.counters().sinks["a"]
+        assert (counters.dropped, counters.retrying, counters.pending) == (1, 1, 1)
         assert_balanced(again)
 
 
@@ -232,7 +232,7 @@ def test_what_can_not_be_recorded_is_told_and_changes_nothing(open_journal: Open
     journal = open_journal()
     append(journal, 1, 2)
     kill(journal)
-    before = journal.books().sinks
+    before = journal.counters().sinks
     for event_ in ("INSERT ON retries", "DELETE ON dead_letters", "INSERT ON sinks"):
         with closing(sqlite3.connect(path)) as db, db:
             db.execute(f"CREATE TRIGGER failing BEFORE {event_} BEGIN SELECT RAISE(FAIL, 'the disk is on fire'); END")
@@ -241,12 +241,12 @@ def test_what_can_not_be_recorded_is_told_and_changes_nothing(open_journal: Open
         if not event_.endswith("retries"):
             with pytest.raises(JournalError, match="the disk is on fire"):
                 journal.discard([1])
-        assert journal.books().sinks == before
-        assert "the disk is on fire" in (journal.books().trouble or "")
+        assert journal.counters().sinks == before
+        assert "the disk is on fire" in (journal.counters().last_error or "")
         with closing(sqlite3.connect(path)) as db, db:
             db.execute("DROP TRIGGER failing")
     assert journal.discard([2]) == 1
-    assert journal.books().trouble is None
+    assert journal.counters().last_error is None
     assert journal.replay("a", [1], NOW) == 1
     assert_balanced(journal)
 
@@ -304,12 +304,12 @@ def test_threads_that_replay_settle_and_discard_at_once_keep_the_books(open_jour
 
     def forward() -> None:
         turn = 0
-        while not stop.is_set() or journal.books().sinks["a"].pending:
+        while not stop.is_set() or journal.counters().sinks["a"].pending:
             turn += 1
             waiting = due(journal)
             fates = {r.seq: ("delivered", "dead", "retry")[(r.seq + turn) % 3] for r in waiting}
             dead = [
-                DeadLetter(r.seq, r.received, r.json, r.lane, 1, NOW, NOW, "rejected", "")
+                DeadLetter(r.seq, r.received, r.json, r.ordering_key, 1, NOW, NOW, "rejected", "")
                 for r in waiting
                 if fates[r.seq] == "dead"
             ]
@@ -317,7 +317,7 @@ def test_threads_that_replay_settle_and_discard_at_once_keep_the_books(open_jour
             retries = [r for r in waiting if fates[r.seq] == "retry"]
             delivered[0] += len(gone) - len(dead)
             journal.settle("a", Settlement(delivered=len(gone) - len(dead), resolved=gone, retries=retries, dead=dead))
-            kill(journal, lane=f"lane {turn % 5}")
+            kill(journal, key=f"lane {turn % 5}")
             assert_balanced(journal)
 
     def operate() -> None:
@@ -332,7 +332,7 @@ def test_threads_that_replay_settle_and_discard_at_once_keep_the_books(open_jour
         running = [pool.submit(forward), pool.submit(operate), pool.submit(operate)]
         for number in range(1, total + 1):
             append(journal, number)
-        while not journal.books().sinks["a"].replayed:
+        while not journal.counters().sinks["a"].replayed:
             assert not any(thread.done() for thread in running)
             time.sleep(0.001)
         enough.set()
@@ -340,12 +340,12 @@ def test_threads_that_replay_settle_and_discard_at_once_keep_the_books(open_jour
             thread.result(60.0)
         stop.set()
         running[0].result(60.0)
-    books = journal.books().sinks["a"]
-    assert (books.accepted, books.pending, books.delivered) == (total, 0, delivered[0])
-    assert books.delivered + books.discarded + books.dead_letters == total
-    assert books.replayed > 0
+    counters = journal.counters().sinks["a"]
+    assert (counters.accepted, counters.pending, counters.delivered) == (total, 0, delivered[0])
+    assert counters.delivered + counters.discarded + counters.dead_letters == total
+    assert counters.replayed > 0
     assert_balanced(journal)
-    assert open_journal().books().sinks["a"] == books
+    assert open_journal().counters().sinks["a"] == counters
 
 
 # A full journal
@@ -364,20 +364,20 @@ def test_when_the_oldest_may_go_dead_letters_go_before_events(open_journal: Open
     with capture_logs() as logs:
         for number in range(1000, 1060):
             append(journal, number, size=4000)
-    books = journal.books().sinks["a"]
-    assert books.dropped == 0
-    assert books.discarded > 0
-    assert books.dead_letters == 120 - books.discarded == len(found(journal))
-    assert found(journal)[0].id == books.discarded + 1, "the oldest"
+    counters = journal.counters().sinks["a"]
+    assert counters.dropped == 0
+    assert counters.discarded > 0
+    assert counters.dead_letters == 120 - counters.discarded == len(found(journal))
+    assert found(journal)[0].id == counters.discarded + 1, "the oldest"
     told = [line["dead_letters"]["a"] for line in logs if "dead letters were discarded" in line["event"]]
-    assert sum(told) == books.discarded
+    assert sum(told) == counters.discarded
     assert_balanced(journal)
     for number in range(2000, 2200):
         append(journal, number, size=4000)
-    books = journal.books().sinks["a"]
-    assert (books.dead_letters, books.dropped > 0) == (0, True), "events go when no dead letters are left"
+    counters = journal.counters().sinks["a"]
+    assert (counters.dead_letters, counters.dropped > 0) == (0, True), "events go when no dead letters are left"
     assert_balanced(journal)
-    assert open_journal(max_bytes=600_000).books().sinks["a"] == books
+    assert open_journal(max_bytes=600_000).counters().sinks["a"] == counters
 
 
 def test_letters_of_a_sink_that_left_make_room_too(open_journal: Open) -> None:
@@ -388,7 +388,7 @@ def test_letters_of_a_sink_that_left_make_room_too(open_journal: Open) -> None:
     for number in range(1000, 1060):
         append(journal, number, size=4000)
     assert len(found(journal, sink="a")) < 120
-    assert journal.books().sinks["b"].dropped == 0
+    assert journal.counters().sinks["b"].dropped == 0
 
 
 def test_blocked_nothing_is_given_up_and_the_trouble_says_whose_letters_they_are(open_journal: Open) -> None:
@@ -406,16 +406,16 @@ def test_blocked_nothing_is_given_up_and_the_trouble_says_whose_letters_they_are
 
     with ThreadPoolExecutor(1) as pool:
         rest = pool.submit(more)
-        while (trouble := journal.books().trouble) is None:
+        while (trouble := journal.counters().last_error) is None:
             assert not rest.done()
-        books = journal.books().sinks["a"]
+        counters = journal.counters().sinks["a"]
         ids = [stored.id for stored in found(journal, sink="a")]
         gone = journal.discard(ids)
         rest.result(10.0)
     assert "a has 121; `event-bridge dead-letters` replays or drops them" in trouble
-    assert (books.dead_letters, books.discarded, books.dropped) == (121, 0, 0)
+    assert (counters.dead_letters, counters.discarded, counters.dropped) == (121, 0, 0)
     assert gone == len(ids) == 121
-    assert journal.books().trouble is None
+    assert journal.counters().last_error is None
     assert_balanced(journal)
 
 

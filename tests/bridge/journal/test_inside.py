@@ -55,9 +55,9 @@ def test_a_look_that_fails_is_trouble_until_one_goes_well(journal: Journal, monk
         patch.setattr(queues, "dead_letters", fail)
         with pytest.raises(JournalError, match=r"journal.db: the disk is on fire"):
             journal.dead_letters(DeadLetterQuery())
-        assert "the disk is on fire" in (journal.books().trouble or "")
+        assert "the disk is on fire" in (journal.counters().last_error or "")
     assert journal.dead_letters(DeadLetterQuery()).found == []
-    assert journal.books().trouble is None
+    assert journal.counters().last_error is None
 
 
 def test_after_the_end_every_look_says_so(journal: Journal) -> None:

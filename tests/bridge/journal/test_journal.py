@@ -27,7 +27,7 @@ from bridge.journal import (
     Journal,
     Retry,
     Settlement,
-    SinkBooks,
+    SinkCounters,
     dedup,
 )
 from bridge.journal import journal as journal_module
@@ -68,8 +68,8 @@ def deliver(journal: Journal, sink: str = "a", *, limit: int = 1000) -> list[int
     return numbers(entries)
 
 
-def retry(seq: int, lane: str, due: float) -> Retry:
-    return Retry(seq, 100.0, f"event {seq}".encode(), lane, 1, due, 100.0, "timeout", "no answer")
+def retry(seq: int, ordering_key: str, due: float) -> Retry:
+    return Retry(seq, 100.0, f"event {seq}".encode(), ordering_key, 1, due, 100.0, "timeout", "no answer")
 
 
 def dead(seq: int) -> DeadLetter:
@@ -81,10 +81,10 @@ def letters(journal: Journal, **query: Any) -> list[DeadLetter]:
 
 
 def assert_balanced(journal: Journal) -> None:
-    books = journal.books()
-    for stream in books.streams.values():
+    counters = journal.counters()
+    for stream in counters.streams.values():
         assert stream.received == stream.accepted + stream.duplicate + sum(stream.malformed.values())
-    for sink in books.sinks.values():
+    for sink in counters.sinks.values():
         assert sink.accepted + sink.replayed == sink.delivered + sink.filtered + sink.dead + sink.dropped + sink.pending
         assert sink.dead == sink.dead_letters + sink.replayed + sink.discarded
 
@@ -148,10 +148,10 @@ def test_what_is_appended_is_read_in_order_and_settled(open_journal: Open) -> No
     assert read(journal) == entries, "the cursor stays until the outcome is settled"
     journal.settle("a", Settlement(1, 3, delivered=1, filtered=1))
     assert read(journal) == entries[2:]
-    assert journal.books().sinks["a"] == SinkBooks(3, 1, 1, 0, 0, pending=1, retrying=0, dead_letters=0)
+    assert journal.counters().sinks["a"] == SinkCounters(3, 1, 1, 0, 0, pending=1, retrying=0, dead_letters=0)
     journal.settle("a", Settlement(3, 4, dead=[dead(3)]))
     assert read(journal) == []
-    assert journal.books().sinks["a"] == SinkBooks(3, 1, 1, 1, 0, pending=0, retrying=0, dead_letters=1)
+    assert journal.counters().sinks["a"] == SinkCounters(3, 1, 1, 1, 0, pending=0, retrying=0, dead_letters=1)
     assert letters(journal) == [dead(3)]
 
 
@@ -178,9 +178,9 @@ def test_a_settlement_that_does_not_begin_at_the_cursor_is_ignored(open_journal:
     append(journal, 1, 2, 3)
     outcome = Settlement(1, 3, delivered=1, dead=[dead(2)])
     journal.settle("a", outcome)
-    before = journal.books()
+    before = journal.counters()
     journal.settle("a", outcome)
-    assert journal.books() == before
+    assert journal.counters() == before
     assert letters(journal) == [dead(2)]
 
 
@@ -190,8 +190,8 @@ def test_malformed_messages_are_counted_and_the_latest_are_kept(open_journal: Op
     assert journal.append(Batch("s", 100.0, [event(1)], frames)) == (1, 0)
     journal.append(Batch("other", 100.0, [], [Malformed("not_object", b"7")]))
     for again in before_and_after_a_restart(journal, open_journal):
-        assert again.books().streams["s"].malformed == {"not_json": 2, "too_large": 1}
-        assert again.books().streams["other"].received == 1
+        assert again.counters().streams["s"].malformed == {"not_json": 2, "too_large": 1}
+        assert again.counters().streams["other"].received == 1
         kept = [one.frame for one in again.quarantine() if one.stream == "s"]
         assert (kept[0], kept[2]) == (b"{", b"[")
         assert 1000 < len(kept[1]) < 100_000
@@ -204,15 +204,15 @@ def test_the_books_balance_and_survive_a_restart(open_journal: Open) -> None:
     journal.append(Batch("t", 100.0, [event(3), event(4)], [Malformed("not_json", b"")]))
     journal.settle("a", Settlement(1, 4, delivered=1, retries=[retry(2, "x", 110.0)], dead=[dead(3)]))
     journal.settle("b", Settlement(1, 2, filtered=1))
-    books = journal.books()
+    counters = journal.counters()
     assert_balanced(journal)
-    assert (books.streams["s"].received, books.streams["s"].accepted, books.streams["s"].duplicate) == (4, 3, 1)
-    assert (books.streams["t"].received, books.streams["t"].accepted, books.streams["t"].duplicate) == (3, 1, 1)
-    assert books.sinks["a"] == SinkBooks(4, 1, 0, 1, 0, pending=2, retrying=1, dead_letters=1)
+    assert (counters.streams["s"].received, counters.streams["s"].accepted, counters.streams["s"].duplicate) == (4, 3, 1)
+    assert (counters.streams["t"].received, counters.streams["t"].accepted, counters.streams["t"].duplicate) == (3, 1, 1)
+    assert counters.sinks["a"] == SinkCounters(4, 1, 0, 1, 0, pending=2, retrying=1, dead_letters=1)
     again = open_journal(sinks=["a", "b"])
-    assert (again.books().streams, again.books().sinks) == (books.streams, books.sinks)
+    assert (again.counters().streams, again.counters().sinks) == (counters.streams, counters.sinks)
     again.settle("a", Settlement(delivered=1, resolved=[2]))
-    assert again.books().sinks["a"] == SinkBooks(4, 2, 0, 1, 0, pending=1, retrying=0, dead_letters=1)
+    assert again.counters().sinks["a"] == SinkCounters(4, 2, 0, 1, 0, pending=1, retrying=0, dead_letters=1)
 
 
 def test_a_stream_resumes_from_the_position_that_was_committed_last(open_journal: Open) -> None:
@@ -410,7 +410,7 @@ def test_one_commit_takes_all_that_waits(open_journal: Open, threads: ThreadPool
     assert outcomes == [(10, 0)] * 20
     assert len(commits) == 1
     assert sorted(deliver(journal)) == list(range(200))
-    assert {name: stream.accepted for name, stream in journal.books().streams.items()} == {f"s{i}": 10 for i in range(20)}
+    assert {name: stream.accepted for name, stream in journal.counters().streams.items()} == {f"s{i}": 10 for i in range(20)}
 
 
 def test_duplicates_between_the_batches_of_one_commit_are_found(open_journal: Open, threads: ThreadPoolExecutor) -> None:
@@ -551,10 +551,10 @@ def test_a_sink_that_left_the_configuration_is_forgotten_and_the_log_says_so(ope
         journal.forget_sinks_except({"a"})
     assert [(entry["sink"], entry["pending_events"], entry["log_level"]) for entry in logs] == [("b", 2, "warning")]
     journal.add_sink("a", "latest")
-    assert journal.books().sinks.keys() == {"a"}
+    assert journal.counters().sinks.keys() == {"a"}
     assert deliver(journal) == [1, 2, 3, 4]
     journal.add_sink("b", "latest")
-    assert journal.books().sinks["b"] == SinkBooks(1, 0, 0, 1, 0, pending=0, retrying=0, dead_letters=1)
+    assert journal.counters().sinks["b"] == SinkCounters(1, 0, 0, 1, 0, pending=0, retrying=0, dead_letters=1)
     assert journal_work.next_due(journal, "b") is None
     assert_balanced(journal)
 
@@ -563,7 +563,7 @@ def test_a_running_sink_can_be_forgotten(open_journal: Open) -> None:
     journal = open_journal(sinks=["a", "b"])
     append(journal, 1)
     journal.forget_sinks_except({"b"})
-    assert journal.books().sinks.keys() == {"b"}
+    assert journal.counters().sinks.keys() == {"b"}
     deliver(journal, "b")
     journal.prune()
     journal.add_sink("a", "earliest")
@@ -598,13 +598,13 @@ def test_an_attempt_that_fails_again_stays_with_a_new_due_time(open_journal: Ope
     journal.settle("a", Settlement(1, 3, retries=[retry(1, "x", 110.0), retry(2, "x", 0.0)]))
     journal.settle("a", Settlement(retries=[retry(1, "x", 140.0)]))
     assert journal_work.next_due(journal, "a") == 140.0
-    assert journal.books().sinks["a"] == SinkBooks(2, 0, 0, 0, 0, pending=2, retrying=2, dead_letters=0)
+    assert journal.counters().sinks["a"] == SinkCounters(2, 0, 0, 0, 0, pending=2, retrying=2, dead_letters=0)
     journal.settle("a", Settlement(resolved=[1], dead=[dead(1)]))
     assert journal_work.next_due(journal, "a") == 0.0
     journal.settle("a", Settlement(delivered=1, resolved=[2]))
     assert journal_work.next_due(journal, "a") is None
     assert journal_work.waiting_keys(journal, "a") == set()
-    assert journal.books().sinks["a"] == SinkBooks(2, 1, 0, 1, 0, pending=0, retrying=0, dead_letters=1)
+    assert journal.counters().sinks["a"] == SinkCounters(2, 1, 0, 1, 0, pending=0, retrying=0, dead_letters=1)
 
 
 # Pruning, restart and the end
@@ -655,7 +655,7 @@ def test_a_journal_without_sinks_keeps_no_events_but_knows_duplicates(open_journ
     for number in range(20):
         journal.append(batch(number, size=50_000))
         journal.prune()
-    assert journal.books().bytes < 200_000
+    assert journal.counters().bytes < 200_000
     assert append(journal, 1, 19, 20) == (1, 2)
 
 
@@ -679,9 +679,9 @@ def test_a_crash_loses_neither_events_nor_outcomes(open_journal: Open, path: Pat
     journal.append(Batch("s", 100.0, [event(n) for n in range(1, 6)], [Malformed("not_json", b"")], "here"))
     outcome = Settlement(1, 5, delivered=1, filtered=1, retries=[retry(3, "x", 110.0)], dead=[dead(4)])
     journal.settle("a", outcome)
-    before = journal.books()
+    before = journal.counters()
     after = open_journal(crash(path))
-    assert (after.books().streams, after.books().sinks) == (before.streams, before.sinks)
+    assert (after.counters().streams, after.counters().sinks) == (before.streams, before.sinks)
     assert after.position("s") == "here"
     assert journal_work.due_retries(after, "a", 110.0, 500.0, 10, 1000) == outcome.retries
     assert letters(after) == outcome.dead
@@ -718,17 +718,17 @@ def test_a_process_may_be_killed_at_any_time(open_journal: Open, path: Path) -> 
             victim.send_signal(signal.SIGKILL)
             reported = 20 * run + 5 + len(victim.stdout.read().splitlines())
         journal = open_journal(target)
-        books = journal.books()
-        assert books.streams["s"].accepted in {3 * reported, 3 * reported + 3}
-        assert books.sinks["a"].delivered in {2 * reported, 2 * reported + 2}
+        counters = journal.counters()
+        assert counters.streams["s"].accepted in {3 * reported, 3 * reported + 3}
+        assert counters.sinks["a"].delivered in {2 * reported, 2 * reported + 2}
         assert_balanced(journal)
-        assert numbers(read(journal, limit=10**6)) == list(range(books.sinks["a"].delivered, books.streams["s"].accepted))
+        assert numbers(read(journal, limit=10**6)) == list(range(counters.sinks["a"].delivered, counters.streams["s"].accepted))
 
 
 def test_closing_ends_all_waiting(open_journal: Open, threads: ThreadPoolExecutor) -> None:
     journal = open_journal(sinks=["a", "b"], max_bytes=1)
     full = threads.submit(append, journal, 1)
-    until(lambda: journal.books().trouble is not None)
+    until(lambda: journal.counters().last_error is not None)
     reading = threads.submit(journal_work.read, journal, "b", 10, 1000, 10 * DEADLINE)
     waiting = threads.submit(journal.wait, 1, 10 * DEADLINE)
     journal.close()
@@ -741,11 +741,11 @@ def test_closing_ends_all_waiting(open_journal: Open, threads: ThreadPoolExecuto
 def test_a_closed_journal_says_so(open_journal: Open) -> None:
     journal = open_journal()
     append(journal, 1)
-    books = journal.books()
+    counters = journal.counters()
     journal.close()
     journal.close()
     journal.prune()
-    assert journal.books() == books
+    assert journal.counters() == counters
     assert not journal.wait(2, 10 * DEADLINE)
     uses: list[Callable[[], object]] = [
         lambda: append(journal, 2),

@@ -57,15 +57,15 @@ def delivered(entries: Sequence[Entry]) -> Settlement:
 
 
 def assert_balanced(journal: Journal) -> None:
-    books = journal.books()
-    for stream in books.streams.values():
+    counters = journal.counters()
+    for stream in counters.streams.values():
         assert stream.received == stream.accepted + stream.duplicate + sum(stream.malformed.values())
-    for sink in books.sinks.values():
+    for sink in counters.sinks.values():
         assert sink.accepted == sink.delivered + sink.filtered + sink.dead + sink.dropped + sink.pending
 
 
 def trouble(journal: Journal) -> str:
-    return journal.books().trouble or ""
+    return journal.counters().last_error or ""
 
 
 @pytest.fixture
@@ -114,11 +114,11 @@ def failing(path: Path, when: str) -> Iterator[None]:
 
 def fill(journal: Journal, first: int = 1, *, size: int = 1000) -> int:
     """Append one event at a time until the journal is full; return the number after the last."""
-    limit = journal.books().bytes
+    limit = journal.counters().bytes
     while limit < 200_000:
         journal.append(batch(first, size=size))
         first += 1
-        limit = journal.books().bytes
+        limit = journal.counters().bytes
     return first
 
 
@@ -176,7 +176,7 @@ def test_outcomes_find_room_on_a_full_disk_because_events_leave_some(
     waiting = thread.submit(journal.append, batch(2))
     until(lambda: trouble(journal).startswith(f"{path}: the disk is full but for a reserve of 32 MiB"))
     journal.settle("a", delivered(read(journal)))
-    assert journal.books().sinks["a"].delivered == 1
+    assert journal.counters().sinks["a"].delivered == 1
     assert not waiting.done()
     available = 33 << 20
     assert waiting.result(DEADLINE) == (1, 0)
@@ -230,7 +230,7 @@ def test_uuids_of_long_ago_never_fill_the_journal(path: Path) -> None:
     with closing(open_at(200.0, 1 << 30)) as journal:
         for number in range(8_000):
             journal.append(batch(number))
-        used = journal.books().bytes
+        used = journal.counters().bytes
     with closing(open_at(200_000.0, used // 2)) as journal:
         assert journal.append(batch(1)) == (1, 0)
 
@@ -243,8 +243,8 @@ def test_drop_oldest_makes_room_and_counts_what_it_drops(open_journal: Open) -> 
             journal.settle("fast", delivered(read(journal, "fast")))
             assert_balanced(journal)
     assert trouble(journal) == ""
-    assert journal.books().bytes <= 200_000
-    fast, slow = journal.books().sinks["fast"], journal.books().sinks["slow"]
+    assert journal.counters().bytes <= 200_000
+    fast, slow = journal.counters().sinks["fast"], journal.counters().sinks["slow"]
     assert (fast.delivered, fast.dropped) == (500, 0)
     assert 300 < slow.dropped < 450
     assert numbers(read(journal, "slow")) == list(range(slow.dropped + 1, 501))
@@ -257,11 +257,11 @@ def test_what_was_dropped_on_its_way_stays_counted_as_dropped(open_journal: Open
     following = fill(journal)
     entries = read(journal, limit=50)
     journal.append(batch(following))
-    dropped = journal.books().sinks["a"].dropped
+    dropped = journal.counters().sinks["a"].dropped
     assert dropped >= 50, "what is on its way, as a whole"
     journal.settle("a", delivered(entries))
     journal.settle("a", Settlement(1, 3, retries=[Retry(1, 0.0, b"", "x", 1, 0.0, 0.0, "timeout", "")], delivered=1))
-    sink = journal.books().sinks["a"]
+    sink = journal.counters().sinks["a"]
     assert (sink.delivered, sink.dropped, sink.retrying) == (0, dropped, 0)
     assert numbers(read(journal)) == list(range(dropped + 1, following + 1))
     assert_balanced(journal)
@@ -274,7 +274,7 @@ def test_what_was_dropped_between_read_and_read_is_no_damage(open_journal: Open)
     with capture_logs() as logs:
         entries = read(journal, "b")
     assert logs == []
-    assert numbers(entries)[0] == journal.books().sinks["b"].dropped + 1
+    assert numbers(entries)[0] == journal.counters().sinks["b"].dropped + 1
 
 
 # A disk that fails
@@ -285,7 +285,7 @@ def test_a_commit_that_fails_leaves_no_trace_and_is_made_later(
 ) -> None:
     journal = open_journal()
     journal.append(batch(1))
-    before = journal.books()
+    before = journal.counters()
     with failing(path, "INSERT ON seen WHEN NEW.first > 2"), capture_logs() as logs:
         waiting = []
         with journal._write:
@@ -294,8 +294,8 @@ def test_a_commit_that_fails_leaves_no_trace_and_is_made_later(
                 until(lambda: len(journal._waiting) == len(waiting))
         until(lambda: trouble(journal) == f"{path}: the disk is on fire")
         assert not any(future.done() for future in waiting)
-        books = journal.books()
-        assert (books.streams, books.sinks) == (before.streams, before.sinks)
+        counters = journal.counters()
+        assert (counters.streams, counters.sinks) == (before.streams, before.sinks)
         with other_connection(path) as db:
             assert db.execute("SELECT count(*), (SELECT next_seq FROM meta) FROM seen").fetchone() == (1, 2)
     assert [future.result(DEADLINE) for future in waiting] == [Appended(1, 0), Appended(1, 1)]
@@ -310,10 +310,10 @@ def test_an_outcome_that_can_not_be_recorded_waits_and_is_recorded_once(
 ) -> None:
     journal = open_journal()
     journal.append(batch(1, 2, 3, 4))
-    before = journal.books()
+    before = journal.counters()
     outcome = Settlement(
-        first=1,
-        upto=4,
+        first_seq=1,
+        next_seq=4,
         delivered=1,
         retries=[Retry(2, 100.0, b"event 2", "x", 1, 0.0, 100.0, "timeout", "")],
         dead=[DeadLetter(3, 100.0, b"event 3", "x", 1, 100.0, 100.0, "rejected", "")],
@@ -321,8 +321,8 @@ def test_an_outcome_that_can_not_be_recorded_waits_and_is_recorded_once(
     with failing(path, "INSERT ON dead_letters"):
         waiting = thread.submit(journal.settle, "a", outcome)
         until(lambda: "the disk is on fire" in trouble(journal))
-        books = journal.books()
-        assert (books.streams, books.sinks) == (before.streams, before.sinks)
+        counters = journal.counters()
+        assert (counters.streams, counters.sinks) == (before.streams, before.sinks)
         assert numbers(read(journal)) == [1, 2, 3, 4]
         assert journal_work.next_due(journal, "a") is None
         assert journal.append(batch(5)) == (1, 0), "somebody else may still succeed"
@@ -330,7 +330,7 @@ def test_an_outcome_that_can_not_be_recorded_waits_and_is_recorded_once(
     waiting.result(DEADLINE)
     assert trouble(journal) == "", "nobody has to append something for that"
     for again in (journal, open_journal()):
-        sink = again.books().sinks["a"]
+        sink = again.counters().sinks["a"]
         assert (sink.delivered, sink.dead, sink.pending, sink.retrying, sink.dead_letters) == (1, 1, 3, 1, 1)
         assert_balanced(again)
 
@@ -369,9 +369,9 @@ def test_a_sink_that_can_not_be_recorded_is_an_error_that_says_so(open_journal: 
         journal.settle("b", Settlement(1, 2, retries=[Retry(1, 100.0, b"", "x", 1, 0.0, 100.0, "timeout", "")]))
         with pytest.raises(JournalError, match="the disk is on fire"):
             journal.forget_sinks_except({"a"})
-    assert journal.books().sinks.keys() == {"a", "b"}
+    assert journal.counters().sinks.keys() == {"a", "b"}
     journal = open_journal(sinks=["a", "b"])
-    assert journal.books().sinks["b"].pending == 2
+    assert journal.counters().sinks["b"].pending == 2
     assert_balanced(journal)
 
 
@@ -404,11 +404,11 @@ def until(condition):
     deadline = time.monotonic() + 20
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
-    said.append((journal.books().trouble, appended, journal.books().sinks["a"].delivered))
+    said.append((journal.counters().last_error, appended, journal.counters().sinks["a"].delivered))
 
 streaming = threading.Thread(target=stream, daemon=True)
 streaming.start()
-until(lambda: journal.books().trouble)
+until(lambda: journal.counters().last_error)
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
 sinking = threading.Thread(target=sink, daemon=True)
 sinking.start()
@@ -432,7 +432,7 @@ def test_a_full_disk_makes_everybody_wait_until_there_is_space_again(path: Path,
     assert still[1:] == [full[1], 0]
     assert over == [None, 200, 200]
     journal = open_journal()
-    sink = journal.books().sinks["a"]
+    sink = journal.counters().sinks["a"]
     assert (sink.accepted, sink.delivered, sink.pending) == (200, 200, 0)
 
 
@@ -447,7 +447,7 @@ def damaged(path: Path, statement: str, *arguments: object) -> None:
 def read_all(journal: Journal) -> list[int]:
     """Read and settle until nothing is pending."""
     seen: list[int] = []
-    while journal.books().sinks["a"].pending:
+    while journal.counters().sinks["a"].pending:
         entries = read(journal, limit=2)
         if entries:
             journal.settle("a", delivered(entries))
@@ -478,7 +478,7 @@ def test_damaged_events_are_skipped_counted_and_never_delivered(
     (said,) = [entry for entry in logs if "damaged" in entry["event"]]
     assert (said["sink"], said["first"], said["events"]) == ("a", 3, 3)
     journal = open_journal()
-    assert journal.books().sinks["a"].dropped == 3
+    assert journal.counters().sinks["a"].dropped == 3
     assert_balanced(journal)
 
 
@@ -501,7 +501,7 @@ def test_damage_in_the_middle_of_what_was_read_costs_the_rest_only(open_journal:
     damaged(path, "UPDATE batches SET crc = crc + 1 WHERE first = 1")
     assert journal.oldest("a") is None
     assert read_all(journal) == [4]
-    assert journal.books().sinks["a"].dropped == 2
+    assert journal.counters().sinks["a"].dropped == 2
 
 
 def test_a_step_over_damage_that_can_not_be_recorded_is_taken_later(open_journal: Open, path: Path) -> None:
@@ -512,6 +512,6 @@ def test_a_step_over_damage_that_can_not_be_recorded_is_taken_later(open_journal
     with failing(path, "INSERT ON sinks"):
         assert read(journal) == []
         assert "the disk is on fire" in trouble(journal)
-        assert journal.books().sinks["a"].dropped == 0
+        assert journal.counters().sinks["a"].dropped == 0
     assert read_all(journal) == [2]
     assert trouble(journal) == ""

@@ -16,8 +16,8 @@ def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def retry(seq: int, lane: str, due: float, json: bytes = b"{}") -> Retry:
-    return Retry(seq, 0.0, json, lane, 1, due, 0.0, "timeout", "no answer")
+def retry(seq: int, ordering_key: str, due: float, json: bytes = b"{}") -> Retry:
+    return Retry(seq, 0.0, json, ordering_key, 1, due, 0.0, "timeout", "no answer")
 
 
 def due(db: sqlite3.Connection, now: float, *, limit: int = 100, max_bytes: int = 1000) -> list[int]:
@@ -76,7 +76,12 @@ def test_whatever_changed_in_a_row_is_noticed(db: sqlite3.Connection, change: st
     first, second = queues.dead_letters(db, 0, 10)
     assert first.damaged
     assert (second.damaged, second.letter) == (False, letter(2))
-    assert [type(getattr(first.letter, name)) for name in ("seq", "received", "json", "lane")] == [int, float, bytes, str]
+    assert [type(getattr(first.letter, name)) for name in ("seq", "received", "json", "ordering_key")] == [
+        int,
+        float,
+        bytes,
+        str,
+    ]
     queues.delete_damaged_retries(db, found.damaged)
     assert queues.count_retries(db) == {"a": 1}
 

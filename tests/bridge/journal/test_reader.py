@@ -114,11 +114,11 @@ def test_a_running_journal_tells_the_same_from_inside_and_outside(journal: Journ
             assert dead_ids(look, DeadLetterQuery(), 3) == list(range(2, 41, 5))
             assert [one.id for one in look.quarantine(after=12)] == [13, 14]
             assert [one.id for one in look.quarantine(limit=2)] == [1, 2]
-            books = look.books()
-            assert (books.sinks, books.streams) == (journal.books().sinks, journal.books().streams)
+            counters = look.counters()
+            assert (counters.sinks, counters.streams) == (journal.counters().sinks, journal.counters().streams)
         fill(journal, 3, first=41)
         assert outside.extent() == Extent(1, 44), "it sees what is written meanwhile"
-        assert journal.books().bytes == outside.books().bytes
+        assert journal.counters().bytes == outside.counters().bytes
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_what_a_killed_process_left_is_read_with_its_log(journal: Journal, path:
     before = {file.name: file.read_bytes() for file in left.parent.iterdir()}
     with closing(JournalReader(left)) as look:
         assert exported(look) == ({number: json(number) for number in range(1, 41)}, 0)
-        assert look.books().sinks == journal.books().sinks
+        assert look.counters().sinks == journal.counters().sinks
     after = {file.name: file.read_bytes() for file in left.parent.iterdir() if not file.name.endswith("-shm")}
     assert after == before
 
@@ -287,7 +287,7 @@ def every_way_to_look(path: Path, sent: dict[int, bytes]) -> tuple[int, int]:
     """Look at all of a damaged file; nothing but a `JournalError` may be raised, and no event be wrong."""
     read = damaged = 0
     with suppress(JournalError), closing(JournalReader(path)) as look:
-        uses: list[Callable[[], object]] = [look.extent, look.check, look.books, look.quarantine]
+        uses: list[Callable[[], object]] = [look.extent, look.check, look.counters, look.quarantine]
         for use in uses:
             with suppress(JournalError):
                 use()

@@ -17,15 +17,15 @@ from bridge.event import Event, Malformed
 from bridge.journal import (
     Appended,
     Batch,
-    Books,
+    Counters,
     DeadLetter,
     DeadLetterQuery,
     Journal,
     JournalSettings,
     Retry,
     Settlement,
-    SinkBooks,
-    StreamBooks,
+    SinkCounters,
+    StreamCounters,
 )
 from tests.support.journal_work import due_retries, read, waiting_keys
 
@@ -59,9 +59,9 @@ class ModelSink:
     retries: dict[int, Retry] = field(default_factory=dict)
 
     def due(self) -> list[Retry]:
-        heads = {retry.lane: retry.due for _, retry in sorted(self.retries.items(), reverse=True)}
-        lanes = {lane for lane, due in heads.items() if due <= NOW or due > HORIZON}
-        return [retry for _, retry in sorted(self.retries.items()) if retry.lane in lanes]
+        heads = {retry.ordering_key: retry.due for _, retry in sorted(self.retries.items(), reverse=True)}
+        ordering_keys = {ordering_key for ordering_key, due in heads.items() if due <= NOW or due > HORIZON}
+        return [retry for _, retry in sorted(self.retries.items()) if retry.ordering_key in ordering_keys]
 
 
 class JournalMachine(RuleBasedStateMachine):
@@ -72,7 +72,7 @@ class JournalMachine(RuleBasedStateMachine):
         self.root = Path(tempfile.mkdtemp(prefix="journal-model-"))
         self.crashes = 0
         self.stored: list[Event] = []
-        self.streams: dict[str, StreamBooks] = {}
+        self.streams: dict[str, StreamCounters] = {}
         self.sinks: dict[str, ModelSink] = {}
         # Dead letters stay when a sink goes, so they are kept apart; by their ids.
         self.letters: dict[int, tuple[str, DeadLetter]] = {}
@@ -100,13 +100,13 @@ class JournalMachine(RuleBasedStateMachine):
         appended = self.journal.append(Batch(stream, NOW, [event(number) for number in numbers], frames, position))
         assert appended == Appended(len(fresh), len(numbers) - len(fresh))
         self.stored += fresh.values()
-        books = self.streams.setdefault(stream, StreamBooks(malformed={}))
-        books.received += len(numbers) + malformed
-        books.accepted += appended.accepted
-        books.duplicate += appended.duplicate
+        counters = self.streams.setdefault(stream, StreamCounters(malformed={}))
+        counters.received += len(numbers) + malformed
+        counters.accepted += appended.accepted
+        counters.duplicate += appended.duplicate
         if malformed:
-            books.malformed["not_json"] = books.malformed.get("not_json", 0) + malformed
-        books.position = position or books.position
+            counters.malformed["not_json"] = counters.malformed.get("not_json", 0) + malformed
+        counters.position = position or counters.position
 
     @rule(name=names, start_at=st.sampled_from(["latest", "earliest"]))
     def add_sink(self, name: str, start_at: Literal["latest", "earliest"]) -> None:
@@ -115,7 +115,7 @@ class JournalMachine(RuleBasedStateMachine):
         self.journal.add_sink(name, start_at)
         if name not in self.sinks:
             found = len(self._letters_of(name))
-            start = following - self.journal.books().sinks[name].accepted + found
+            start = following - self.journal.counters().sinks[name].accepted + found
             assert start == following if start_at == "latest" else start <= needed
             self.sinks[name] = ModelSink(start - found, start, dead=found)
 
@@ -185,7 +185,7 @@ class JournalMachine(RuleBasedStateMachine):
             if fate == "retry"
         ]
         dead = [
-            DeadLetter(r.seq, r.received, r.json, r.lane, r.attempts, r.since, NOW, "too_old", "why")
+            DeadLetter(r.seq, r.received, r.json, r.ordering_key, r.attempts, r.since, NOW, "too_old", "why")
             for r, fate in chosen
             if fate == "dead"
         ]
@@ -208,7 +208,9 @@ class JournalMachine(RuleBasedStateMachine):
             letter = self.letters.pop(id_)[1]
             if letter.seq < sink.cursor and letter.seq not in sink.retries | added:
                 error = f"sent again after: {letter.error}"
-                added[letter.seq] = Retry(letter.seq, letter.received, letter.json, letter.lane, 0, NOW, NOW, "held", error)
+                added[letter.seq] = Retry(
+                    letter.seq, letter.received, letter.json, letter.ordering_key, 0, NOW, NOW, "held", error
+                )
         assert self.journal.replay(name, list(ids), NOW) == len(added)
         sink.retries |= added
         sink.replayed += len(added)
@@ -252,11 +254,11 @@ class JournalMachine(RuleBasedStateMachine):
 
     @invariant()
     def books_are_right_and_balance(self) -> None:
-        books, following = self.journal.books(), len(self.stored) + 1
-        assert books.trouble is None
-        assert books.streams == self.streams
-        assert books.sinks == {
-            name: SinkBooks(
+        counters, following = self.journal.counters(), len(self.stored) + 1
+        assert counters.last_error is None
+        assert counters.streams == self.streams
+        assert counters.sinks == {
+            name: SinkCounters(
                 accepted=following - sink.start,
                 delivered=sink.delivered,
                 filtered=sink.filtered,
@@ -270,12 +272,12 @@ class JournalMachine(RuleBasedStateMachine):
             )
             for name, sink in self.sinks.items()
         }
-        assert_balanced(books)
+        assert_balanced(counters)
 
     @invariant()
     def queues_are_right(self) -> None:
         for name, sink in self.sinks.items():
-            assert waiting_keys(self.journal, name) == {retry.lane for retry in sink.retries.values()}
+            assert waiting_keys(self.journal, name) == {retry.ordering_key for retry in sink.retries.values()}
             assert due_retries(self.journal, name, NOW, HORIZON, 1000, 1 << 20) == sink.due()
             found = self.journal.dead_letters(DeadLetterQuery(sink=name)).found
             assert {stored.id: stored.letter for stored in found} == self._letters_of(name)
@@ -294,10 +296,10 @@ class JournalMachine(RuleBasedStateMachine):
         return name, self.sinks[name]
 
 
-def assert_balanced(books: Books) -> None:
-    for stream in books.streams.values():
+def assert_balanced(counters: Counters) -> None:
+    for stream in counters.streams.values():
         assert stream.received == stream.accepted + stream.duplicate + sum(stream.malformed.values())
-    for sink in books.sinks.values():
+    for sink in counters.sinks.values():
         assert sink.accepted + sink.replayed == sink.delivered + sink.filtered + sink.dead + sink.dropped + sink.pending
         assert sink.dead == sink.dead_letters + sink.replayed + sink.discarded
 
@@ -318,7 +320,7 @@ def test_whatever_a_power_failure_takes_the_rest_is_a_state_that_was(steps: list
         copy.parent.mkdir()
         with closing(Journal(JournalSettings(path=path, durability="normal"))) as journal:
             journal.add_sink("a", "earliest")
-            states, synced = [journal.books()], b""
+            states, synced = [journal.counters()], b""
             for number, step in enumerate(steps):
                 if step == "append":
                     journal.append(Batch("s", NOW, [event(2 * number), event(2 * number + 1)], []))
@@ -327,7 +329,7 @@ def test_whatever_a_power_failure_takes_the_rest_is_a_state_that_was(steps: list
                     synced = wal_of(path)[:WAL_HEADER]
                 elif entries := read(journal, "a", 3, 1000, 0.0):
                     journal.settle("a", Settlement(entries[0].seq, entries[-1].seq + 1, delivered=len(entries)))
-                states.append(journal.books())
+                states.append(journal.counters())
             shutil.copy(path, copy)
             wal = wal_of(path)
             # A log that was not begun anew since it was synced can't be lost.
@@ -335,11 +337,11 @@ def test_whatever_a_power_failure_takes_the_rest_is_a_state_that_was(steps: list
             Path(f"{copy}-wal").write_bytes(wal[:kept])
         with closing(Journal(JournalSettings(path=copy, durability="normal"))) as journal:
             journal.add_sink("a", "earliest")
-            books = journal.books()
-            assert (books.streams, books.sinks) in [(state.streams, state.sinks) for state in states]
-            assert_balanced(books)
-            assert len(read(journal, "a", 1000, 1 << 20, 0.0)) == books.sinks["a"].pending
-            following = books.sinks["a"].accepted + 1
+            counters = journal.counters()
+            assert (counters.streams, counters.sinks) in [(state.streams, state.sinks) for state in states]
+            assert_balanced(counters)
+            assert len(read(journal, "a", 1000, 1 << 20, 0.0)) == counters.sinks["a"].pending
+            following = counters.sinks["a"].accepted + 1
             assert journal.append(Batch("s", NOW, [event(100)], [])) == (1, 0)
             assert read(journal, "a", 1000, 1 << 20, 0.0)[-1].seq == following
 

@@ -63,10 +63,10 @@ def test_pruning_does_not_look_at_the_backlog(db: sqlite3.Connection) -> None:
 def test_a_row_is_brought_into_balance_and_no_count_falls(row: SinkRow, waits: tuple[int, int], expected: SinkRow) -> None:
     balanced = row.balanced(11, *waits)
     assert balanced == expected
-    books = balanced.books(11, *waits)
-    exits = books.delivered + books.filtered + books.dead + books.dropped + books.pending
-    assert books.accepted + books.replayed == exits
-    assert books.dead == books.dead_letters + books.replayed + books.discarded
+    counters = balanced.counters(11, *waits)
+    exits = counters.delivered + counters.filtered + counters.dead + counters.dropped + counters.pending
+    assert counters.accepted + counters.replayed == exits
+    assert counters.dead == counters.dead_letters + counters.replayed + counters.discarded
     assert all(new >= old for new, old in zip(balanced[1:], row[1:], strict=True))
 
 
