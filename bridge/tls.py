@@ -1,19 +1,74 @@
-"""TLS for sinks: the files that their settings name, as a context."""
+"""TLS contexts of clients, made of the PEM files that settings name."""
 
 import ssl
-from typing import Protocol
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import Final, Protocol
 
 from pydantic import SecretStr
 
 from bridge.sink import Unavailable
 
+_shared_lock: Final = Lock()
+
+
+class CertificateError(ValueError):
+    """Our certificate can't be read, or does not fit its key."""
+
+
+def client_context(
+    ca_file: str | Path | None,
+    cert_file: str | Path | None = None,
+    key_file: str | Path | None = None,
+    key_password: SecretStr | None = None,
+) -> ssl.SSLContext:
+    """Read the files, which may have been renewed since the last call.
+
+    Args:
+        ca_file: Certificates to trust instead of the system's.
+        cert_file: Our certificate.
+        key_file: Its key, if that is in another file.
+        key_password: The key's password.
+
+    Raises:
+        OSError: `ca_file` can't be read or holds no certificate.
+        CertificateError: `cert_file` can't be used with its key.
+    """
+    context = ssl.create_default_context(cafile=ca_file)
+    if cert_file is not None:
+        password = key_password.get_secret_value() if key_password else ""
+        try:
+            # Without a password of ours OpenSSL would ask for one on the terminal.
+            context.load_cert_chain(cert_file, key_file, lambda: password)
+        except (OSError, ValueError) as error:
+            raise CertificateError(str(error)) from error
+    return context
+
+
+def shared_context(ca_file: Path | None) -> ssl.SSLContext:
+    """Return the process's one context for a file of trusted certificates, or for the system's.
+
+    Sharing saves about 18 KiB per connection (docs/benchmarks.md). A file that has changed gives a new one.
+
+    Raises:
+        OSError: The file can't be read or holds no certificate.
+    """
+    with _shared_lock:
+        return _shared_context(ca_file, ca_file.stat().st_mtime_ns if ca_file else 0)
+
+
+@lru_cache(maxsize=16)
+def _shared_context(ca_file: Path | None, changed: int) -> ssl.SSLContext:  # noqa: ARG001 - part of the cache's key
+    return client_context(ca_file)
+
 
 class TlsFiles(Protocol):
-    """Settings that name certificates, as paths of PEM files."""
+    """Settings of a sink that name PEM files."""
 
     @property
     def ca_file(self) -> str | None:
-        """What to trust instead of the system's certificates."""
+        """Certificates to trust instead of the system's."""
 
     @property
     def cert_file(self) -> str | None:
@@ -29,20 +84,14 @@ class TlsFiles(Protocol):
 
 
 def tls_context(files: TlsFiles) -> ssl.SSLContext:
-    """Read the certificates; to be called whenever a sink is opened, since they get renewed.
+    """Read a sink's certificates; to be called whenever the sink is opened, since they get renewed.
 
     Raises:
         Unavailable: They can't be read, or do not fit together.
     """
     try:
-        context = ssl.create_default_context(cafile=files.ca_file)
+        return client_context(files.ca_file, files.cert_file, files.key_file, files.key_password)
     except OSError as error:
         raise Unavailable(f"ca_file {files.ca_file}: {error.strerror or error}", "tls") from error
-    if files.cert_file is not None:
-        password = files.key_password.get_secret_value() if files.key_password else ""
-        try:
-            # Without a password of ours OpenSSL would ask for one on the terminal.
-            context.load_cert_chain(files.cert_file, files.key_file, lambda: password)
-        except (OSError, ValueError) as error:
-            raise Unavailable(f"cert_file {files.cert_file}: not usable with its key: {error}", "tls") from error
-    return context
+    except CertificateError as error:
+        raise Unavailable(f"cert_file {files.cert_file}: not usable with its key: {error}", "tls") from error

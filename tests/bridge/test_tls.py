@@ -6,7 +6,7 @@ import pytest
 from pydantic import SecretStr
 
 from bridge.sink import SinkSettings, Unavailable
-from bridge.tls import tls_context
+from bridge.tls import shared_context, tls_context
 from tests.support.receiver import make_certificate
 
 
@@ -49,3 +49,12 @@ def test_an_encrypted_key_needs_its_password_and_nobody_is_asked_for_it(tmp_path
         assert "wrong" not in str(unavailable.value)
 
     assert tls_context(Files.model_validate(files | {"key_password": "geheim"})).check_hostname
+
+
+def test_a_context_is_shared_until_its_file_changes(tmp_path: Path) -> None:
+    ca_file, _ = make_certificate(tmp_path)
+    before = shared_context(ca_file)
+
+    assert shared_context(ca_file) is before
+    ca_file.touch()
+    assert shared_context(ca_file) is not before

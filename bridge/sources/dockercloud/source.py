@@ -8,7 +8,6 @@ process, and knows no limit in time for a connection that is being made.
 How the service and its clients behaved: docs/events.md.
 """
 
-import base64
 import math
 import select
 import socket
@@ -16,32 +15,29 @@ import ssl
 import struct
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
-from datetime import UTC, datetime
 from email.message import Message
-from functools import lru_cache
-from http import HTTPStatus
 from http.cookiejar import CookieJar
 from http.cookies import CookieError, SimpleCookie
-from pathlib import Path
-from threading import Lock, Thread
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any, Final, cast
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request
 
-import msgspec
 import websocket
 from pydantic import SecretStr
 from websocket import _handshake
 from websocket._cookiejar import SimpleCookieJar
 
 from bridge import frames
-from bridge.policy import Keepalive, parse_retry_after
-from bridge.source import Ended, EndReason, Read
+from bridge.deadline import call_within
+from bridge.policy import Keepalive
+from bridge.source import Ended, Read
+from bridge.sources.dockercloud.errors import close_text, failure, redirection, refusal
 from bridge.sources.dockercloud.settings import DockerCloudSettings
 from bridge.sources.dockercloud.url import stream_url
+from bridge.tls import shared_context
 
 _LARGEST_READ: Final = 1024 * 1024
 _SMALLEST_READ: Final = 4 * 1024
@@ -50,10 +46,8 @@ _SIGN_OF_LIFE: Final = 1024
 
 _TLS_RECORD: Final = 16 * 1024
 _LONGEST_WAIT: Final = 60.0
-_LONGEST_TEXT: Final = 200
 # We send little. A small buffer shows soon that the peer has stopped reading; Linux would let it grow to megabytes.
 _SEND_BUFFER: Final = (socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
-_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _NORMAL: Final = 1000
 _GOING_AWAY: Final = 1001
 
@@ -104,20 +98,33 @@ class DockerCloudSource:
             raise Ended("the credentials contain a line break or another control character", "unauthorized")
         web = self._websocket()
         try:
-            _connect(web, self._url, self._request(authorization), self._settings.connect_timeout)
+            self._connect(web, self._request(authorization))
         except websocket.WebSocketBadStatusException as error:
             self._keep_cookies(error.resp_headers or {})
-            raise _refusal(error, authorization or "") from None
+            raise refusal(error, authorization or "") from None
         except (websocket.WebSocketException, OSError, ValueError) as error:
-            raise _redirection(web) or _failure(error) from None
+            raise redirection(web) or failure(error) from None
         self._keep_cookies(web.getheaders() or {})
         return DockerCloudSession(web, self._settings, self._clock)
+
+    def _connect(self, web: websocket.WebSocket, request: dict[str, Any]) -> None:
+        """Connect within `connect_timeout`; the library's timeout is one per system call.
+
+        A call that is given up ends by that timeout, or because its socket was cut. Only a proxy that drips could keep it,
+        since the library shows the socket after the tunnel has been made.
+        """
+        call_within(
+            self._settings.connect_timeout,
+            lambda: web.connect(self._url, **request),  # type: ignore[no-untyped-call]  # It has no annotations.
+            cut=lambda: _cut(web),
+            discard=lambda _: web.shutdown(),  # type: ignore[no-untyped-call]
+        )
 
     def _websocket(self) -> websocket.WebSocket:
         tls: dict[str, Any] = {}
         if self._url.startswith("wss:"):
             try:
-                tls["context"] = tls_context(self._settings.ca_file)
+                tls["context"] = shared_context(self._settings.ca_file)
             except OSError as error:
                 why = error.strerror or "it holds no certificate"
                 raise Ended(f"ca_file {self._settings.ca_file} can't be used: {why}", "tls") from None
@@ -235,7 +242,7 @@ class DockerCloudSession:
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             pass
         except OSError as error:
-            self._ending = _failure(error)
+            self._ending = failure(error)
         if self._ending is not None and self._aborted:
             self._ending = Ended("closed by us", "closed")
         data = b"".join(chunks)
@@ -254,7 +261,7 @@ class DockerCloudSession:
             self._send(frames.PONG, pings[-1])
         if controls and controls[-1].opcode == frames.CLOSE:
             self._send(frames.CLOSE, struct.pack("!H", _NORMAL))
-            self._ending = Ended(f"closed by the server: {_close_text(controls[-1].payload)}", "closed")
+            self._ending = Ended(f"closed by the server: {close_text(controls[-1].payload)}", "closed")
         if error is not None:
             self._send(frames.CLOSE, struct.pack("!H", error.code))
             self._ending = Ended(f"the server broke the protocol: {error}", "protocol")
@@ -271,53 +278,6 @@ class DockerCloudSession:
             pass
         finally:
             self._socket.setblocking(False)
-
-
-def tls_context(ca_file: Path | None) -> ssl.SSLContext:
-    """Give the one TLS context of this process for a file of trusted certificates, or for the system's.
-
-    Sharing saves about 18 KiB per connection (docs/benchmarks.md). A file that has changed gives a new one.
-
-    Raises:
-        OSError: The file can't be read or holds no certificate (`ssl.SSLError` is an OSError).
-    """
-    with _tls_lock:
-        return _load_tls_context(ca_file, ca_file.stat().st_mtime_ns if ca_file else 0)
-
-
-_tls_lock: Final = Lock()
-
-
-@lru_cache(maxsize=16)
-def _load_tls_context(ca_file: Path | None, changed: int) -> ssl.SSLContext:  # noqa: ARG001 - part of the cache's key
-    return ssl.create_default_context(cafile=ca_file)
-
-
-def _connect(web: websocket.WebSocket, url: str, request: dict[str, Any], seconds: float) -> None:
-    """Connect in a thread of its own, so that nothing in it can hold us for longer: neither a resolver nor a dripping peer.
-
-    The library's timeout is one per system call. A thread that was given up ends by it, or because its socket was cut; only
-    a proxy that drips could keep one, since the library shows the socket after the tunnel has been made.
-    """
-    outcome: Future[None] = Future()
-
-    def connect() -> None:
-        try:
-            web.connect(url, **request)  # type: ignore[no-untyped-call]  # It has no annotations.
-        except BaseException as error:  # noqa: BLE001 - it is raised where the outcome is waited for
-            outcome.set_exception(error)
-        else:
-            outcome.set_result(None)
-
-    Thread(target=connect, name="connect", daemon=True).start()
-    try:
-        failure = outcome.exception(seconds)
-    except TimeoutError as error:
-        outcome.add_done_callback(lambda _: web.shutdown())  # type: ignore[no-untyped-call]  # It has no annotations.
-        _cut(web)
-        failure = error
-    if failure is not None:
-        raise failure
 
 
 def _cut(web: websocket.WebSocket) -> None:
@@ -337,90 +297,3 @@ def _proxy(url: SecretStr | None) -> dict[str, Any]:
     proxy = urlsplit(url.get_secret_value())
     login = (unquote(proxy.username), unquote(proxy.password or "")) if proxy.username else None
     return {"http_proxy_host": proxy.hostname, "http_proxy_port": proxy.port or 80, "http_proxy_auth": login}
-
-
-class _ErrorBody(msgspec.Struct):
-    """What the service says about a refusal: the documented field, and the one that a lockout was seen to use."""
-
-    error: str = ""
-    detail: str = ""
-
-
-def _refusal(error: websocket.WebSocketBadStatusException, authorization: str) -> Ended:
-    """An answer other than the upgrade; its text is shown in part, without our credentials if it repeats them."""
-    status, headers = error.status_code, error.resp_headers or {}
-    try:
-        body = msgspec.json.decode(error.resp_body or b"", type=_ErrorBody)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        body = _ErrorBody()
-    said = body.error or body.detail
-    for secret in _secrets(authorization):
-        said = said.replace(secret, "***")
-    if not status:
-        return Ended("the answer is not HTTP", "protocol")
-    phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else ""
-    text = _one_line(f"the server answered {status} {phrase}") + (f": {_one_line(said)}" if said else "")
-    retry_after = parse_retry_after(headers.get("retry-after"), datetime.now(UTC))
-    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-        return Ended(text, "unauthorized", retry_after=retry_after)
-    patience = status == HTTPStatus.TOO_MANY_REQUESTS or (status == HTTPStatus.SERVICE_UNAVAILABLE and retry_after is not None)
-    return Ended(text, "throttled" if patience else "refused", retry_after=retry_after)
-
-
-def _secrets(authorization: str) -> list[str]:
-    """What must not be shown of a header's value: the part after the scheme, and the password that it may encode."""
-    token = authorization.rpartition(" ")[2]
-    try:
-        password = base64.b64decode(token, validate=True).decode(errors="replace").partition(":")[2]
-    except ValueError:
-        password = token.partition(":")[2]
-    return [secret for secret in (token, password) if secret]
-
-
-def _redirection(web: websocket.WebSocket) -> Ended | None:
-    """A redirect, which is not followed; where to is shown without credentials and query."""
-    response = web.handshake_response
-    if response is None or response.status not in _REDIRECTS:
-        return None
-    try:
-        target = urlsplit(response.headers.get("location", ""))
-        where = target._replace(netloc=target.netloc.rpartition("@")[2], query="", fragment="").geturl()
-    except ValueError:
-        where = "?"
-    return Ended(f"the server redirects ({response.status}) to {_one_line(where)}: if that is right, set it as url", "refused")
-
-
-_FAILURES: Final[tuple[tuple[type[Exception] | tuple[type[Exception], ...], EndReason, str], ...]] = (
-    (websocket.WebSocketAddressException, "network", "the host name was not resolved: {}"),
-    ((websocket.WebSocketTimeoutException, TimeoutError), "network", "no answer in time"),
-    (websocket.WebSocketConnectionClosedException, "network", "the connection was closed during the handshake"),
-    (websocket.WebSocketProxyException, "network", "the proxy: {}"),
-    (websocket.WebSocketException, "protocol", "the answer is not that of a websocket: {}"),
-    (ssl.SSLCertVerificationError, "tls", "the server's certificate is not accepted: {}"),
-    ((ssl.SSLEOFError, ssl.SSLZeroReturnError), "network", "the connection was closed in the middle of TLS"),
-    (ssl.SSLError, "tls", "TLS failed: {}"),
-    (OSError, "network", "{}"),
-    # It tells of a setting, and may quote a part of the proxy's password.
-    (ValueError, "refused", "host or proxy are not usable: check url, proxy and the environment's http_proxy, https_proxy"),
-)
-"""Why there is no connection, or no longer: the first row that fits; `{}` is the exception's own text."""
-
-
-def _failure(error: Exception) -> Ended:
-    detail = _one_line(getattr(error, "strerror", None) or str(error))
-    if isinstance(error, websocket.WebSocketProxyException) and detail.endswith("status: 407"):
-        return Ended(f"the proxy refuses our credentials: {detail}", "unauthorized")
-    reason, words = next((reason, words) for kinds, reason, words in _FAILURES if isinstance(error, kinds))
-    return Ended(words.format(detail), reason)
-
-
-def _close_text(payload: bytes) -> str:
-    if len(payload) < struct.calcsize("!H"):
-        return "no code"
-    (code,) = struct.unpack_from("!H", payload)
-    return _one_line(f"{code} {payload[2:].decode(errors='replace')}")
-
-
-def _one_line(text: str) -> str:
-    """What a stranger wrote, fit for a log: short, and without control characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:_LONGEST_TEXT]

@@ -21,7 +21,7 @@ from websockets.sync.server import Server, ServerConnection, serve
 from bridge.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, FrameReader, encode
 from bridge.source import Ended, Read
 from bridge.sources.dockercloud.settings import DockerCloudSettings
-from bridge.sources.dockercloud.source import DockerCloudSession, DockerCloudSource, tls_context
+from bridge.sources.dockercloud.source import DockerCloudSession, DockerCloudSource
 from tests.support.waiting import until
 
 DEADLINE = 20.0
@@ -332,15 +332,6 @@ def test_an_unusable_ca_file_is_named(content: str | None, why: str, tmp_path: P
     assert ended.reason == "tls"
     assert str(ca_file) in str(ended)
     assert why.lower() in str(ended).lower()
-
-
-def test_sessions_share_the_tls_context_until_the_file_changes(tls: Tls, tmp_path: Path) -> None:
-    ca_file = tmp_path / "ca.pem"
-    ca_file.write_bytes(Path(tls.ca_file).read_bytes())
-    before = tls_context(ca_file)
-    assert tls_context(ca_file) is before
-    ca_file.touch()
-    assert tls_context(ca_file) is not before
 
 
 def test_a_tls_record_that_stops_in_the_middle_does_not_block_reading(
