@@ -25,7 +25,7 @@ def test_of_itself(): ...
 
 
 def summary(folder: Path, *options: str, imports: str = "", **variables: str) -> list[str]:
-    """What a run with some skipped tests says after the tests."""
+    """Return the lines after the tests of a run with some skipped tests."""
     (folder / "test_some.py").write_text(TESTS.format(imports=imports))
     (folder / "test_other.py").write_text('import pytest\npytest.skip("not installed: a broker", allow_module_level=True)\n')
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider"]

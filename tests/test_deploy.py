@@ -1,4 +1,4 @@
-"""What is in `deploy/` for the tests themselves: brokers in containers, where the tests look for them."""
+"""The brokers of `deploy/compose.test.yaml` are where the tests look for them."""
 
 import re
 import shutil
@@ -17,7 +17,7 @@ from tests.support.ports import free_port
 ROOT: Final = Path(__file__).parent.parent
 FILE: Final = ROOT / "deploy" / "compose.test.yaml"
 KNOWN: Final = {"image", "ports", "environment", "configs", "healthcheck"}
-"""What a service there may say, all of it part of the Compose specification."""
+"""Keys that a service may have, all of them part of the Compose specification."""
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def compose() -> Any:
 
 
 def ports_of(service: dict[str, Any]) -> list[str]:
-    """Where a service can be reached from outside."""
+    """Return the ports of a service on the host."""
     return [port.rpartition(":")[0] for port in service["ports"]]
 
 

@@ -1,4 +1,4 @@
-"""What the documents show works: configurations load, commands exist, metrics are there, code runs."""
+"""Examples in the documents work: configurations load, commands exist, metrics are there, code runs."""
 
 import re
 import shlex

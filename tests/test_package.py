@@ -1,4 +1,4 @@
-"""What is installed is what is in the tree."""
+"""The installed package has the modules of the tree."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""What the contract suite needs of a type of sink: a receiver under control, and a sink for it.
+"""A type of sink under test: a receiver under control, and a sink for it.
 
 Our own sinks' harnesses are in `ours`. With EVENT_BRIDGE_CONTRACT=module:Class (several by commas) the suite runs for these
 instead, and `docs/sinks.md` shows how the author of a sink writes and runs one.
@@ -20,7 +20,7 @@ RECEIVED: Final = datetime(2026, 11, 23, 17, 0, 0, 123456, tzinfo=UTC)
 
 Ability = Literal[
     "withhold",  # Acknowledgements can be held back.
-    "break",  # The far side can go away and come back.
+    "break",  # The receiver can go away and come back.
     "stop",  # It can stop acknowledging after some events.
     "reject",  # It can refuse one event for ever.
     "fail",  # It can fail for one event.

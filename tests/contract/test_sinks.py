@@ -141,7 +141,7 @@ def test_nothing_to_deliver_waits_for_nobody(harness: Harness, sink: Sink) -> No
 
 
 @sinks_that_can("notice")
-def test_a_far_side_that_is_gone_is_noticed_without_an_event(harness: Harness, sink: Sink) -> None:
+def test_a_receiver_that_is_gone_is_noticed_without_an_event(harness: Harness, sink: Sink) -> None:
     sink.open()
     harness.break_off()
 
@@ -171,7 +171,7 @@ def test_deliver_returns_only_after_the_acknowledgement(harness: Harness, sink: 
 
 
 @sinks_that_can("break")
-def test_a_far_side_that_is_gone_is_an_exception_and_nothing_is_lost(harness: Harness, sink: Sink) -> None:
+def test_a_receiver_that_is_gone_is_an_exception_and_nothing_is_lost(harness: Harness, sink: Sink) -> None:
     entries = make_entries(20)
     sink.open()
     assert not sink.deliver(entries[:10])
@@ -232,15 +232,15 @@ def test_nothing_of_the_same_resource_is_sent_after_an_event_that_failed(harness
 
     failures = sink.deliver(entries)
 
-    fates = {failure.seq: failure.outcome for failure in failures}
-    assert set(fates.values()) == {"retry", "held"}
+    outcomes = {failure.seq: failure.outcome for failure in failures}
+    assert set(outcomes.values()) == {"retry", "held"}
     for resource in by_resource([entry.json for entry in entries]):
-        unsent = [fates.get(entry.seq, "sent") for entry in entries if entry.fields.resource_uri == resource]
+        unsent = [outcomes.get(entry.seq, "sent") for entry in entries if entry.fields.resource_uri == resource]
         first = unsent.index("retry") if "retry" in unsent else len(unsent)
         assert unsent[:first] == ["sent"] * first
         assert unsent[first + 1 :] == ["held"] * len(unsent[first + 1 :])
-    assert 18 in fates
-    expected = [entry.json for entry in entries if entry.seq not in fates]
+    assert 18 in outcomes
+    expected = [entry.json for entry in entries if entry.seq not in outcomes]
     assert by_resource(harness.arrived()) == by_resource(expected)
 
 
@@ -262,7 +262,7 @@ def test_it_may_be_closed_at_any_time_and_opened_again(harness: Harness, sink: S
 
 
 @sinks_that_can("break")
-def test_opening_fails_until_the_far_side_is_back(harness: Harness, sink: Sink) -> None:
+def test_opening_fails_until_the_receiver_is_back(harness: Harness, sink: Sink) -> None:
     entries = make_entries(3)
     harness.break_off()
     for _ in range(3):
@@ -309,7 +309,7 @@ def check_connection(sink: Sink) -> None:
 
 
 def is_connected(sink: Sink) -> bool:
-    """Whether the sink, which can tell, thinks that the far side is there."""
+    """Return True if the sink, which can tell, takes the receiver for reachable."""
     assert hasattr(sink, "check_connection")
     try:
         check_connection(sink)

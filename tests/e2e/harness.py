@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: the real command as a process, and a webhook receiver that remembers and can misbehave."""
+"""The real command as a process, and a webhook receiver that remembers requests and can misbehave."""
 
 import contextlib
 import json
@@ -101,7 +101,7 @@ class Bridge:
         until(self.answers, f"the bridge answers; its log: {self.log.read_text()[-2000:]}")
 
     def answers(self) -> bool:
-        """Whether its port is open. Fails if the process is gone."""
+        """Return True if its port is open. Fails if the process is gone."""
         if self._process is not None and self._process.poll() is not None:
             raise AssertionError(f"the bridge ended with {self._process.returncode}: {self.log.read_text()[-2000:]}")
         try:
@@ -161,7 +161,7 @@ class Bridge:
         return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
 
     def status(self) -> Any:
-        """What `/status` says."""
+        """Return the answer of `/status`."""
         return json.loads(self.get("/status")[1])
 
     def pending(self) -> int:
@@ -169,7 +169,7 @@ class Bridge:
         return sum(sink["pending"] for sink in self.status()["sinks"].values())
 
     def lines(self) -> list[Any]:
-        """What it wrote to standard output."""
+        """Return the events on its standard output."""
         return [json.loads(line) for line in self.output.read_text().splitlines()]
 
 

@@ -59,7 +59,7 @@ class Reader:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """What was read, each event once, where it came first."""
+        """Return the events that were read, each once, at its first arrival."""
         read = [json.loads(message) for each in list(self.reads) for message in each.messages]
         return list({event["uuid"]: event for event in reversed(read)}.values())[::-1]
 
@@ -105,7 +105,7 @@ def by_container(events: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def replay(dockerd: Dockerd) -> list[dict[str, Any]]:
-    """What the Engine's own memory says, mapped."""
+    """Return the events of the Engine's own memory, mapped."""
     info = json.loads(dockerd.call("GET", "/info"))
     mapped = (to_event(msgspec.convert(raw, EngineEvent), Identity(info["ID"]), "acme") for raw in dockerd.events())
     return [json.loads(event) for event in mapped if event is not None]

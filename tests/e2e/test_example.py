@@ -30,7 +30,7 @@ from tests.support.waiting import until
 
 EXAMPLE = Path(__file__).parent.parent.parent / "config" / "bridge.example.yaml"
 REMARK = "sink audit: topic docker-events exists, and we may write to it"
-"""What a check says of the Kafka of these tests besides ok."""
+"""Remarks of a check on the Kafka of these tests."""
 
 NO_KAFKA = kafka_broker.any_available()
 EVENTS = 600
@@ -86,11 +86,11 @@ class Surroundings:
         }
 
     def audited(self) -> list[dict[str, Any]]:
-        """What has come into the topic since the beginning."""
+        """Return the records that came since the beginning."""
         return [json.loads(record) for record in (self._records() - self.before).elements()]
 
     def at_home(self) -> list[dict[str, Any]]:
-        """What the subscriber has got."""
+        """Return the publications of the subscriber."""
         return [json.loads(payload) for payload in self.subscriber.payloads()]
 
     def _records(self) -> Counter[bytes]:
@@ -129,7 +129,7 @@ def check(variables: Mapping[str, str]) -> tuple[int, list[str]]:
 
 
 def is_alarming(event: Mapping[str, Any]) -> bool:
-    """What the comments of the example promise for `alerts`."""
+    """Return True if the comments of the example promise an event to `alerts`."""
     state = event["state"].lower()
     bad = fnmatchcase(state, "*failed*") or state in {"not running", "unreachable"}
     gone = (event["type"], event["action"]) == ("node", "terminate")
@@ -204,7 +204,7 @@ def accepted(bridge: Bridge, stream: str) -> float:
 
 
 def boxes(around: Surroundings) -> list[dict[str, Any]]:
-    """What the archive has of the containers of the engine."""
+    """Return the events of the engine's containers in the archive."""
     return [event for event in events_of(around.archive) if event["namespace"] == "local" and event["type"] == "container"]
 
 

@@ -1,4 +1,4 @@
-"""What is finite runs out: disk, descriptors, the size of an event. It is said, nothing is lost, and it goes on by itself."""
+"""Disk, descriptors and the size of an event run out. It is logged, nothing is lost, and the bridge goes on by itself."""
 
 import contextlib
 import os
@@ -190,7 +190,7 @@ def test_what_this_user_may_not_write_is_explained_and_no_damage(open_directory:
 
 
 def bridge_is_idle(bridge: Bridge) -> bool:
-    """Whether its threads sleep for most of a second."""
+    """Return True if its threads sleep for most of a second."""
     process = psutil.Process(bridge.pid)
     before = process.cpu_times()
     time.sleep(1.0)

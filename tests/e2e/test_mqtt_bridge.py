@@ -220,7 +220,7 @@ def tls_listener(certificate: Path, key: Path) -> str:
 
 
 def acknowledged(folder: Path) -> int:
-    """How many events the broker has acknowledged, by its own log."""
+    """Count the events that the broker has acknowledged, by its own log."""
     log = (folder / "mosquitto.log").read_text()
     availability = re.findall(r"Received PUBLISH from event-bridge-.*'docker/bridge/home'", log)
     return log.count("Sending PUBACK to event-bridge-") - len(availability)

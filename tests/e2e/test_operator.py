@@ -1,4 +1,4 @@
-"""What an operator does: looks inside, sends dead letters again, saves what a dead process left. With the real command."""
+"""An operator looks inside, sends dead letters again and reads the journal of a dead process, with the real command."""
 
 import json
 import shutil
@@ -142,7 +142,7 @@ def replay_on_the_file(bridge: Bridge, receiver: Receiver, sent: list[str], bad:
 
 
 def save_what_is_left(bridge: Bridge, directory: Path, sent: list[str]) -> None:
-    """What a killed bridge left is what it took; a damaged copy gives what can be read, and nothing else."""
+    """The journal of a killed bridge has all that it took; a damaged copy gives what can be read, and nothing else."""
     saved = directory / "saved.jsonl"
     assert f"exported {EVENTS:,} events" in command(bridge, "journal", "export", "--output", str(saved)).stderr
     events = [json.loads(line) for line in saved.read_text().splitlines()]

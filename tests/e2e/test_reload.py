@@ -119,7 +119,7 @@ def without(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def heard(bridge: Bridge, names: tuple[str, ...]) -> list[float]:
-    """How many events each stream has brought."""
+    """Count the events of each stream."""
     metrics = bridge.metrics()
     return [value(metrics, "events_accepted_total", stream=name) for name in names]
 
@@ -221,7 +221,7 @@ def test_without_a_file_a_hangup_reads_the_secrets_again(tmp_path: Path) -> None
 
 
 def catches(process_id: int, number: signal.Signals) -> bool:
-    """Whether a process has something to do at a signal, as the kernel says."""
+    """Return True if a process has a handler for a signal, by the kernel's list."""
     status = Path(f"/proc/{process_id}/status").read_text()
     (mask,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")]
     return bool(int(mask, 16) >> (number - 1) & 1)

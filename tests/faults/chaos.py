@@ -13,7 +13,7 @@ from tests.faults.rig import Rig
 from tests.support.waiting import until
 
 MOMENTS: Final = {"starting": 15, "running": 75, "stopping": 10}
-"""What the bridge is doing when it is killed, and how often in a hundred times."""
+"""Work of the bridge when it is killed, and the share of each in percent."""
 
 _MEAN_LIFE: Final = 1.0
 _LONGEST_LIFE: Final = 6.0

@@ -21,7 +21,7 @@ KINDS: Final = {
     "PRAGMA wal_checkpoint(PASSIVE)": "checkpoint",
     "PRAGMA wal_checkpoint(TRUNCATE)": "close",
 }
-"""How the first statement of a transaction begins, or a statement of its own, and what is done by it. Besides: `schema`."""
+"""Beginnings of the first statement of a transaction, or of a statement of its own, and the work done. Besides: `schema`."""
 
 
 class Doomed(sqlite3.Connection):

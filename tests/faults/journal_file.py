@@ -1,4 +1,4 @@
-"""What a journal's file says: read while a bridge writes it, or as a process that was killed has left it."""
+"""Read the file of a journal while a bridge writes it, or after its process was killed."""
 
 import json
 import sqlite3
@@ -14,12 +14,12 @@ class Look(NamedTuple):
     """A journal at one instant.
 
     Attributes:
-        next_seq: The place that the next event will get.
-        first: The place of the first of `uuids`.
+        next_seq: The number that the next event will get.
+        first: The number of the first of `uuids`.
         uuids: The events that were committed since the last look, in order.
         streams: Each stream's counts.
         sinks: Each sink's cursor and counts, with its `retrying` and `dead_letters`.
-        retrying: The places in each sink's retry queue.
+        retrying: The numbers in each sink's retry queue.
         dead: The uuids in each sink's dead letters.
     """
 
@@ -37,7 +37,7 @@ NOTHING = Look(1, 1, [], {}, {}, {}, {})
 
 
 def look(path: Path, after: int) -> Look:
-    """Read the journal, its events from the place behind `after` on.
+    """Read the journal, its events with numbers above `after`.
 
     Raises:
         sqlite3.Error: It can't be read.
@@ -58,13 +58,13 @@ def look(path: Path, after: int) -> Look:
 
 
 def problems(look: Look) -> list[str]:
-    """What does not add up."""
+    """Return the counters that do not add up."""
     wrong = []
     for name, stream in look.streams.items():
         if stream["received"] != stream["accepted"] + stream["duplicate"] + stream["malformed"]:
             wrong.append(f"stream {name}: {stream}")
     if look.streams and sum(stream["accepted"] for stream in look.streams.values()) != look.next_seq - 1:
-        wrong.append(f"{look.next_seq - 1} places are taken, and the streams say {look.streams}")
+        wrong.append(f"{look.next_seq - 1} numbers are taken, and the streams say {look.streams}")
     for name, sink in look.sinks.items():
         pending = look.next_seq - sink["cursor"] + sink["retrying"]
         ends = sum(sink[end] for end in ("delivered", "filtered", "dead", "dropped"))

@@ -47,7 +47,7 @@ class Violation:
 
 @dataclass(slots=True)
 class _Resource:
-    """What was seen of a resource: the newest of its events at each sink, and how many of its events are remembered."""
+    """The newest event of a resource at each sink, and the number of its events that are remembered."""
 
     newest: list[int]
     events: int = 0
@@ -72,7 +72,7 @@ class _Sent:
 
 @dataclass
 class Tally:
-    """What is counted at one sink: events that arrived, repetitions that a fault explains, and those that none explains.
+    """Counts of one sink: events that arrived, repetitions that a fault explains, and those that none explains.
 
     Besides, the uuids of its dead letters.
     """
@@ -181,19 +181,19 @@ class Oracle:
     # What the journal says
 
     def committed(self, first: int, uuids: Iterable[str]) -> None:
-        """The journal holds these events, from place `first` on; what was said before is not said again."""
+        """The journal holds these events, from seq `first` on; those that it had already are skipped."""
         with self._lock:
             for seq, uuid in enumerate(uuids, first):
                 sent = self._events.get(uuid)
                 if seq != self.committed_count + 1:
-                    self.violate("journal", "journal", f"place {seq} comes after place {self.committed_count}")
+                    self.violate("journal", "journal", f"seq {seq} comes after seq {self.committed_count}")
                 if sent is None:
-                    self.violate("journal", "journal", f"place {seq} holds {uuid}, which was not sent")
+                    self.violate("journal", "journal", f"seq {seq} holds {uuid}, which was not sent")
                 elif sent.seq is not None:
-                    self.violate("journal", "journal", f"place {seq} holds {uuid}, and so does place {sent.seq}")
+                    self.violate("journal", "journal", f"seq {seq} holds {uuid}, and so does seq {sent.seq}")
                 else:
                     if sent.number < self._last_committed and not sent.again:
-                        self.violate("journal", "journal", f"place {seq} holds {uuid}, which was sent before the one before it")
+                        self.violate("journal", "journal", f"seq {seq} holds {uuid}, which was sent before the one before it")
                     if not sent.again:
                         self._last_committed = max(self._last_committed, sent.number)
                     sent.seq = seq
@@ -208,21 +208,21 @@ class Oracle:
                 tally.dead.add(uuid)
                 sent = self._events.get(uuid)
                 if sent is None or sent.seq is None:
-                    self.violate("unknown", sink, f"a dead letter of what is not in the journal: {uuid}; {self.fate(uuid)}")
+                    self.violate("unknown", sink, f"a dead letter of what is not in the journal: {uuid}; {self.describe(uuid)}")
                 else:
                     sent.dead[at] = True
 
-    def in_flight(self, sink: str, places: Iterable[int], times: float = 1) -> None:
-        """A fault happened while the events of these places may have been on their way: each may come again so many times."""
+    def in_flight(self, sink: str, seqs: Iterable[int], times: float = 1) -> None:
+        """A fault happened while the events of these numbers may have been on their way: each may come again so many times."""
         at = self._place[sink]
         with self._lock:
-            for seq in places:
+            for seq in seqs:
                 uuid = self._by_seq.get(seq)
                 if uuid is not None:
                     self._events[uuid].allowed[at] += times
 
-    def judge(self) -> None:
-        """Decide about what was repeated, and forget what has come to its end. Not while a fault goes on."""
+    def classify(self) -> None:
+        """Classify repetitions, and forget events that are everywhere. Not while a fault goes on."""
         with self._lock:
             while self._repeats:
                 uuid, sent, at = self._repeats.popleft()
@@ -232,13 +232,13 @@ class Oracle:
                 else:
                     tally.unexplained += 1
                     words = f"arrived {sent.arrivals[at]} times, {sent.allowed[at]:g} more than once are explained"
-                    self.violate("repeated", self.sinks[at], f"{uuid} (place {sent.seq}) {words}; {self.fate(uuid)}")
+                    self.violate("repeated", self.sinks[at], f"{uuid} (seq {sent.seq}) {words}; {self.describe(uuid)}")
             self._forget()
 
-    # The books
+    # Counters
 
     def balanced(self, problems: Sequence[str], where: str) -> None:
-        """The books were looked at; what does not add up."""
+        """Note a look at the counters, and those that do not add up."""
         with self._lock:
             self.checks += 1
             for problem in problems:
@@ -256,7 +256,7 @@ class Oracle:
     # The end
 
     def missing(self) -> int:
-        """How many arrivals are still to come, over all sinks."""
+        """Count the arrivals that are still to come, over all sinks."""
         with self._lock:
             there = [tally.arrived + len(tally.dead) for tally in self.tallies.values()]
             return sum(max(0, self.committed_count - count) for count in there)
@@ -264,26 +264,26 @@ class Oracle:
     def finish(self) -> None:
         """Everything is over, and nothing is pending: look for what is lost."""
         with self._lock:
-            self.judge()
+            self.classify()
             for uuid, sent in self._events.items():
                 if sent.seq is None:
                     self._check_uncommitted(uuid, sent)
                     continue
                 for at, sink in enumerate(self.sinks):
                     if not sent.arrivals[at] and not sent.dead[at]:
-                        self.violate("lost", sink, f"{uuid} (place {sent.seq}): {self.fate(uuid)}")
+                        self.violate("lost", sink, f"{uuid} (seq {sent.seq}): {self.describe(uuid)}")
 
-    def fate(self, uuid: str) -> str:
-        """What is known of an event: what each sink saw of it."""
+    def describe(self, uuid: str) -> str:
+        """Describe an event: its numbers, and its arrivals at each sink."""
         sent = self._events.get(uuid)
         if sent is None:
             return "nothing is known of it"
         seen = ", ".join(f"{sink} {count} times" for sink, count in zip(self.sinks, sent.arrivals, strict=True))
-        return f"sent as number {sent.number}, place {sent.seq}, arrived at {seen}"
+        return f"sent as number {sent.number}, seq {sent.seq}, arrived at {seen}"
 
     @property
     def remembered(self) -> int:
-        """How many events are in memory."""
+        """Count the events in memory."""
         return len(self._events)
 
     def _forget(self) -> None:
@@ -304,7 +304,7 @@ class Oracle:
     def _check_uncommitted(self, uuid: str, sent: _Sent) -> None:
         for sink, count in zip(self.sinks, sent.arrivals, strict=True):
             if count:
-                self.violate("uncommitted", sink, f"{uuid} arrived, and is not in the journal; {self.fate(uuid)}")
+                self.violate("uncommitted", sink, f"{uuid} arrived, and is not in the journal; {self.describe(uuid)}")
 
 
 def _is_everywhere(sent: _Sent) -> bool:

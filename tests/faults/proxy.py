@@ -9,7 +9,7 @@ import time
 from typing import Final, Literal, Self
 
 Fault = Literal["latency", "drip", "half-open", "cut", "reset"]
-"""What can be wrong with it.
+"""Faults of the connection.
 
 latency: Everything takes longer.
 drip: A byte at a time.

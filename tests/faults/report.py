@@ -1,4 +1,4 @@
-"""What a long run comes to: a table in Markdown, and the evidence of what is wrong."""
+"""Report of a long run: a table in Markdown, and the evidence of each violation."""
 
 import json
 from collections.abc import Mapping
@@ -44,12 +44,12 @@ def table(oracle: Oracle, facts: Mapping[str, object]) -> str:
 
 
 def about_this_machine() -> dict[str, object]:
-    """What it ran on."""
+    """Describe the machine."""
     return {figure.what: figure.value for figure in machine(SIZES["quick"])}
 
 
 def summary(oracle: Oracle) -> str:
-    """What is wrong, in a few lines; empty if nothing is."""
+    """Return the violations in a few lines; empty if there are none."""
     lines = [f"{violation.rule} at {violation.place}: {violation.evidence[:1000]}" for violation in oracle.violations[:20]]
     return "\n".join([f"{dict(oracle.broken)}", *lines]) if lines else ""
 

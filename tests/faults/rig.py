@@ -135,7 +135,7 @@ class Rig:
             oracle.buried(sink, uuids)
             for uuid in uuids:
                 if sink != "webhook" or not self.hook.rejects(uuid):
-                    oracle.violate("lost", sink, f"a dead letter that nobody rejected: {oracle.fate(uuid)}")
+                    oracle.violate("lost", sink, f"a dead letter that nobody rejected: {oracle.describe(uuid)}")
         return look
 
     def scrape(self, where: str) -> None:
@@ -166,11 +166,11 @@ class Rig:
         for sink, row in look.sinks.items():
             self.oracle.in_flight(sink, range(row["cursor"], row["cursor"] + DELIVERY))
             self.oracle.in_flight(sink, look.retrying.get(sink, ()))
-        self.oracle.judge()
+        self.oracle.classify()
         self._output.empty(self.bridge.output)
 
     def settled_down(self) -> bool:
-        """Whether the stream is connected, and every sink up."""
+        """Return True if the stream is connected and every sink up."""
         status = self.bridge.status()
         return all(stream["connected"] for stream in status["streams"].values()) and all(
             sink["up"] for sink in status["sinks"].values()

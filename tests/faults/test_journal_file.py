@@ -1,4 +1,4 @@
-"""What a journal's file says is what its owner says; and books that do not balance are noticed."""
+"""The file of a journal has what its owner reports; counters that do not add up are noticed."""
 
 from pathlib import Path
 from typing import Any

@@ -78,7 +78,7 @@ def test_a_dead_letter_is_not_waited_for_and_forgotten_like_others() -> None:
     for sink in SINKS:
         oracle.buried(sink, {uuid(9)})
         oracle.buried(sink, {uuid(9)})
-    oracle.judge()
+    oracle.classify()
 
     assert (oracle.missing(), oracle.remembered) == (0, 0)
     assert broken(oracle) == {}
@@ -165,7 +165,7 @@ def test_one_fault_explains_one_repetition() -> None:
     oracle = after(sent=1, committed=1, arrived=1)
     oracle.in_flight("stdout", [1])
     oracle.arrived("stdout", arrival(1, "1"))
-    oracle.judge()
+    oracle.classify()
     oracle.arrived("stdout", arrival(1, "1"))
 
     assert broken(oracle) == {"repeated": 1}
@@ -175,7 +175,7 @@ def test_one_fault_explains_one_repetition() -> None:
     ("first", "uuids"),
     [
         (4, [uuid(4)]),  # A hole.
-        (2, [uuid(3)]),  # A place that was taken.
+        (2, [uuid(3)]),  # A number that was taken.
         (3, [uuid(1)]),  # Committed before.
         (3, [uuid(9)]),  # Never sent.
         (3, [uuid(4), uuid(3)]),  # Not in the order in which they were sent.
@@ -213,13 +213,13 @@ def test_the_books_balance_and_their_counts_never_go_back() -> None:
 
 def test_what_has_come_to_its_end_is_forgotten_and_what_has_not_is_not() -> None:
     oracle = after(sent=50, committed=40, arrived=30, window=5)
-    oracle.judge()
+    oracle.classify()
     assert oracle.remembered == 20
 
     for sink in SINKS:
         for number in range(31, 41):
             oracle.arrived(sink, arrival(number, str(number)))
-    oracle.judge()
+    oracle.classify()
 
     assert oracle.remembered == 5
     oracle.arrived("stdout", arrival(1, "1"))
@@ -228,7 +228,7 @@ def test_what_has_come_to_its_end_is_forgotten_and_what_has_not_is_not() -> None
 
 def test_what_is_forgotten_without_being_committed_may_not_have_arrived() -> None:
     oracle = after(sent=9, committed=0, arrived=1, window=5)
-    oracle.judge()
+    oracle.classify()
 
     assert oracle.broken == {"uncommitted": 2}
 

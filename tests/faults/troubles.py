@@ -29,7 +29,7 @@ _NEWS: Final = 30.0
 _PAGE: Final = 4096
 
 RESERVE: Final = 32 << 20
-"""What the journal leaves of the disk, so that outcomes can be recorded (`bridge.journal.writer`)."""
+"""Bytes of the disk that the journal leaves for outcomes (`bridge.journal.writer`)."""
 
 
 @contextmanager
@@ -46,11 +46,11 @@ def disturbed(rig: Rig, *sinks: str) -> Iterator[None]:
         rig.oracle.violate("progress", "after a fault", str(error))
     after = rig.looked_at("after a fault")
     for sink in sinks:
-        places = range(before.sinks[sink]["cursor"], after.sinks[sink]["cursor"] + DELIVERY)
-        rig.oracle.in_flight(sink, places, math.inf)
+        seqs = range(before.sinks[sink]["cursor"], after.sinks[sink]["cursor"] + DELIVERY)
+        rig.oracle.in_flight(sink, seqs, math.inf)
         for look in (before, after):
             rig.oracle.in_flight(sink, look.retrying.get(sink, ()), math.inf)
-    rig.oracle.judge()
+    rig.oracle.classify()
     rig.scrape("after a fault")
 
 

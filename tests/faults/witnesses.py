@@ -1,4 +1,4 @@
-"""Who sees what is sent and what arrives, and tells the oracle: a server at one end, and a witness behind each sink."""
+"""A server that sends events, and a receiver behind each sink; both report to the oracle."""
 
 import json
 import random
@@ -21,7 +21,7 @@ _TOLD_AGAIN = 50
 _REFUSED = 0.02
 """The share of webhook requests that fail by themselves."""
 _POISON = "000"
-"""How the uuid of an event ends that the receiver never takes: one of 4096."""
+"""End of the uuid of an event that the receiver never takes: one of 4096."""
 _LARGE = 64 << 20
 """Bytes of standard output that are kept at most, once they were read."""
 
@@ -73,7 +73,7 @@ class Hook(Receiver):
         self.answer = lambda events: self._judge(events, dice.random())
 
     def rejects(self, uuid: str) -> bool:
-        """Whether it will never take an event."""
+        """Return True if it never takes an event."""
         return self._poison is not None and uuid.endswith(self._poison)
 
     def _judge(self, events: list[dict[str, Any]], chance: float) -> tuple[int, dict[str, str]]:

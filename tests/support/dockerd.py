@@ -225,7 +225,7 @@ class Dockerd:
         self.call("DELETE", f"/containers/{container}?{urlencode({'force': str(force).lower()})}")
 
     def events(self) -> list[dict[str, Any]]:
-        """What the Engine still has of its events, oldest first: at most 256, none from before its start."""
+        """Return the events that the Engine still has, oldest first: at most 256, none from before its start."""
         answer = self.call("GET", f"/events?{urlencode({'since': '0', 'until': f'{time.time():.6f}'})}")
         return [json.loads(line) for line in answer.splitlines()]
 

@@ -1,4 +1,4 @@
-"""What a Docker Engine says, and whose words they are: what the tests of the Engine's stream have in common."""
+"""Messages of a Docker Engine."""
 
 import json
 from typing import Any, Final

@@ -44,7 +44,7 @@ GIVEN: Final = os.environ.get("EVENT_BRIDGE_TEST_KAFKA")
 """The address of a broker that is there already."""
 
 USERS: Final = {"admin": "admin-secret", "alice": "alice-secret", "bob": "bob-secret"}
-"""Who may log in, by PLAIN and by SCRAM. `admin` may do everything, the others what access rules say."""
+"""Users and passwords, for PLAIN and SCRAM. `admin` may do everything, the others what access rules say."""
 
 _NAME: Final = f"Apache Kafka {VERSION}"
 _CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "event-bridge-tests" / f"kafka-{VERSION}"
@@ -82,7 +82,7 @@ def any_available() -> str | None:
 
 
 def any_address() -> str:
-    """Where a broker is, for a test that any will do for: the one that was given, else the one that all tests share."""
+    """Return the address of any broker: the one that was given, else the one that all tests share."""
     return GIVEN or shared().address()
 
 
@@ -343,7 +343,7 @@ def create_topic(address: str, name: str, partitions: int = 3, replicas: int = -
 
 
 def has_topic(address: str, name: str) -> bool:
-    """Whether a topic exists."""
+    """Return True if a topic exists."""
     admin = KafkaAdminClient(bootstrap_servers=address)
     try:
         return name in admin.list_topics()
@@ -352,7 +352,7 @@ def has_topic(address: str, name: str) -> bool:
 
 
 def count_records(address: str, topic: str) -> int:
-    """How many records a topic has, by its offsets."""
+    """Count the records of a topic, by its offsets."""
     consumer = KafkaConsumer(bootstrap_servers=address, enable_auto_commit=False, group_id=None)
     try:
         partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]

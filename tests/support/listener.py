@@ -1,4 +1,4 @@
-"""What a test's own servers have in common: a port that can be closed, opened again, and whose connections can be cut."""
+"""A server whose port can be closed and opened again, and whose connections can be cut."""
 
 import socket
 import ssl

@@ -103,7 +103,7 @@ class Broker:
         return {"url": self.url, "client_id": self.prefix.replace("/", "-"), **topics}
 
     def listens(self) -> bool:
-        """Whether it takes connections."""
+        """Return True if it takes connections."""
         return _listens(self.host, self.plain)
 
     def publish(self, topic: str, payload: str) -> None:
@@ -127,7 +127,7 @@ class Broker:
             subscriber.close()
 
     def retained(self, topic: str) -> dict[str, dict[str, Any]]:
-        """What the broker has retained, by topic."""
+        """Return the retained messages, by topic."""
         command = [program("mosquitto_sub"), "-V", "5", "-h", self.host, "-p", str(self.plain), "-F", "%j", "-W", "1"]
         options = ["-t", topic, "--retained-only"]
         found = subprocess.run([*map(str, command), *options], check=False, capture_output=True, timeout=10)
@@ -261,12 +261,12 @@ class Subscriber:
         self.sync()
 
     def publications(self) -> list[dict[str, Any]]:
-        """What has arrived until now, as `mosquitto_sub -F %j` shows it, but with properties and payload made handy."""
+        """Return the messages until now as `mosquitto_sub -F %j` shows them, with properties and payload decoded."""
         with self._lock:
             return list(self._found)
 
     def payloads(self) -> list[bytes]:
-        """What has arrived until now, and will soon, since the broker has it."""
+        """Return the messages until now, and those that the broker has already."""
         self.sync()
         return [publication["payload"].encode() for publication in self.publications()]
 

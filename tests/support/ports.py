@@ -10,12 +10,12 @@ _RANGE: Final = range(10_240, 32_768)
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a port without a listener."""
     return free_ports(1)[0]
 
 
 def free_ports(count: int) -> list[int]:
-    """Some of them, all different."""
+    """Return ports without listeners, all different."""
     found: list[int] = []
     with ExitStack() as held:
         while len(found) < count:
