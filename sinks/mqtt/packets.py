@@ -1,6 +1,6 @@
-"""The few packets of MQTT that a publisher needs besides CONNECT, and what their reason codes mean; pure.
+"""The packets that a publisher needs besides CONNECT, and the classification of their reason codes; pure.
 
-Layouts and codes are those of the OASIS standard MQTT 5.0, sections 2 and 3; 3.1.1 has the same packets without properties
+Layouts and codes are from the OASIS standard MQTT 5.0, sections 2 and 3; 3.1.1 has the same packets without properties
 and reason codes.
 """
 
@@ -24,16 +24,13 @@ PING: Final = b"\xc0\x00"
 GOODBYE: Final = b"\xe0\x00"
 
 _PUBLISH: Final = 0x30
-_LONGEST: Final = (1 << 28) - 1
-"""Bytes of a packet after its fixed header at most."""
-
 FAILED: Final = 0x80
 """Reason codes from here on are failures."""
 
 SESSION_TAKEN_OVER: Final = 0x8E
 PACKET_TOO_LARGE: Final = 0x95
 BLAMES_A_PACKET: Final = frozenset({0x81, 0x82})
-"""Reasons for ending a connection that are about a packet, without saying what is wrong with it."""
+"""Reason codes of a DISCONNECT over a packet that do not say what is wrong with it."""
 
 Packet = tuple[int, bytes]
 """The first byte of a packet, and what follows its fixed header."""
@@ -42,7 +39,7 @@ _u16: Final = struct.Struct(">H").pack
 
 
 class Malformed(ValueError):
-    """What came is not MQTT."""
+    """The received bytes are not MQTT."""
 
 
 _REFUSALS: Final[dict[int, Classification]] = {
@@ -96,12 +93,12 @@ def classify(code: int) -> Classification:
 
 
 def varint(number: int) -> bytes:
-    """Encode a length in as many bytes as it needs, seven bits in each.
+    """Encode a length with seven bits per byte.
 
     Raises:
-        ValueError: It is longer than a packet can be.
+        ValueError: It is more than a packet can have.
     """
-    if number > _LONGEST:
+    if number >= 1 << 28:
         raise ValueError("longer than a packet of MQTT can be")
     encoded = bytearray()
     while number > 127:
@@ -112,18 +109,18 @@ def varint(number: int) -> bytes:
 
 
 def encode_publish(topic: bytes, payload: bytes, *, qos: int, retain: bool, packet_id: int, properties: bytes | None) -> bytes:
-    """Make a PUBLISH packet.
+    """Encode a PUBLISH packet.
 
     Args:
         topic: The topic, of 65,535 bytes at most.
-        payload: What is published.
+        payload: The payload.
         qos: Quality of service.
-        retain: Whether the broker shall keep it.
-        packet_id: Number of the packet; without meaning for QoS 0.
+        retain: True if the broker shall retain it.
+        packet_id: Packet identifier; not used with QoS 0.
         properties: Encoded properties; None for MQTT 3.1.1.
 
     Raises:
-        ValueError: It is longer than a packet can be.
+        ValueError: It is more than a packet can have.
     """
     head = _u16(len(topic)) + topic
     if qos:
@@ -134,12 +131,12 @@ def encode_publish(topic: bytes, payload: bytes, *, qos: int, retain: bool, pack
 
 
 def encode_release(packet_id: int) -> bytes:
-    """Make a PUBREL packet."""
+    """Encode a PUBREL packet."""
     return bytes((PUBREL, 2)) + _u16(packet_id)
 
 
 def encode_properties(fields: Fields, expiry: float | None) -> bytes:
-    """Make the properties of an event: UTF-8 text, its content type, expiry and what subscribers want to filter by."""
+    """Encode the properties of an event: UTF-8 text, content type, expiry, and fields by which subscribers filter."""
     return _common_properties(fields.namespace, fields.type, fields.action, fields.state, expiry) + _pair("uuid", fields.uuid)
 
 
@@ -162,14 +159,14 @@ def _text(text: str) -> bytes:
 
 
 def take_packets(buffer: bytearray, longest: int) -> list[Packet]:
-    """Take all complete packets out of what was received.
+    """Remove all complete packets from the buffer, and return them.
 
     Args:
-        buffer: What was received; what is left is the beginning of a packet.
-        longest: Bytes of a packet that are accepted.
+        buffer: The received bytes; the beginning of a packet stays.
+        longest: Largest packet in bytes that is accepted.
 
     Raises:
-        Malformed: What was received is not MQTT, or longer than accepted.
+        Malformed: The bytes are not MQTT, or a packet is too large.
     """
     packets: list[Packet] = []
     start, end = 0, len(buffer)
@@ -191,7 +188,7 @@ def take_packets(buffer: bytearray, longest: int) -> list[Packet]:
 
 
 def _long_size(buffer: bytearray, at: int) -> tuple[int, int] | None:
-    """Read a length of more than one byte, and where it ends; None if it is not complete."""
+    """Read a length of more than one byte, and the index after it; None if it is not complete."""
     size = 0
     for index in range(4):
         if at + index >= len(buffer):
@@ -203,15 +200,15 @@ def _long_size(buffer: bytearray, at: int) -> tuple[int, int] | None:
 
 
 def is_whole(kind: int, body: bytes) -> bool:
-    """Whether nothing is missing from a packet that `read_acknowledgement` may be asked to read."""
+    """True unless the packet is an acknowledgement that `read_acknowledgement` can't read."""
     return len(body) >= 2 or kind not in ACKNOWLEDGEMENTS
 
 
 def read_acknowledgement(body: bytes) -> tuple[int, int]:
-    """Read the packet's number and the reason code of a PUBACK, PUBREC or PUBCOMP.
+    """Read the packet identifier and the reason code of a PUBACK, PUBREC or PUBCOMP.
 
     Raises:
-        Malformed: There is no number.
+        Malformed: There is no packet identifier.
     """
     if len(body) < 2:
         raise Malformed("an acknowledgement of nothing")

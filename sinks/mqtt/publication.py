@@ -1,6 +1,6 @@
-"""What is published about an event: the event itself, and perhaps the state of its resource; pure."""
+"""The publications of an event: the event itself, and with a `state_topic` the state of its resource; pure."""
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from bridge.event import Fields
 from bridge.sink import Entry, Failure
@@ -8,12 +8,9 @@ from sinks.mqtt.packets import encode_properties, varint
 from sinks.mqtt.settings import MqttSettings
 from sinks.mqtt.topic import LONGEST, Topic
 
-_GONE: Final = "terminated"
-"""The state of a resource after which nothing more is heard of it, in lower case."""
-
 
 class Publication(NamedTuple):
-    """A PUBLISH packet to be: `properties` is None for MQTT 3.1.1."""
+    """The content of a PUBLISH packet; `properties` is None for MQTT 3.1.1."""
 
     topic: bytes
     payload: bytes
@@ -21,12 +18,12 @@ class Publication(NamedTuple):
     properties: bytes | None
 
 
-class Publisher:
-    """Makes the publications of events.
+class PublicationEncoder:
+    """Encodes events as publications.
 
     Args:
         settings: The sink's settings.
-        max_packet: Bytes of a packet that the broker takes.
+        max_packet: Largest packet in bytes that the broker accepts.
     """
 
     def __init__(self, settings: MqttSettings, max_packet: int) -> None:
@@ -38,35 +35,35 @@ class Publisher:
         self._max_packet = max_packet
 
     def __call__(self, entry: Entry) -> list[Publication] | Failure:
-        """Make the publications of an event, its state first, or say why the broker can't take them.
+        """Return the publications of an event, its state first, or the failure of an event that is too large.
 
-        What is first is published again if the other one is refused, which does no harm to a state.
+        If the second is refused, the first is published again at the retry, which does no harm to a state.
         """
         fields = entry.fields
         properties = encode_properties(fields, self._expiry) if self._has_properties else None
-        found = [Publication(self._topic.of(fields), entry.json, self._retain, properties)]
+        publications = [Publication(self._topic.of(fields), entry.json, self._retain, properties)]
         if self._state_topic is not None:
-            found.insert(0, self._state(self._state_topic, fields, entry.json))
-        for publication in found:
+            publications.insert(0, self._state(self._state_topic, fields, entry.json))
+        for publication in publications:
             if len(publication.topic) > LONGEST:
                 return Failure.rejected(entry, "too_large", "its topic would be longer than MQTT allows")
             size = _packet_size(publication)
             if size > self._max_packet:
                 return Failure.rejected(entry, "too_large", f"{size} bytes, and the broker takes {self._max_packet} at most")
-        return found
+        return publications
 
     def _state(self, topic: Topic, fields: Fields, json: bytes) -> Publication:
-        """Retain the event as its resource's last one; after the very last one, have the broker forget the resource.
+        """Return the state of a resource: its last event, retained; after "Terminated", an empty one, which deletes it.
 
-        It does not expire: a resource may be quiet for long.
+        It does not expire, since a resource may have no event for long.
         """
-        payload = b"" if fields.state.lower() == _GONE else json
+        payload = b"" if fields.state.lower() == "terminated" else json
         properties = encode_properties(fields, None) if self._has_properties else None
         return Publication(topic.of(fields), payload, retain=True, properties=properties)
 
 
 def _packet_size(publication: Publication) -> int:
-    """Bytes of the packet at QoS 1 or 2; with QoS 0 it is two bytes shorter."""
+    """Return the size of the packet at QoS 1 or 2; with QoS 0 it is two bytes less."""
     topic, payload, _, properties = publication
     size = 4 + len(topic) + len(payload)
     if properties is not None:

@@ -1,4 +1,4 @@
-"""What can be set for an `mqtt` sink, and what its connections are made with accordingly."""
+"""Settings of an `mqtt` sink."""
 
 import re
 import secrets
@@ -18,7 +18,7 @@ _TLS_SETTINGS: Final = ("ca_file", "cert_file", "key_file", "key_password")
 
 
 class Address(NamedTuple):
-    """Where a broker is."""
+    """The address of a broker."""
 
     host: str
     port: int
@@ -30,10 +30,10 @@ class Address(NamedTuple):
 
 
 def read_address(url: str) -> Address:
-    """Read the address of a broker.
+    """Parse the URL of a broker.
 
     Raises:
-        ValueError: It is not one. The error does not repeat it, since it may hold a password.
+        ValueError: It is not valid. The error does not repeat it, since it may hold a password.
     """
     try:
         parts = urlsplit(url)
@@ -183,12 +183,12 @@ class MqttSettings(SinkSettings):
 
     @property
     def window(self) -> int:
-        """Publications without an acknowledgement at most, as far as we are concerned.
+        """Largest number of publications in flight on our side.
 
         Mosquitto 2.0 acknowledges QoS 2 beyond its `max_inflight_messages` of 20, and loses what it has acknowledged.
         """
         return self.max_in_flight or (1000 if self.protocol == "5" else 20)
 
     def client_id_of(self, name: str) -> str:
-        """Name the connections of the sink called `name`."""
+        """Return the client id of the sink `name`."""
         return self.client_id or f"event-bridge-{socket.gethostname()}-{name}"

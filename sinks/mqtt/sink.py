@@ -1,22 +1,21 @@
 """Events as publications to an MQTT broker, one each.
 
-Acknowledged means: a PUBACK (QoS 1) or PUBCOMP (QoS 2) with a good reason code. With QoS 0 there is no acknowledgement; there a
-ping follows the events of a call, and its answer says that the broker has read them, which is not to say that it took them.
-MQTT 3.1.1 has no reason codes: a broker acknowledges what it refuses. Each connection begins a new session, so that QoS 2 does
-not mean once and only once if a connection breaks; the event's uuid tells.
+Acknowledged means a PUBACK (QoS 1) or PUBCOMP (QoS 2) with a good reason code. With QoS 0 there is no acknowledgement: a ping
+follows the events of a delivery, and its answer shows that the broker has read them, not that it accepted them. MQTT 3.1.1 has
+no reason codes: a broker acknowledges what it refuses. Each connection begins a new session, so that QoS 2 does not mean
+exactly once if a connection breaks; the event's uuid identifies duplicates.
 
-Whose fault is a refusal? "Not authorized" is about a topic, and others may be fine: the event is tried again later, and those
-of its resource wait. An invalid name or payload, or a packet that is too large, is the event's fault for ever. A quota is the
-broker's.
+"Not authorized" concerns a topic, and others may be accepted: the event is retried later, and later events of its resource
+wait. An invalid name or payload, or a packet that is too large, rejects the event. A quota concerns the sink.
 
-Some brokers say nothing and end the connection over an event that they do not like, or never acknowledge it; every new
-connection would end in the same way. So what was on its way when a connection broke is under suspicion: in the next calls it
-goes last, and each event alone. If the connection broke over it alone three times, although it had taken something else before,
-the event is at fault and has to wait for a retry. A broker that is down, or hangs, does not look like that: it takes nothing.
+Some brokers end the connection over an event without a reason, or never acknowledge it, and would do so on every new
+connection. So the events in flight when a connection broke go last in the next deliveries, one at a time. If the connection
+drops three times while only this event is in flight, and the broker accepted other events, the event goes to the retry queue.
+An unreachable broker is not mistaken for this: it accepts nothing.
 
-With a `state_topic` an event is two publications, and delivered when both are acknowledged: first the state, which can be
-published again without harm; when the broker has taken that, the event itself. Otherwise an event whose state is refused would
-be published at every retry.
+With a `state_topic` an event is two publications, and delivered when both are acknowledged. The state comes first, since it can
+be published again without harm; the event follows when the state was acknowledged. Otherwise an event whose state is refused
+would be published at every retry.
 """
 
 from collections.abc import Collection, Sequence
@@ -30,34 +29,20 @@ from bridge.tls import tls_context
 from sinks.classification import Classification
 from sinks.mqtt import packets
 from sinks.mqtt.connection import Connection
-from sinks.mqtt.delivery import Pipeline, make_lanes
-from sinks.mqtt.publication import Publication, Publisher
+from sinks.mqtt.delivery import Delivery, split_groups
+from sinks.mqtt.publication import Publication, PublicationEncoder
 from sinks.mqtt.settings import MqttSettings, read_address
 from sinks.mqtt.topic import Topic
 from sinks.mqtt.transport import Profile
+from sinks.ordering import group
 
 log = structlog.get_logger(__name__)
 
-_STRIKES: Final = 3
-"""How often a connection may break over one event before it is the event's fault."""
+_SOLO_FAILURES: Final = 3
+"""Number of disconnects with only one event in flight after which that event goes to the retry queue."""
 
-_MAX_SUSPECTS: Final = 10_000
-"""How many events are under suspicion at most; beyond that it is learned anew."""
-
-_WINDOW: Final = 60_000
-"""How many events are sent without an acknowledgement with QoS 0, before a ping says that they have been read."""
-
-_PARTING: Final = 2.0
-"""Seconds that a polite end of the connection may take."""
-
-_MANY_HANGUPS: Final = 3
-"""So many ends of connections without a reason, all within the memory (in seconds), are told and slow us down."""
-
-_HANGUP_MEMORY: Final = 600.0
-_LONGEST_PAUSE: Final = 30.0
-
-_ID: Final = 1
-"""The number of the packets that say whether we are available; nothing else is on its way then."""
+_AVAILABILITY_ID: Final = 1
+"""Packet identifier of the publications of our availability; nothing else is in flight then."""
 
 
 class MqttSink:
@@ -77,19 +62,20 @@ class MqttSink:
         template = settings.availability_topic
         self._availability = None if template is None else Topic(template, ("name",)).fill((name,))
         self._connection: Connection | None = None
-        self._publisher = Publisher(settings, 0)
+        self._encode = PublicationEncoder(settings, 0)
         self._refused_availability = False
-        self._proven = False
-        self._hangups: list[float] = []
-        self._suspects: dict[int, int] = {}  # How often each was alone when the connection broke.
-        self._strikes: dict[int, int] = {}
-        self._unwanted: dict[int, Classification] = {}
+        self._accepts = False  # True if the broker has accepted anything on this connection.
+        self._disconnects: list[float] = []
+        # By `seq`: the number of disconnects at which an event was alone in flight; those that count; the broker's reason.
+        self._in_flight_at_disconnect: dict[int, int] = {}
+        self._solo_failures: dict[int, int] = {}
+        self._refusals: dict[int, Classification] = {}
 
     def open(self) -> None:
-        """Connect, and say that we are online.
+        """Connect, and publish `online`.
 
         Raises:
-            Unavailable: The broker can't be reached, or does not take us, or can't do what is set.
+            Unavailable: The broker can't be reached, refuses the connection or lacks what the settings need.
         """
         self.close()
         settings = self._settings
@@ -108,40 +94,40 @@ class MqttSink:
         try:
             with connection.in_use():
                 self._check_limits(connection)
-                self._proven = self._announce(connection)
+                self._accepts = self._announce(connection)
         except BaseException:
             connection.close()
             raise
-        self._publisher = Publisher(settings, connection.limits.max_packet)
+        self._encode = PublicationEncoder(settings, connection.limits.max_packet)
         self._connection = connection
 
     def deliver(self, entries: Sequence[Entry]) -> Sequence[Failure]:
         """Publish all entries.
 
         Raises:
-            Unavailable: The broker is not available, with what it has acknowledged.
+            Unavailable: The broker is not available; with the events that it has acknowledged.
         """
         connection = self._opened()
         settings = self._settings
         ordered = settings.ordering == "resource" and settings.qos > 0
-        lanes, suspects = make_lanes(entries, ordered=ordered, suspects=self._suspects)
-        window = min(settings.window, connection.limits.receive_maximum) if settings.qos else _WINDOW
-        pipeline = Pipeline(lanes, suspects, self._publications, qos=settings.qos, window=window)
+        groups, last = split_groups(group(entries, ordered=ordered), self._in_flight_at_disconnect)
+        window = min(settings.window, connection.limits.receive_maximum) if settings.qos else 60_000
+        delivery = Delivery(groups, last, self._publications, qos=settings.qos, window=window)
         try:
             with connection.in_use():
-                self._run(connection, pipeline)
+                self._run(connection, delivery)
         except Unavailable as error:
             code = connection.ended_by
-            self._suspect(pipeline, packets.classify(code) if code and code not in packets.BLAMES_A_PACKET else None)
-            raise self._with_hint(error, connection.ended_by, pipeline.delivered) from error
-        self._acquit(pipeline.delivered)
-        if pipeline.trouble is not None:
-            words = f"{self._address}: the broker refused an event: {pipeline.trouble.error}"
-            raise Unavailable(words, pipeline.trouble.reason, delivered=pipeline.delivered)
-        return pipeline.failures
+            self._note_disconnect(delivery, packets.classify(code) if code and code not in packets.BLAMES_A_PACKET else None)
+            raise self._with_hint(error, connection.ended_by, delivery.delivered) from error
+        self._clear(delivery.delivered)
+        if delivery.unavailable is not None:
+            message = f"{self._address}: the broker refused an event: {delivery.unavailable.error}"
+            raise Unavailable(message, delivery.unavailable.reason, delivered=delivery.delivered)
+        return delivery.failures
 
     def check_connection(self) -> None:
-        """Read what the broker has sent, the end of the connection perhaps.
+        """Read what the broker has sent since the last use.
 
         Raises:
             Unavailable: The connection is lost.
@@ -154,11 +140,12 @@ class MqttSink:
             raise self._with_hint(error, connection.ended_by) from error
 
     def close(self) -> None:
-        """Say that we are offline, and disconnect. A delivery under way in another thread fails soon."""
+        """Publish `offline`, and disconnect. A delivery in another thread fails soon."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            patience = min(_PARTING, self._settings.timeout)
-            connection.close(self._availability_packet(connection, b"offline"), min(self._settings.qos, _ID), patience)
+            packet_id = _AVAILABILITY_ID if self._settings.qos else 0
+            farewell = self._availability_packet(connection, b"offline")
+            connection.close(farewell, packet_id, patience=min(2.0, self._settings.timeout))
 
     def _opened(self) -> Connection:
         if self._connection is None:
@@ -166,38 +153,38 @@ class MqttSink:
         return self._connection
 
     def _publications(self, entry: Entry) -> Sequence[Publication] | Failure:
-        """Make the publications of an event, unless it has shown to break connections."""
-        refusal = self._unwanted.pop(entry.seq, None)
+        """Return the publications of an event, or its failure if it has broken connections."""
+        refusal = self._refusals.pop(entry.seq, None)
         if refusal is not None:
             return refusal._replace(error=f"the broker ended the connection over it: {refusal.error}").failure(entry)
-        if self._strikes.get(entry.seq, 0) >= _STRIKES:
-            # When it comes again as a retry, it is tried once more.
-            self._strikes[entry.seq] = _STRIKES - 1
-            words = "the connection broke each time when this event was sent alone, and took others"
-            return Failure.retry(entry, "server_error", words)
-        return self._publisher(entry)
+        if self._solo_failures.get(entry.seq, 0) >= _SOLO_FAILURES:
+            # As a retry, it is tried once more.
+            self._solo_failures[entry.seq] = _SOLO_FAILURES - 1
+            error = "the connection broke each time when this event was sent alone, and took others"
+            return Failure.retry(entry, "server_error", error)
+        return self._encode(entry)
 
-    def _run(self, connection: Connection, pipeline: Pipeline) -> None:
-        """Send and take acknowledgements until everything has come to an end."""
-        connection.receive(0.0)  # What has happened since the last call, the end of the connection perhaps.
+    def _run(self, connection: Connection, delivery: Delivery) -> None:
+        """Send publications and read acknowledgements until all entries have an outcome."""
+        connection.receive(0.0)  # Find a disconnect since the last delivery.
         while True:
-            data = pipeline.fill(monotonic())
+            data = delivery.fill(monotonic())
             if data:
                 connection.send(data)
-            if pipeline.done:
+            if delivery.done:
                 return
             if self._settings.qos == 0:
                 self._await_pong(connection)
-                pipeline.acknowledge_all()
+                delivery.acknowledge_all()
                 continue
-            found = connection.receive(pipeline.silent_since + self._settings.timeout)
-            if not found:
+            received = connection.receive(delivery.silent_since + self._settings.timeout)
+            if not received:
                 raise self._no_answer(connection)
             now = monotonic()
             answers = b"".join(
                 [
-                    pipeline.acknowledge(kind, *packets.read_acknowledgement(body), now)
-                    for kind, body in found
+                    delivery.acknowledge(kind, *packets.read_acknowledgement(body), now)
+                    for kind, body in received
                     if kind in packets.ACKNOWLEDGEMENTS
                 ]
             )
@@ -230,12 +217,12 @@ class MqttSink:
             payload,
             qos=min(self._settings.qos, 1),
             retain=connection.limits.retain,
-            packet_id=_ID,
+            packet_id=_AVAILABILITY_ID,
             properties=b"" if self._settings.protocol == "5" else None,
         )
 
     def _announce(self, connection: Connection) -> bool:
-        """Say that we are online; return whether the broker has shown that it takes what we send."""
+        """Publish `online`; return True if the broker has accepted it, or has answered a ping with QoS 0."""
         packet = self._availability_packet(connection, b"online")
         if packet:
             connection.send(packet)
@@ -247,59 +234,57 @@ class MqttSink:
         code = self._await_acknowledgement(connection)
         refused = code >= packets.FAILED
         if refused and not self._refused_availability:
-            words = packets.classify(code).error
-            log.warning(
-                "availability can't be published", sink=self.name, topic=(self._availability or b"").decode(), error=words
-            )
+            topic, error = (self._availability or b"").decode(), packets.classify(code).error
+            log.warning("availability can't be published", sink=self.name, topic=topic, error=error)
         self._refused_availability = refused
         return not refused
 
     def _await_acknowledgement(self, connection: Connection) -> int:
-        """Wait for the only acknowledgement that is due, and return its reason code."""
+        """Wait for the only PUBACK that is due, and return its reason code."""
         until = monotonic() + self._settings.timeout
-        while found := connection.receive(until):
-            for kind, body in found:
+        while received := connection.receive(until):
+            for kind, body in received:
                 if kind == packets.PUBACK:
                     return packets.read_acknowledgement(body)[1]
         raise self._no_answer(connection)
 
     def _with_hint(self, error: Unavailable, code: int | None, delivered: Collection[int] = ()) -> Unavailable:
-        """Add to the end of a connection what its frequency means, and a pause.
+        """Return the error with a hint and a pause if the broker often disconnects without a reason.
 
-        Two clients with the same name take the session from each other, and not every broker tells them.
+        Two clients with the same client id take the session from each other, and not every broker sends the reason.
         """
         hint, pause = "", error.retry_after
         if error.reason == "unreachable" and not code:
             now = monotonic()
-            self._hangups = [*(when for when in self._hangups if now - when < _HANGUP_MEMORY), now]
-            times = len(self._hangups)
-            if times >= _MANY_HANGUPS:
+            self._disconnects = [*(when for when in self._disconnects if now - when < 600), now]
+            times = len(self._disconnects)
+            if times >= 3:
                 client_id = self._settings.client_id_of(self.name)
                 hint = f"; {times} times lately: is there another client with the `client_id` {client_id}?"
-                pause = min(_LONGEST_PAUSE, float(times))
+                pause = min(30.0, float(times))
         return Unavailable(f"{error}{hint}", error.reason, retry_after=pause, delivered=delivered)
 
-    def _suspect(self, pipeline: Pipeline, refusal: Classification | None) -> None:
-        """Remember the events in flight when the connection broke; `refusal` is the broker's reason, if it gave one."""
-        self._acquit(pipeline.delivered)
+    def _note_disconnect(self, delivery: Delivery, refusal: Classification | None) -> None:
+        """Remember the events in flight when the connection broke; `refusal` is the reason that the broker sent, if any."""
+        self._clear(delivery.delivered)
         if refusal is not None and refusal.scope == "sink":
             return
-        flying = pipeline.unacknowledged
-        if len(self._suspects) + len(flying) > _MAX_SUSPECTS:
-            self._suspects, self._strikes, self._unwanted = {}, {}, {}
-        for seq in flying:
-            self._suspects.setdefault(seq, 0)
-        if len(flying) == 1:
-            (seq,) = flying
-            self._suspects[seq] += 1
+        in_flight = delivery.unacknowledged
+        if len(self._in_flight_at_disconnect) + len(in_flight) > 10_000:
+            self._in_flight_at_disconnect, self._solo_failures, self._refusals = {}, {}, {}
+        for seq in in_flight:
+            self._in_flight_at_disconnect.setdefault(seq, 0)
+        if len(in_flight) == 1:
+            (seq,) = in_flight
+            self._in_flight_at_disconnect[seq] += 1
             if refusal is not None and refusal.outcome == "rejected":
-                self._unwanted[seq] = refusal
-            elif self._proven or pipeline.delivered:
-                self._strikes[seq] = self._strikes.get(seq, 0) + 1
+                self._refusals[seq] = refusal
+            elif self._accepts or delivery.delivered:
+                self._solo_failures[seq] = self._solo_failures.get(seq, 0) + 1
 
-    def _acquit(self, delivered: set[int]) -> None:
-        """Forget what was held against events that have arrived now."""
-        if self._suspects:
-            for seq in delivered & self._suspects.keys():
-                del self._suspects[seq]
-                self._strikes.pop(seq, None)
+    def _clear(self, delivered: set[int]) -> None:
+        """Forget the disconnects of events that were delivered."""
+        if self._in_flight_at_disconnect:
+            for seq in delivered & self._in_flight_at_disconnect.keys():
+                del self._in_flight_at_disconnect[seq]
+                self._solo_failures.pop(seq, None)

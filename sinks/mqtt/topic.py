@@ -16,7 +16,7 @@ from sinks.template import Template
 LONGEST: Final = 0xFFFF
 """Bytes of a topic, or of any other text in MQTT, at most."""
 
-# Control characters, surrogates and non-characters: what a broker may refuse in any text.
+# Control characters, surrogates and non-characters, which a broker may refuse in any text.
 _UNFIT: Final = "\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\ufdd0-\\ufdef" + "".join(
     f"\\U{plane:04x}fffe\\U{plane:04x}ffff" for plane in range(17)
 )
@@ -27,7 +27,7 @@ _FIELDS: Final = ("namespace", "type", "action", "state", "resource_uuid", "uuid
 
 
 def clean_text(text: str) -> bytes:
-    """Encode a text for a property: without what MQTT forbids, and cut to what it allows."""
+    """Encode a text for a property, without characters that MQTT forbids, and cut to the allowed length."""
     if text.isascii() and text.isprintable() and len(text) <= LONGEST:
         return text.encode()
     return _UNFIT_IN_TEXT.sub("_", text).encode()[:LONGEST].decode(errors="ignore").encode()

@@ -1,16 +1,16 @@
-"""How a connection to a broker is made; the only module that knows paho-mqtt.
+"""Connecting to a broker with paho-mqtt; the only module that imports it.
 
-paho connects (TCP, TLS, websocket) and writes CONNECT with all that belongs to it; from then on its socket is ours, and paho
-is not asked to do anything any more. What is wrong with the rest of it, as of 2.2.0, each enough for this decision:
+paho connects (TCP, TLS, websocket) and writes CONNECT. From then on only its socket is used. The rest of paho 2.2.0 is not
+used, for any of these reasons:
 
-- `is_published()` and `wait_for_publish()` say that an event was published which the broker has refused, or raise for ever
-  although it was delivered. With QoS 2 a refusal in a PUBREC is not even told to a callback.
-- What was published while offline waits in memory, twice the truth when there is a journal, and is sent again without regard
-  to the window; one topic that the broker does not like then ends every later connection, too.
-- An exception in a callback ends its network thread without a word. `loop_stop()` waits for ever for an acknowledgement.
-- The broker's limits (Receive Maximum, Maximum Packet Size) are ignored, 3.1 is tried silently when 3.1.1 is refused, and the
-  reason for which TLS 1.3 refused our certificate is dropped.
-- A second of CPU publishes 30,000 events; packets that are joined and read in bulk make it several times as many.
+- `is_published()` and `wait_for_publish()` report an event as published that the broker refused, or raise for ever although it
+  was delivered. With QoS 2 a refusal in a PUBREC reaches no callback.
+- Messages published while offline are kept in memory, beside the journal, and are sent again without regard to the window. One
+  topic that the broker refuses then ends every later connection.
+- An exception in a callback ends its network thread silently. `loop_stop()` waits for an acknowledgement without a limit.
+- It ignores the broker's limits (Receive Maximum, Maximum Packet Size), silently tries 3.1 when 3.1.1 is refused, and drops the
+  reason for which TLS 1.3 refused the client's certificate.
+- It publishes 30,000 events per second of CPU. Joining packets and reading in bulk publishes several times as many.
 """
 
 import contextlib
@@ -36,17 +36,17 @@ _QUICKACK: Final[int | None] = getattr(socket, "TCP_QUICKACK", None)
 
 
 class Profile(NamedTuple):
-    """How to connect, and as whom.
+    """The parameters of a connection.
 
     Attributes:
-        address: Where to.
+        address: The broker.
         protocol: Version of MQTT.
-        client_id: Our name.
+        client_id: Client id.
         username: User name.
         password: Password.
-        context: How to do TLS.
-        timeout: Seconds that each step of connecting, and a reply to a ping, may take.
-        keepalive: Seconds of silence after which the broker gives us up, and half of it.
+        context: TLS context; None without TLS.
+        timeout: Seconds for each step of connecting, and for the answer to a ping.
+        keepalive: Keep-alive in seconds, as sent in CONNECT; the broker disconnects after 1.5 times that without a packet.
         will: Topic, payload and QoS of the last will, which is retained.
     """
 
@@ -62,7 +62,7 @@ class Profile(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What the broker allows."""
+    """The broker's limits."""
 
     receive_maximum: int = 65_535
     max_packet: int = 1 << 28
@@ -71,7 +71,7 @@ class Limits(NamedTuple):
 
 
 class Socket(Protocol):
-    """What paho's sockets have in common: plain, TLS and its own for websockets."""
+    """The interface of paho's sockets: plain, TLS and its own for websockets."""
 
     def recv(self, size: int, /) -> bytes:
         """As `socket.recv`."""
@@ -87,14 +87,14 @@ class Socket(Protocol):
 
 
 class _Websocket(_WebsocketWrapper):
-    """paho's websocket answering pings properly: its own answers have no mask, and may cut a frame in two."""
+    """paho's websocket with correct pongs: paho sends them without a mask, and in the middle of another frame."""
 
     def __init__(self, **kwargs: Any) -> None:
         self._replies = bytearray()
         super().__init__(**kwargs)
 
     def _create_frame(self, opcode: int, data: bytearray, do_masking: int = 1) -> bytearray:  # noqa: ARG002 - always
-        """Make a frame of data, or send a reply, and end the reading that asked for it as paho does after a reply."""
+        """Make a frame of data. If it is a reply, send it, and end the read that asked for it as paho does."""
         frame = super()._create_frame(opcode, data)
         if opcode == self.OPCODE_BINARY:
             replies, self._replies = self._replies, bytearray()
@@ -109,17 +109,17 @@ class _Websocket(_WebsocketWrapper):
 
 
 class _TimedClient(Client):
-    """paho's client with an end to connecting: for the answer of a websocket it has a timeout for each byte, and none for all.
+    """paho's client with a total timeout for connecting. For the answer of a websocket, paho has one for each byte only.
 
     Attributes:
-        late: Whether connecting was ended because it took too long.
+        late: True if connecting was ended because it took too long.
     """
 
     late = False
-    _same: socket.socket | None = None
+    _duplicate: socket.socket | None = None
 
     def connect_within(self, seconds: float, *args: Any, **kwargs: Any) -> MQTTErrorCode:
-        """As `connect`, for no longer than that, not counting the look-up of the host's name."""
+        """Call `connect` with a total timeout, which does not cover the look-up of the host's name."""
         timer = threading.Timer(seconds, self._end)
         timer.daemon = True
         timer.start()
@@ -128,13 +128,13 @@ class _TimedClient(Client):
         finally:
             timer.cancel()
             timer.join()
-            if self._same is not None:
-                self._same.close()
+            if self._duplicate is not None:
+                self._duplicate.close()
 
     def _create_socket_connection(self) -> socket.socket:
         connection: socket.socket = super()._create_socket_connection()
-        # TLS takes the socket over and leaves this one empty; a second descriptor is the same to the system.
-        self._same = socket.socket(fileno=os.dup(connection.fileno()))
+        # TLS detaches this socket. A second descriptor can still shut the connection down.
+        self._duplicate = socket.socket(fileno=os.dup(connection.fileno()))
         return connection
 
     def _create_socket(self) -> Any:
@@ -154,24 +154,24 @@ class _TimedClient(Client):
 
     def _end(self) -> None:
         self.late = True
-        if self._same is not None:
+        if self._duplicate is not None:
             with contextlib.suppress(OSError):
-                self._same.shutdown(socket.SHUT_RDWR)
+                self._duplicate.shutdown(socket.SHUT_RDWR)
 
 
-class Opened:
-    """A socket on which CONNECT was sent. The client is kept, since it would close the socket with its own end.
+class Transport:
+    """A socket on which CONNECT was sent. It keeps paho's client, which would close the socket when it is collected.
 
     Args:
-        profile: How to connect.
+        profile: The parameters of the connection.
 
     Raises:
-        Unavailable: It is not possible.
+        Unavailable: It can't be made.
     """
 
     def __init__(self, profile: Profile) -> None:
         address, self._client = profile.address, _make_client(profile)
-        # Connecting, TLS and the websocket, each of which has a timeout of its own; connecting has one for each address.
+        # TCP, TLS and the websocket have a timeout each.
         connect = partial(self._client.connect_within, 3 * profile.timeout)
         began = time.monotonic()
         try:
@@ -184,71 +184,71 @@ class Opened:
             if self._client.late or reason == "timeout":
                 reason, words = "timeout", f"no connection within {round(time.monotonic() - began, 1):g} s"
             raise Unavailable(f"{address}: {words}", reason) from error
-        found = self._client.socket()
-        # CONNECT has a few hundred bytes, and a fresh socket takes them at once.
-        if code != MQTTErrorCode.MQTT_ERR_SUCCESS or found is None or self._client.want_write():
+        connected = self._client.socket()
+        # CONNECT has a few hundred bytes, which fit into the send buffer of a new socket.
+        if code != MQTTErrorCode.MQTT_ERR_SUCCESS or connected is None or self._client.want_write():
             raise Unavailable(f"{address}: the connection was closed{early_hint(profile)}", "unreachable")
-        self.socket = cast("Socket", found)
-        # paho's own socket for websockets hides the real one; a second descriptor is the same to the system.
-        self._same = socket.socket(fileno=os.dup(self.socket.fileno()))
-        self._same.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = cast("Socket", connected)
+        # paho's websocket hides the real socket. A second descriptor can still set its options and shut it down.
+        self._duplicate = socket.socket(fileno=os.dup(self.socket.fileno()))
+        self._duplicate.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @property
     def pending(self) -> int:
-        """Bytes that TLS has read from the system already; a websocket takes them in small bites, and stops at a ping."""
+        """Bytes in the buffer of TLS. A websocket reads them in small parts, and stops at a ping."""
         pending = getattr(self.socket, "pending", None)
         return int(pending()) if pending is not None else 0
 
-    def hurry(self) -> None:
-        """Have the system confirm at once what has arrived.
+    def quickack(self) -> None:
+        """Send the pending TCP acknowledgement at once. The option does not stay set.
 
-        Most brokers send each acknowledgement by itself and leave Nagle's algorithm on. That keeps the last one back until the
-        one before was confirmed, for which the system takes 40 ms if there is nothing to send. The option does not stay set.
+        Most brokers send each PUBACK by itself, with Nagle's algorithm on. The last one is then delayed until TCP has
+        acknowledged the previous one, for which Linux waits up to 40 ms if there is nothing to send.
         """
         if _QUICKACK is not None:
             with contextlib.suppress(OSError):
-                self._same.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+                self._duplicate.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
     def abort(self) -> None:
-        """End the connection, which whoever waits for it will notice."""
+        """Shut the connection down, so that a thread that waits for it returns."""
         with contextlib.suppress(OSError):
-            self._same.shutdown(socket.SHUT_RDWR)
+            self._duplicate.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the socket. May be called twice."""
         self.socket.close()
-        self._same.close()
+        self._duplicate.close()
 
 
 def read_limits(properties: bytes, keepalive: int) -> tuple[Limits, int]:
-    """Read what a CONNACK says about limits, and the keepalive that the broker wants.
+    """Return the limits and the keep-alive of a CONNACK.
 
     Args:
-        properties: What follows its reason code.
-        keepalive: What we asked for.
+        properties: The bytes after its reason code.
+        keepalive: The keep-alive that was sent in CONNECT.
 
     Raises:
-        Malformed: It can't be read.
+        Malformed: The properties can't be decoded.
     """
-    said = Properties(PacketTypes.CONNACK)  # type: ignore[no-untyped-call]
+    answer = Properties(PacketTypes.CONNACK)  # type: ignore[no-untyped-call]
     try:
-        said.unpack(properties)  # type: ignore[no-untyped-call]
-    except Exception as error:  # What paho raises here is of many kinds, KeyError and IndexError among them.
+        answer.unpack(properties)  # type: ignore[no-untyped-call]
+    except Exception as error:  # paho raises exceptions of many types here, KeyError and IndexError among them.
         raise Malformed("a malformed CONNACK") from error
     default = Limits()
     limits = Limits(
-        getattr(said, "ReceiveMaximum", default.receive_maximum),
-        getattr(said, "MaximumPacketSize", default.max_packet),
-        getattr(said, "MaximumQoS", default.max_qos),
-        bool(getattr(said, "RetainAvailable", default.retain)),
+        getattr(answer, "ReceiveMaximum", default.receive_maximum),
+        getattr(answer, "MaximumPacketSize", default.max_packet),
+        getattr(answer, "MaximumQoS", default.max_qos),
+        bool(getattr(answer, "RetainAvailable", default.retain)),
     )
-    return limits, getattr(said, "ServerKeepAlive", keepalive) or keepalive
+    return limits, getattr(answer, "ServerKeepAlive", keepalive) or keepalive
 
 
 def early_hint(profile: Profile) -> str:
-    """Say what it may mean that the broker closes the connection before it answers CONNECT.
+    """Return a hint for a connection that the broker closes before it answers CONNECT.
 
-    With TLS 1.3 a server refuses our certificate when we already think that all is well, and what it says about that may be
+    With TLS 1.3 a server refuses the client's certificate after the client has finished the handshake, and its alert may be
     lost with the connection.
     """
     if profile.context is None:

@@ -4,9 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.sink import Entry, Failure
-from sinks.mqtt.delivery import Pipeline, make_lanes
+from sinks.mqtt.delivery import Delivery, split_groups
 from sinks.mqtt.packets import FAILED, PUBACK, PUBCOMP, PUBREC
 from sinks.mqtt.publication import Publication
+from sinks.ordering import group
 from tests.contract.harness import make_entry
 from tests.contract.mqtt_broker import parse_packets
 
@@ -26,17 +27,17 @@ def publish(entry: Entry) -> list[Publication] | Failure:
 @settings(max_examples=150, deadline=None)
 @given(st.data(), st.sampled_from([1, 2]), st.integers(1, 12), st.sets(st.integers(0, 39), max_size=6))
 def test_whatever_a_broker_answers_order_and_window_are_kept_and_nothing_is_forgotten(
-    data: st.DataObject, qos: int, window: int, suspects: set[int]
+    data: st.DataObject, qos: int, window: int, broke: set[int]
 ) -> None:
-    lanes, last = make_lanes(ENTRIES, ordered=True, suspects=dict.fromkeys(suspects, 1))
-    pipeline = Pipeline(lanes, last, publish, qos=qos, window=window)
+    groups, last = split_groups(group(ENTRIES, ordered=True), dict.fromkeys(broke, 1))
+    delivery = Delivery(groups, last, publish, qos=qos, window=window)
     by_json = {entry.json: entry for entry in ENTRIES}
     flying: dict[int, Entry] = {}
     sent: list[Entry] = []
     topics: dict[int, list[str]] = defaultdict(list)
     refused: set[int] = set()
     while True:
-        for publication in parse_packets(pipeline.fill(0.0)):
+        for publication in parse_packets(delivery.fill(0.0)):
             entry = by_json[publication.payload]
             assert publication.packet_id not in flying
             assert entry.seq not in refused, "published although something of it was refused"
@@ -44,26 +45,26 @@ def test_whatever_a_broker_answers_order_and_window_are_kept_and_nothing_is_forg
             flying[publication.packet_id] = entry
             sent.append(entry)
             topics[entry.seq].append(publication.topic)
-        if pipeline.done:
+        if delivery.done:
             break
         assert 0 < len(flying) <= window
         open_now = {entry.seq: entry.fields.resource_uri for entry in flying.values()}
         assert len(set(open_now.values())) == len(open_now), "two events of one resource on their way"
-        assert len(open_now) == 1 or not suspects & open_now.keys(), "a suspect is not alone"
+        assert len(open_now) == 1 or not broke & open_now.keys(), "one that goes last is not alone"
         packet_id = data.draw(st.sampled_from(sorted(flying)))
         code = data.draw(st.sampled_from(CODES))
         if qos == 1:
-            assert pipeline.acknowledge(PUBACK, packet_id, code, 0.0) == b""
-        elif pipeline.acknowledge(PUBREC, packet_id, code, 0.0):
-            pipeline.acknowledge(PUBCOMP, packet_id, 0, 0.0)
+            assert delivery.acknowledge(PUBACK, packet_id, code, 0.0) == b""
+        elif delivery.acknowledge(PUBREC, packet_id, code, 0.0):
+            delivery.acknowledge(PUBCOMP, packet_id, 0, 0.0)
         seq = flying.pop(packet_id).seq
         refused |= {seq} if code >= FAILED else set()
 
-    failed = {failure.seq: failure.outcome for failure in pipeline.failures}
-    assert not pipeline.delivered & failed.keys()
-    assert all(topics[seq] == (["states", "events"] if seq % 3 else ["events"]) for seq in pipeline.delivered)
-    if pipeline.trouble is None:
-        assert pipeline.delivered | failed.keys() == {entry.seq for entry in ENTRIES}
+    failed = {failure.seq: failure.outcome for failure in delivery.failures}
+    assert not delivery.delivered & failed.keys()
+    assert all(topics[seq] == (["states", "events"] if seq % 3 else ["events"]) for seq in delivery.delivered)
+    if delivery.unavailable is None:
+        assert delivery.delivered | failed.keys() == {entry.seq for entry in ENTRIES}
     fates = defaultdict(list)
     for entry in ENTRIES:
         fates[entry.fields.resource_uri].append(failed.get(entry.seq))
@@ -77,39 +78,39 @@ def test_whatever_a_broker_answers_order_and_window_are_kept_and_nothing_is_forg
 
 
 def test_acknowledgements_that_nobody_waits_for_change_nothing() -> None:
-    lanes, last = make_lanes(ENTRIES[:1], ordered=True, suspects={})
-    pipeline = Pipeline(lanes, last, publish, qos=1, window=10)
-    (publication,) = parse_packets(pipeline.fill(0.0))
+    groups, last = split_groups(group(ENTRIES[:1], ordered=True), {})
+    delivery = Delivery(groups, last, publish, qos=1, window=10)
+    (publication,) = parse_packets(delivery.fill(0.0))
 
-    pipeline.acknowledge(PUBACK, publication.packet_id + 1, 0, 0.0)
-    pipeline.acknowledge(PUBREC, publication.packet_id, 0, 0.0)
-    pipeline.acknowledge(PUBCOMP, publication.packet_id, 0, 0.0)
+    delivery.acknowledge(PUBACK, publication.packet_id + 1, 0, 0.0)
+    delivery.acknowledge(PUBREC, publication.packet_id, 0, 0.0)
+    delivery.acknowledge(PUBCOMP, publication.packet_id, 0, 0.0)
 
-    assert not pipeline.done
-    assert pipeline.unacknowledged == {0}
-    pipeline.acknowledge(PUBACK, publication.packet_id, 0, 0.0)
-    assert pipeline.done
-    assert pipeline.delivered == {0}
+    assert not delivery.done
+    assert delivery.unacknowledged == {0}
+    delivery.acknowledge(PUBACK, publication.packet_id, 0, 0.0)
+    assert delivery.done
+    assert delivery.delivered == {0}
 
 
 def test_a_broker_is_silent_from_what_was_sent_or_from_the_last_acknowledgement_of_anything() -> None:
-    lanes, last = make_lanes(ENTRIES[:3], ordered=False, suspects={})
-    pipeline = Pipeline(lanes, last, publish, qos=1, window=2)
-    never, acknowledged = parse_packets(pipeline.fill(100.0))
-    assert pipeline.silent_since == 100.0
+    groups, last = split_groups(group(ENTRIES[:3], ordered=False), {})
+    delivery = Delivery(groups, last, publish, qos=1, window=2)
+    never, acknowledged = parse_packets(delivery.fill(100.0))
+    assert delivery.silent_since == 100.0
 
-    pipeline.acknowledge(PUBACK, acknowledged.packet_id, 0, 107.0)
-    pipeline.fill(108.0)
-    pipeline.acknowledge(PUBACK, acknowledged.packet_id, 0, 109.0)
+    delivery.acknowledge(PUBACK, acknowledged.packet_id, 0, 107.0)
+    delivery.fill(108.0)
+    delivery.acknowledge(PUBACK, acknowledged.packet_id, 0, 109.0)
 
-    assert pipeline.silent_since == 107.0
-    pipeline.acknowledge(PUBACK, never.packet_id, 0, 109.5)
-    pipeline.fill(110.0)
-    assert pipeline.silent_since == 109.5
+    assert delivery.silent_since == 107.0
+    delivery.acknowledge(PUBACK, never.packet_id, 0, 109.5)
+    delivery.fill(110.0)
+    assert delivery.silent_since == 109.5
 
 
 def test_the_most_suspicious_goes_last() -> None:
-    free, suspected = make_lanes(ENTRIES[:4], ordered=False, suspects={0: 3, 2: 1})
+    free, suspected = split_groups(group(ENTRIES[:4], ordered=False), {0: 3, 2: 1})
 
     assert [lane[0].seq for lane in free] == [1, 3]
     assert [lane[0].seq for lane in suspected] == [2, 0]

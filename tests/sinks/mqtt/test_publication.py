@@ -4,13 +4,13 @@ import pytest
 
 from bridge.sink import Failure
 from sinks.mqtt.packets import encode_publish
-from sinks.mqtt.publication import Publisher
+from sinks.mqtt.publication import PublicationEncoder
 from sinks.mqtt.settings import MqttSettings
 from tests.contract.harness import make_entry
 
 
-def make(max_packet: int = 1 << 28, **settings: Any) -> Publisher:
-    return Publisher(MqttSettings(**{"url": "mqtt://broker", **settings}), max_packet)
+def make(max_packet: int = 1 << 28, **settings: Any) -> PublicationEncoder:
+    return PublicationEncoder(MqttSettings(**{"url": "mqtt://broker", **settings}), max_packet)
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
