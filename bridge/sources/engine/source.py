@@ -1,7 +1,8 @@
 """A Docker Engine's `/events` as a stream: the other kind of source, one that can resume.
 
-`events` decides what the Engine's events mean and from where to resume, `wire` finds them in the bytes read. Here are the
-connections: one for `/info`, which tells who the Engine is and what time its clock says, then one for `/events`.
+`events` decides what the Engine's events mean and from where to resume, `connection` speaks HTTP, and `wire` finds the events
+in the bytes read. A session takes two connections: one for `/info`, which tells who the Engine is and what time its clock says,
+then one for `/events`.
 
 **Life.** An idle Engine is silent. After `quiet` seconds, `/_ping` on another connection proves that the daemon lives.
 
@@ -10,88 +11,32 @@ The Engine's API is powerful (who may create containers is root), so this module
 
 import contextlib
 import grp
-import http.client
 import json
-import socket
 import ssl
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final, NamedTuple
-from urllib.parse import urlencode, urlsplit
+from typing import Any, Final, TypeVar
+from urllib.parse import urlencode
 
+import h11
 import msgspec
 import structlog
 
+from bridge.deadline import call_within
 from bridge.source import Ended, EndReason, Read
+from bridge.sources.engine.connection import Address, Connection
 from bridge.sources.engine.events import UNREADABLE, Identity, Info, Position, Progress, decode_event, resume, to_event
 from bridge.sources.engine.settings import EngineSettings
-from bridge.sources.engine.wire import ChunkReader, ObjectReader
+from bridge.sources.engine.wire import ObjectReader
+from bridge.tls import CertificateError, client_context
 
 log = structlog.get_logger(__name__)
 
-_READ_SIZE: Final = 256 * 1024
-_MAX_BODY: Final = 1024 * 1024
+T = TypeVar("T")
+
 _FILTERS: Final = json.dumps({"type": ["container"]})
-
-
-class Address(NamedTuple):
-    """Where an Engine listens: a path, or a host and a port."""
-
-    path: str
-    host: str = "localhost"
-    port: int = 0
-
-    @classmethod
-    def parse(cls, url: str, *, tls: bool = False) -> "Address":
-        """Read `unix:///path` or `tcp://host[:port]`; other addresses are no `EngineUrl`."""
-        parts = urlsplit(url)
-        if parts.scheme == "unix":
-            return cls(parts.path)
-        return cls("", parts.hostname or "localhost", parts.port or (2376 if tls else 2375))
-
-    def __str__(self) -> str:
-        return self.path or f"{self.host}:{self.port}"
-
-
-class _Connection(http.client.HTTPConnection):
-    """HTTP over a unix socket or TCP, with TLS if there is a context for it."""
-
-    def __init__(self, address: Address, timeout: float, tls: ssl.SSLContext | None) -> None:
-        super().__init__(address.host, address.port or None, timeout)
-        self._address = address
-        self._tls = tls
-        self.expired = False
-
-    def connect(self) -> None:
-        if self._address.path:
-            self.sock = socket.socket(socket.AF_UNIX)
-            self.sock.settimeout(self.timeout)
-            self.sock.connect(self._address.path)
-            return
-        self.sock = socket.create_connection((self.host, self.port), self.timeout)
-        # A dead peer is found in a minute instead of never: the stream itself has no heartbeat.
-        for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
-            if hasattr(socket, option):
-                self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if self._tls:
-            self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
-            self.sock.do_handshake()
-
-    def expire(self) -> None:
-        """End whatever is going on; a socket's own timeout starts anew with every byte."""
-        self.expired = True
-        _shut(self.sock)
-
-
-def _shut(sock: socket.socket | None) -> None:
-    """Wake who reads from the socket, also in another thread; a TLS socket's own `shutdown` is not made for that."""
-    with contextlib.suppress(OSError):
-        if sock is not None:
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 class EngineSource:
@@ -131,10 +76,13 @@ class EngineSource:
         # The Engine answers before it listens: without `since`, events between the two would be lost.
         seconds, nanos = divmod(since, 10**9)
         query = urlencode({"since": f"{seconds}.{nanos:09d}", "filters": _FILTERS})
-        with self._get(f"/events?{query}") as (sock, response):
-            if response.length is not None:
-                raise Ended(f"{self.address}: GET /events: {response.length} bytes instead of a stream", "refused")
-            return EngineSession(self, info.identity, start, sock, response)
+
+        def begin(connection: Connection) -> "EngineSession":
+            if connection.length is not None:
+                raise Ended(f"{self.address}: GET /events: {connection.length} bytes instead of a stream", "refused")
+            return EngineSession(self, info.identity, start, connection)
+
+        return self._get(f"/events?{query}", begin)
 
     def ping(self) -> None:
         """Have the Engine prove that it lives, on a connection of its own; a refusal is a proof, too.
@@ -155,33 +103,35 @@ class EngineSource:
             raise Ended(f"{self.address}: /info is not that of a Docker Engine: {error}", "protocol") from error
 
     def _fetch(self, path: str) -> bytes:
-        with self._get(path) as (sock, response), sock, response:
-            return response.read(_MAX_BODY)
+        def read(connection: Connection) -> bytes:
+            with contextlib.closing(connection):
+                return connection.read_all()
 
-    @contextlib.contextmanager
-    def _get(self, path: str) -> Iterator[tuple[socket.socket, http.client.HTTPResponse]]:
-        """Get an answer and let the caller have it, who closes both; every failure, the caller's too, becomes `Ended`."""
-        connection = _Connection(self.address, self.settings.connect_timeout, self._context())
-        deadline = threading.Timer(self.settings.connect_timeout, connection.expire)
-        deadline.daemon = True
-        deadline.start()
+        return self._get(path, read)
+
+    def _get(self, path: str, use: Callable[[Connection], T]) -> T:
+        """Ask for `path` and return what `use` makes of the answer, all within `connect_timeout`.
+
+        Raises:
+            Ended: That failed, for whatever reason; the connection is closed.
+        """
+        connection = Connection(self.address, self.settings.connect_timeout, self._context())
+
+        def exchange() -> T:
+            try:
+                connection.get(path)
+                _require_ok(f"{self.address}: GET {path.partition('?')[0]}", connection)
+                return use(connection)
+            except BaseException:
+                connection.close()
+                raise
+
         try:
-            connection.connect()
-            sock: socket.socket = connection.sock
-            connection.request("GET", path)
-            response = connection.getresponse()
-            if response.status != HTTPStatus.OK:
-                raise _refusal(f"{self.address}: GET {path.partition('?')[0]}", response)
-            yield sock, response
-        except Ended:
-            connection.close()
-            raise
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
-            words, reason = self._explain(TimeoutError() if connection.expired else error)
-            raise Ended(f"{self.address}: {words}", reason) from error
-        finally:
-            deadline.cancel()
+            timeout = self.settings.connect_timeout
+            return call_within(timeout, exchange, cut=connection.cut, discard=lambda _: connection.close())
+        except (OSError, h11.ProtocolError) as error:
+            text, reason = self._explain(error)
+            raise Ended(f"{self.address}: {text}", reason) from error
 
     def _explain(self, error: Exception) -> tuple[str, EndReason]:
         """Say why the Engine can't be reached, and what helps."""
@@ -206,18 +156,15 @@ class EngineSource:
         return advice, "network"
 
     def _context(self) -> ssl.SSLContext | None:
-        """The TLS context, made anew each time so that renewed certificates are found."""
+        """Make a TLS context, each time anew so that renewed certificates are found."""
         if not self._secure:
             return None
-        settings = self.settings
+        files = (self.settings.ca_file, self.settings.cert_file, self.settings.key_file)
         try:
-            context = ssl.create_default_context(cafile=settings.ca_file)
-            if settings.cert_file:
-                context.load_cert_chain(settings.cert_file, settings.key_file)
-        except OSError as error:  # An SSLError is one.
-            files = ", ".join(str(file) for file in (settings.ca_file, settings.cert_file, settings.key_file) if file)
-            raise Ended(f"{self.address}: can't use the certificates ({files}): {error}", "tls") from error
-        return context
+            return client_context(*files)
+        except (OSError, CertificateError) as error:
+            names = ", ".join(str(file) for file in files if file)
+            raise Ended(f"{self.address}: can't use the certificates ({names}): {error}", "tls") from error
 
 
 def _remedy(path: str) -> str:
@@ -232,40 +179,34 @@ def _remedy(path: str) -> str:
     return f"add the bridge's user to the socket's group, {group} ({name})"
 
 
-def _refusal(what: str, response: http.client.HTTPResponse) -> Ended:
-    """Say what an answer other than 200 means."""
-    body = response.read(_MAX_BODY)
+def _require_ok(request: str, connection: Connection) -> None:
+    """Raise `Ended` for an answer other than 200, with the Engine's own words."""
+    if connection.status == HTTPStatus.OK:
+        return
+    body = connection.read_all()
     try:
         text = str(msgspec.json.decode(body, type=dict[str, Any])["message"])
     except (*UNREADABLE, KeyError):
-        text = body[:200].decode(errors="replace").strip() or response.reason
-    error = f"{what}: HTTP {response.status}: {text}"
-    if response.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-        return Ended(f"{error} (a socket proxy must allow /info, /events and /_ping)", "unauthorized")
-    return Ended(error, "refused")
+        text = body[:200].decode(errors="replace").strip() or connection.reason
+    error = f"{request}: HTTP {connection.status}: {text}"
+    if connection.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        raise Ended(f"{error} (a socket proxy must allow /info, /events and /_ping)", "unauthorized")
+    raise Ended(error, "refused")
 
 
 class EngineSession:
     """One open `/events`; implements `bridge.source.Session`. Made by `EngineSource.open`."""
 
-    def __init__(
-        self,
-        source: EngineSource,
-        identity: Identity,
-        start: Position,
-        sock: socket.socket,
-        response: http.client.HTTPResponse,
-    ) -> None:
+    def __init__(self, source: EngineSource, identity: Identity, start: Position, connection: Connection) -> None:
         self._source = source
         self._identity = identity
         self._progress = Progress(start)
-        self._sock = sock
-        self._response = response
-        self._chunks = ChunkReader() if response.chunked else None
+        self._connection = connection
+        self._connection.wait_at_most(source.read_timeout)
+        self._early = connection.buffered()
         self._objects = ObjectReader()
         self._begun = False
         self._heard_at = source.clock()
-        self._early = self._take_early()
 
     def read(self) -> Read:
         """Wait up to `read_timeout` (and `connect_timeout` for a ping) for what one read brings.
@@ -275,54 +216,37 @@ class EngineSession:
         if not self._begun:
             self._begun = True
             return Read(heard=True, position=str(self._progress.position))
-        if self._chunks and self._chunks.over:
-            raise Ended("the engine ended the stream", "closed")
-        data = self._receive()
-        if data is None:
+        content, self._early = self._early or self._receive(), b""
+        if content is None:
             return Read(heard=self._lives(), position=str(self._progress.position))
         self._heard_at = self._source.clock()
-        try:
-            content = self._chunks.feed(data) if self._chunks else data
-        except ValueError as error:
-            raise Ended(f"the chunks of the stream are broken: {error}", "protocol") from error
         return self._translate(self._objects.feed(content))
 
     def abort(self) -> None:
         """Wake a blocked `read`, which then raises `Ended`."""
-        _shut(self._sock)
+        self._connection.cut()
 
     def close(self) -> None:
         """Release the connection."""
-        with contextlib.suppress(OSError):
-            self._response.close()
-        self._sock.close()
-
-    def _take_early(self) -> bytes:
-        """Take what came together with the headers out of the response's buffer; from here on the socket is read."""
-        self._sock.settimeout(0)
-        try:
-            return self._response.fp.peek()
-        except (BlockingIOError, ssl.SSLWantReadError):
-            return b""
-        finally:
-            self._sock.settimeout(self._source.read_timeout)
+        self._connection.close()
 
     def _receive(self) -> bytes | None:
-        """What one read of the socket brings; None if that is nothing within the time."""
-        if self._early:
-            data, self._early = self._early, b""
-            return data
+        """Read the socket once; None if nothing came in time."""
+        if self._connection.over:
+            raise Ended("the engine ended the stream", "closed")
         try:
-            data = self._sock.recv(_READ_SIZE)
+            content = self._connection.read_more()
         except TimeoutError as error:
             if error.errno is None:
                 return None
             raise Ended(f"the connection is dead: {error}", "dead") from error
         except OSError as error:
             raise Ended(f"the connection broke: {error}", "network") from error
-        if not data:
+        except h11.ProtocolError as error:
+            raise Ended(f"the chunks of the stream are broken: {error}", "protocol") from error
+        if content is None:
             raise Ended("the engine closed the connection", "closed")
-        return data
+        return content
 
     def _lives(self) -> bool:
         """Ask for a proof of life after a long silence."""
@@ -341,8 +265,8 @@ class EngineSession:
                 events.append(text)  # It will be counted and kept as malformed.
                 continue
             if not self._progress.advance(event.nanos):
-                where = str(self._source.address)
-                log.warning("events may be missing: the engine no longer has the last one seen", engine=where)
+                address = str(self._source.address)
+                log.warning("events may be missing: the engine no longer has the last one seen", engine=address)
             mapped = to_event(event, self._identity, self._source.settings.namespace)
             if mapped is None:
                 ignored += 1

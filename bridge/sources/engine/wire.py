@@ -1,56 +1,16 @@
-"""The body of a Docker Engine's `/events`: bytes in, JSON texts out; no sockets.
-
-The standard library's reader of chunked bodies breaks for good when a read times out, which on a silent stream is the rule;
-and it gives one chunk at a time, where one read of the socket may bring hundreds.
-"""
+"""The content of a Docker Engine's `/events`: bytes in, JSON texts out; no sockets."""
 
 import contextlib
 import json
 import re
 from typing import Final
 
-MAX_OBJECT: Final = 1024 * 1024
-"""Bytes of one JSON object beyond which it is cut off and passed on as malformed."""
-
-_HEAD: Final = re.compile(rb"\r?\n([0-9a-fA-F]{1,15})[ \t]*(;[^\n]{0,1024})?\r?\n")
-"""What stands before a chunk's content: the line end of the chunk before, and a line with the size."""
-
-_INCOMPLETE_HEAD: Final = re.compile(rb"\r?(\n[^\n]{0,1024})?")
+MAX_OBJECT_BYTES: Final = 1024 * 1024
+"""A longer JSON object is cut off and passed on as malformed."""
 
 _ADJACENT: Final = re.compile(rb"\}\s*\{")
 _NOT_SPACE: Final = re.compile(r"\S")
 _raw_decode: Final = json.JSONDecoder().raw_decode
-
-
-class ChunkReader:
-    """Takes the content out of a chunked body (RFC 9112, section 7.1) that arrives in arbitrary pieces."""
-
-    def __init__(self) -> None:
-        self._tail = b"\r\n"  # As if a chunk had ended, so that every head looks the same.
-        self._left = 0
-        self.over = False
-
-    def feed(self, data: bytes) -> bytes:
-        """Add what was read, and take out the content so far; nothing after the last chunk (`over`) is looked at.
-
-        Raises:
-            ValueError: This is no chunked body.
-        """
-        data, content, position = self._tail + data, [], 0
-        while not self.over:
-            content.append(data[position : position + self._left])
-            position += len(content[-1])
-            self._left -= len(content[-1])
-            head = None if self._left else _HEAD.match(data, position)
-            if head is None:
-                break
-            position = head.end()
-            self._left = int(head[1], 16)
-            self.over = not self._left
-        self._tail = data[position:]
-        if not self.over and not _INCOMPLETE_HEAD.fullmatch(self._tail):
-            raise ValueError(f"not the size of a chunk: {self._tail.strip()[:20]!r}")
-        return b"".join(content)
 
 
 class ObjectReader:
@@ -63,7 +23,7 @@ class ObjectReader:
         max_bytes: A longer text is cut off here, and the rest of its line is left out.
     """
 
-    def __init__(self, max_bytes: int = MAX_OBJECT) -> None:
+    def __init__(self, max_bytes: int = MAX_OBJECT_BYTES) -> None:
         self._max_bytes = max_bytes
         self._tail = b""
         self._skipping = False

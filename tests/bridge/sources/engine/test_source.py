@@ -23,9 +23,10 @@ from structlog.testing import capture_logs
 
 from bridge.event import Malformed, Reception, normalize
 from bridge.source import Ended, Read
+from bridge.sources.engine.connection import Address
 from bridge.sources.engine.settings import EngineSettings
-from bridge.sources.engine.source import Address, EngineSession, EngineSource
-from bridge.sources.engine.wire import MAX_OBJECT
+from bridge.sources.engine.source import EngineSession, EngineSource
+from bridge.sources.engine.wire import MAX_OBJECT_BYTES
 from tests.support.engine_samples import (
     CLUSTER,
     CLUSTER_URI,
@@ -323,7 +324,7 @@ def test_what_is_no_engine_event_is_passed_on_as_it_is_and_the_session_goes_on(e
         read = session.read()
 
     assert (read.messages[0], len(read.messages)) == (broken, 2)
-    assert isinstance(normalize(broken, Reception.at("acme", datetime.now(UTC)), MAX_OBJECT), Malformed)
+    assert isinstance(normalize(broken, Reception.at("acme", datetime.now(UTC)), MAX_OBJECT_BYTES), Malformed)
 
 
 def test_a_manager_s_events_tell_its_cluster(engine: FakeEngine) -> None:

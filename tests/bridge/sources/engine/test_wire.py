@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.sources.engine.wire import ChunkReader, ObjectReader
-from tests.support.engine_samples import chunked
+from bridge.sources.engine.wire import ObjectReader
 
 
 def cut(data: bytes, sizes: list[int]) -> list[bytes]:
@@ -18,28 +17,6 @@ def cut(data: bytes, sizes: list[int]) -> list[bytes]:
         pieces.append(data[position : position + size])
         position += size
     return [*pieces, data[position:]]
-
-
-@given(st.lists(st.binary(min_size=1, max_size=300), max_size=8), st.lists(st.integers(0, 50), max_size=60))
-def test_a_chunked_body_is_read_however_it_is_cut(contents: list[bytes], sizes: list[int]) -> None:
-    reader = ChunkReader()
-    body = chunked(*contents) + b"0\r\n\r\n"
-
-    assert b"".join(reader.feed(piece) for piece in cut(body, sizes)) == b"".join(contents)
-    assert reader.over
-
-
-def test_extensions_of_chunks_are_ignored_and_nothing_after_the_last_chunk_is_read() -> None:
-    reader = ChunkReader()
-
-    assert reader.feed(b"3;name=value\r\nabc\r\n0\r\nTrailer: x\r\n\r\n5\r\nxxxxx") == b"abc"
-    assert reader.feed(b"5\r\nxxxxx") == b""
-
-
-@pytest.mark.parametrize("body", [b"nonsense\r\n", b"-5\r\n", b"3\r\nabcdef\r\n", b"1;" + b"x" * 5000, b"f" * 16 + b"\r\n"])
-def test_a_broken_chunked_body_is_an_error(body: bytes) -> None:
-    with pytest.raises(ValueError, match="not the size of a chunk"):
-        ChunkReader().feed(body)
 
 
 OBJECTS: Final = [b'{"a":1}', b'{"b":"} {\\" \\u00e9 \xc3\xa9"}', b'{"c":{"d":[{}]}}', b'{"e":"}{"}', b"{}"]
