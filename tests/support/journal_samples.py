@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from bridge.event import Event, Malformed, Reception, normalize
-from bridge.journal import Batch, DeadLetter, DeathReason, Journal, JournalSettings, Settlement
+from bridge.journal import Batch, Counters, DeadLetter, DeathReason, Journal, JournalSettings, Settlement
 
 RECEIVED = datetime(2026, 11, 23, 10, 0, tzinfo=UTC)
 
@@ -67,3 +67,11 @@ def damage(path: Path, statement: str) -> None:
     """Change a closed journal behind its back."""
     with closing(sqlite3.connect(path)) as db, db:
         assert db.execute(statement).rowcount
+
+
+def assert_balanced(counters: Counters) -> None:
+    for stream in counters.streams.values():
+        assert stream.received == stream.accepted + stream.duplicate + sum(stream.malformed.values())
+    for sink in counters.sinks.values():
+        assert sink.accepted + sink.replayed == sink.delivered + sink.filtered + sink.dead + sink.dropped + sink.pending
+        assert sink.dead == sink.dead_letters + sink.replayed + sink.discarded

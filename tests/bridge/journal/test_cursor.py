@@ -1,15 +1,14 @@
 """One sink's place: what it reads within its limits, and what becomes of its counts."""
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.journal import Settlement, file, tables
+from bridge.journal import Settlement, tables
 from bridge.journal.cursor import Cursor
 from bridge.journal.tables import SinkRow
 from bridge.sink import Entry
@@ -33,12 +32,6 @@ def store(db: sqlite3.Connection, *batches: list[bytes]) -> int:
 
 def cursor_at(seq: int, db: sqlite3.Connection) -> Cursor:
     return Cursor(START._replace(cursor=seq), 0, 0, db)
-
-
-@pytest.fixture
-def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
-    with closing(file.prepare(tmp_path / "journal.db")) as connection:
-        yield connection
 
 
 @pytest.fixture

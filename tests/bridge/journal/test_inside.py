@@ -13,11 +13,6 @@ from bridge.journal import Batch, Closed, DeadLetterQuery, Journal, JournalError
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "journal.db"
-
-
-@pytest.fixture
 def journal(path: Path) -> Iterator[Journal]:
     with closing(Journal(JournalSettings(path=path, durability="normal"))) as opened:
         yield opened

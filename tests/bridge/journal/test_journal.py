@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.event import Event, Malformed
+from bridge.event import Malformed
 from bridge.journal import (
     Appended,
     Batch,
@@ -33,19 +33,12 @@ from bridge.journal import (
 from bridge.journal import journal as journal_module
 from bridge.sink import Entry
 from tests.support import journal_work
-from tests.support.journal_samples import journal_settings
+from tests.support.journal_samples import assert_balanced, journal_settings
+from tests.support.plain_events import batch, event, numbers
 from tests.support.waiting import until
 
 Open = Callable[..., Journal]
 DEADLINE = 20.0
-
-
-def event(number: int, size: int = 0) -> Event:
-    return Event(number.to_bytes(16, "big"), f"event {number}".encode().ljust(size, b"."))
-
-
-def batch(*numbers: int, stream: str = "s", received: float = 100.0, size: int = 0) -> Batch:
-    return Batch(stream, received, [event(number, size) for number in numbers], [])
 
 
 def append(journal: Journal, *numbers: int) -> Appended:
@@ -54,10 +47,6 @@ def append(journal: Journal, *numbers: int) -> Appended:
 
 def read(journal: Journal, sink: str = "a", *, limit: int = 1000, max_bytes: int = 1 << 20) -> list[Entry]:
     return journal_work.read(journal, sink, limit, max_bytes, 0.0)
-
-
-def numbers(entries: Sequence[Entry]) -> list[int]:
-    return [int(entry.json.decode().strip(".").removeprefix("event ")) for entry in entries]
 
 
 def deliver(journal: Journal, sink: str = "a", *, limit: int = 1000) -> list[int]:
@@ -78,20 +67,6 @@ def dead(seq: int) -> DeadLetter:
 
 def letters(journal: Journal, **query: Any) -> list[DeadLetter]:
     return [stored.letter for stored in journal.dead_letters(DeadLetterQuery(**query)).found]
-
-
-def assert_balanced(journal: Journal) -> None:
-    counters = journal.counters()
-    for stream in counters.streams.values():
-        assert stream.received == stream.accepted + stream.duplicate + sum(stream.malformed.values())
-    for sink in counters.sinks.values():
-        assert sink.accepted + sink.replayed == sink.delivered + sink.filtered + sink.dead + sink.dropped + sink.pending
-        assert sink.dead == sink.dead_letters + sink.replayed + sink.discarded
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "journal.db"
 
 
 @pytest.fixture
@@ -195,7 +170,7 @@ def test_malformed_messages_are_counted_and_the_latest_are_kept(open_journal: Op
         kept = [one.frame for one in again.quarantine() if one.stream == "s"]
         assert (kept[0], kept[2]) == (b"{", b"[")
         assert 1000 < len(kept[1]) < 100_000
-        assert_balanced(again)
+        assert_balanced(again.counters())
 
 
 def test_the_books_balance_and_survive_a_restart(open_journal: Open) -> None:
@@ -205,7 +180,7 @@ def test_the_books_balance_and_survive_a_restart(open_journal: Open) -> None:
     journal.settle("a", Settlement(1, 4, delivered=1, retries=[retry(2, "x", 110.0)], dead=[dead(3)]))
     journal.settle("b", Settlement(1, 2, filtered=1))
     counters = journal.counters()
-    assert_balanced(journal)
+    assert_balanced(journal.counters())
     assert (counters.streams["s"].received, counters.streams["s"].accepted, counters.streams["s"].duplicate) == (4, 3, 1)
     assert (counters.streams["t"].received, counters.streams["t"].accepted, counters.streams["t"].duplicate) == (3, 1, 1)
     assert counters.sinks["a"] == SinkCounters(4, 1, 0, 1, 0, pending=2, retrying=1, dead_letters=1)
@@ -419,7 +394,7 @@ def test_duplicates_between_the_batches_of_one_commit_are_found(open_journal: Op
     assert sum(outcome.accepted for outcome in outcomes) == 4
     assert sum(outcome.duplicate for outcome in outcomes) == 4
     assert sorted(deliver(journal)) == [1, 2, 3, 4]
-    assert_balanced(journal)
+    assert_balanced(journal.counters())
     assert append(open_journal(), 1, 2, 3, 4) == (0, 4)
 
 
@@ -452,7 +427,7 @@ def test_many_threads_lose_and_double_nothing(open_journal: Open, threads: Threa
     streams = [threads.submit(stream, str(i)) for i in range(8)]
     sinks = [threads.submit(sink, name) for name in got]
     while not all(future.done() for future in streams):
-        assert_balanced(journal)
+        assert_balanced(journal.counters())
         journal.prune()
     stop.set()
     for future in (*streams, *sinks):
@@ -462,7 +437,7 @@ def test_many_threads_lose_and_double_nothing(open_journal: Open, threads: Threa
     assert got["a"] == got["b"], "one order for all"
     for half in range(4):
         assert [n for n in got["a"] if n // 1000 == half] == expected[300 * half : 300 * half + 300]
-    assert_balanced(journal)
+    assert_balanced(journal.counters())
 
 
 # Waiting
@@ -520,7 +495,7 @@ def test_a_new_sink_starts_with_what_comes_next_or_with_what_is_there(open_journ
     append(journal, 4)
     assert numbers(read(journal, "latest")) == [4]
     assert numbers(read(journal, "earliest")) == [3, 4]
-    assert_balanced(journal)
+    assert_balanced(journal.counters())
 
 
 def test_a_new_sink_starts_with_what_comes_next_if_nothing_is_there(open_journal: Open) -> None:
@@ -556,7 +531,7 @@ def test_a_sink_that_left_the_configuration_is_forgotten_and_the_log_says_so(ope
     journal.add_sink("b", "latest")
     assert journal.counters().sinks["b"] == SinkCounters(1, 0, 0, 1, 0, pending=0, retrying=0, dead_letters=1)
     assert journal_work.next_due(journal, "b") is None
-    assert_balanced(journal)
+    assert_balanced(journal.counters())
 
 
 def test_a_running_sink_can_be_forgotten(open_journal: Open) -> None:
@@ -721,7 +696,7 @@ def test_a_process_may_be_killed_at_any_time(open_journal: Open, path: Path) -> 
         counters = journal.counters()
         assert counters.streams["s"].accepted in {3 * reported, 3 * reported + 3}
         assert counters.sinks["a"].delivered in {2 * reported, 2 * reported + 2}
-        assert_balanced(journal)
+        assert_balanced(journal.counters())
         assert numbers(read(journal, limit=10**6)) == list(range(counters.sinks["a"].delivered, counters.streams["s"].accepted))
 
 

@@ -1,19 +1,10 @@
 """The statements on the queues: what they find, and that they notice damage in a row."""
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
 
 import pytest
 
-from bridge.journal import DeadLetter, Retry, file, queues
-
-
-@pytest.fixture
-def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
-    with closing(file.prepare(tmp_path / "journal.db")) as connection:
-        yield connection
+from bridge.journal import DeadLetter, Retry, queues
 
 
 def retry(seq: int, ordering_key: str, due: float, json: bytes = b"{}") -> Retry:

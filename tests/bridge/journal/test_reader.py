@@ -57,11 +57,6 @@ def fill(journal: Journal, events: int, size: int = 0, *, first: int = 1) -> Non
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "journal.db"
-
-
-@pytest.fixture
 def journal(path: Path) -> Iterator[Journal]:
     with closing(Journal(JournalSettings(path=path, durability="normal"), clock=lambda: NOW)) as opened:
         opened.add_sink("a", "earliest")

@@ -17,7 +17,6 @@ from bridge.event import Event, Malformed
 from bridge.journal import (
     Appended,
     Batch,
-    Counters,
     DeadLetter,
     DeadLetterQuery,
     Journal,
@@ -27,6 +26,7 @@ from bridge.journal import (
     SinkCounters,
     StreamCounters,
 )
+from tests.support.journal_samples import assert_balanced
 from tests.support.journal_work import due_retries, read, waiting_keys
 
 NOW = 1000.0
@@ -294,14 +294,6 @@ class JournalMachine(RuleBasedStateMachine):
     def _some_sink(self, data: st.DataObject) -> tuple[str, ModelSink]:
         name = data.draw(st.sampled_from(sorted(self.sinks)))
         return name, self.sinks[name]
-
-
-def assert_balanced(counters: Counters) -> None:
-    for stream in counters.streams.values():
-        assert stream.received == stream.accepted + stream.duplicate + sum(stream.malformed.values())
-    for sink in counters.sinks.values():
-        assert sink.accepted + sink.replayed == sink.delivered + sink.filtered + sink.dead + sink.dropped + sink.pending
-        assert sink.dead == sink.dead_letters + sink.replayed + sink.discarded
 
 
 JournalMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)

@@ -1,22 +1,13 @@
 """The statements: what they find, and that they don't look at more than they must."""
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
 
 import pytest
 
 from bridge.event import Malformed
-from bridge.journal import file, tables
+from bridge.journal import tables
 from bridge.journal.tables import QUARANTINE_BYTES, QUARANTINE_FRAMES, SinkRow
 from bridge.journal.writer import used_bytes
-
-
-@pytest.fixture
-def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
-    with closing(file.prepare(tmp_path / "journal.db")) as connection:
-        yield connection
 
 
 def store(db: sqlite3.Connection, rows: int) -> None:

@@ -17,11 +17,6 @@ MAX_BYTES = 1 << 30
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "journal.db"
-
-
-@pytest.fixture
 def store(path: Path) -> Iterator[Store]:
     # Closed once, so that the tables are in the file and not in its log.
     Store(path, "full", MAX_BYTES).close()
