@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import msgspec
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.exposition import choose_encoder
@@ -24,6 +23,7 @@ from bridge.sink import REASONS, Entry, Failure, RetrySettings, SinkSettings
 from bridge.source import END_REASONS, Ended, Read, SourceSettings
 from bridge.stream import Stream
 from bridge.supervisor import Running
+from tests.support.messages import message
 
 # The tables of the design and of the documentation: name, type, labels.
 EXPECTED = {
@@ -247,26 +247,16 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     opened.close()
 
 
-def event(number: int) -> bytes:
-    return msgspec.json.encode(
-        {
-            "type": "container" if number % 4 else "node",
-            "action": "update",
-            "state": "Running",
-            "resource_uri": f"/api/app/v1/acme/container/{number}/",
-            "parents": [],
-            "uuid": f"00000000-0000-4000-8000-{number:012d}",
-            "datetime": "2016-02-01T16:47:28Z",
-        }
-    )
-
-
 def test_the_books_balance_in_a_scrape(journal: Journal) -> None:
     metrics = Metrics("1.2.3")
     names = ("all", "picky", "idle")
     for name in names:
         journal.add_sink(name, "latest")
-    source = Script([event(n) for n in range(40)], [event(n) for n in range(30, 60)], [b"junk", b"[]", event(60)])
+    source = Script(
+        [message(n, type="container" if n % 4 else "node") for n in range(40)],
+        [message(n, type="container" if n % 4 else "node") for n in range(30, 60)],
+        [b"junk", b"[]", message(60, type="node")],
+    )
     stream = Stream(
         "acme",
         SourceSettings(namespace="acme"),

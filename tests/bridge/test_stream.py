@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from structlog.testing import capture_logs
 
@@ -18,6 +17,7 @@ from bridge.metrics import Metrics, StreamMetrics
 from bridge.source import END_REASONS, Ended, EndReason, Read, Session, SourceSettings
 from bridge.stream import Destination, Stream, seconds_of
 from tests.support.journal_work import read
+from tests.support.messages import message
 
 START = datetime(2026, 11, 23, 17, 0, 0, tzinfo=UTC).timestamp()
 DEADLINE = 20.0
@@ -157,18 +157,6 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     opened.close()
 
 
-def event(number: int, time: str | None = "2026-11-23T16:59:58Z", **changes: Any) -> bytes:
-    fields = {
-        "type": "container",
-        "action": "update",
-        "state": "Running",
-        "resource_uri": f"/api/app/v1/acme/container/{number}/",
-        "parents": [],
-        "uuid": f"00000000-0000-4000-8000-{number:012d}",
-    }
-    return msgspec.json.encode(fields | ({"datetime": time} if time else {}) | changes)
-
-
 def heard(*messages: bytes, position: str | None = None) -> Read:
     return Read(messages, heard=True, position=position)
 
@@ -182,7 +170,7 @@ UNAUTHORIZED = b'{"type":"error","data":{"errorMessage":"UNAUTHORIZED"}}'
 
 def test_every_read_is_committed_as_one_batch() -> None:
     recorder = Recorder()
-    bench = Bench(ScriptedSource(Scripted(heard(event(1), event(2)), Read(), heard(), heard(event(3)))), recorder)
+    bench = Bench(ScriptedSource(Scripted(heard(message(1), message(2)), Read(), heard(), heard(message(3)))), recorder)
 
     bench.stream.step()
 
@@ -192,7 +180,7 @@ def test_every_read_is_committed_as_one_batch() -> None:
 
 def test_events_and_their_duplicates_come_to_the_journal(journal: Journal) -> None:
     journal.add_sink("audit", "latest")
-    bench = Bench(ScriptedSource(Scripted(heard(event(1), event(2), event(1)), heard(event(2)))), journal)
+    bench = Bench(ScriptedSource(Scripted(heard(message(1), message(2), message(1)), heard(message(2)))), journal)
 
     bench.stream.step()
 
@@ -202,7 +190,7 @@ def test_events_and_their_duplicates_come_to_the_journal(journal: Journal) -> No
 
 
 def test_what_was_seen_in_one_session_is_a_duplicate_in_the_next(journal: Journal) -> None:
-    bench = Bench(ScriptedSource(Scripted(heard(event(1))), Scripted(heard(event(1), event(2)))), journal)
+    bench = Bench(ScriptedSource(Scripted(heard(message(1))), Scripted(heard(message(1), message(2)))), journal)
 
     bench.stream.step()
     bench.stream.step()
@@ -212,7 +200,7 @@ def test_what_was_seen_in_one_session_is_a_duplicate_in_the_next(journal: Journa
 
 def test_events_get_the_stream_s_namespace_and_the_time_of_their_reception(journal: Journal) -> None:
     journal.add_sink("audit", "latest")
-    bench = Bench(ScriptedSource(Scripted(2.5, heard(event(1)))), journal)
+    bench = Bench(ScriptedSource(Scripted(2.5, heard(message(1)))), journal)
 
     bench.stream.step()
 
@@ -223,7 +211,7 @@ def test_events_get_the_stream_s_namespace_and_the_time_of_their_reception(journ
 
 def test_malformed_messages_are_counted_and_kept_and_the_session_goes_on(journal: Journal) -> None:
     source = ScriptedSource(
-        Scripted(heard(b"junk", event(1), b"[]", b'{"type":7}', event(9, blob="x" * 1000)), heard(event(2)))
+        Scripted(heard(b"junk", message(1), b"[]", b'{"type":7}', message(9, blob="x" * 1000)), heard(message(2)))
     )
     bench = Bench(source, journal)
 
@@ -261,7 +249,7 @@ def test_control_frames_are_counted_and_never_events(journal: Journal) -> None:
 
 
 def test_events_without_a_readable_time_are_counted() -> None:
-    bench = Bench(ScriptedSource(Scripted(heard(event(1), event(2, None), event(3, "yesterday")))), Recorder())
+    bench = Bench(ScriptedSource(Scripted(heard(message(1), message(2, None), message(3, "yesterday")))), Recorder())
 
     bench.stream.step()
 
@@ -277,7 +265,7 @@ def test_what_a_source_ignores_is_counted() -> None:
 
 
 def test_lag_is_measured_from_the_event_s_own_time() -> None:
-    bench = Bench(ScriptedSource(Scripted(heard(event(1), event(2)))), Recorder())
+    bench = Bench(ScriptedSource(Scripted(heard(message(1), message(2)))), Recorder())
 
     bench.stream.step()
 
@@ -286,7 +274,7 @@ def test_lag_is_measured_from_the_event_s_own_time() -> None:
 
 
 def test_an_event_of_the_future_has_no_negative_lag() -> None:
-    bench = Bench(ScriptedSource(Scripted(heard(event(1, "2030-01-01T00:00:00Z")))), Recorder())
+    bench = Bench(ScriptedSource(Scripted(heard(message(1, "2030-01-01T00:00:00Z")))), Recorder())
 
     bench.stream.step()
 
@@ -308,7 +296,7 @@ def test_anything_heard_is_a_sign_of_life() -> None:
 
 
 def test_a_source_resumes_where_the_last_committed_read_ended(journal: Journal) -> None:
-    source = ScriptedSource(Scripted(heard(event(1), position="7"), heard(event(2), position="8")), Scripted())
+    source = ScriptedSource(Scripted(heard(message(1), position="7"), heard(message(2), position="8")), Scripted())
     bench = Bench(source, journal)
 
     bench.stream.step()
@@ -319,7 +307,7 @@ def test_a_source_resumes_where_the_last_committed_read_ended(journal: Journal) 
 
 
 def test_a_source_resumes_over_a_restart(journal: Journal) -> None:
-    Bench(ScriptedSource(Scripted(heard(event(1), position="7"))), journal).stream.step()
+    Bench(ScriptedSource(Scripted(heard(message(1), position="7"))), journal).stream.step()
     source = ScriptedSource(Scripted())
 
     Bench(source, journal).stream.step()
@@ -340,7 +328,7 @@ def test_a_read_that_could_not_be_committed_is_read_again() -> None:
                 raise RuntimeError("a bug")
             super().append(batch)
 
-    source = ScriptedSource(Scripted(heard(event(1), position="7"), heard(event(2), position="8")), Scripted())
+    source = ScriptedSource(Scripted(heard(message(1), position="7"), heard(message(2), position="8")), Scripted())
     bench = Bench(source, Broken())
 
     with pytest.raises(RuntimeError):
@@ -370,7 +358,7 @@ def test_a_session_that_merely_opened_proves_nothing() -> None:
 
 
 def test_an_event_proves_a_session() -> None:
-    bench = Bench(ScriptedSource(*refused(3), Scripted(heard(event(1))), *refused(1)), Recorder())
+    bench = Bench(ScriptedSource(*refused(3), Scripted(heard(message(1))), *refused(1)), Recorder())
 
     assert [bench.stream.step() for _ in range(5)] == [1.0, 2.0, 4.0, 1.0, 2.0]
 
@@ -383,7 +371,7 @@ def test_a_session_that_lasted_has_proved_itself_without_an_event(lasted: float,
 
 
 def test_a_failure_after_a_proof_is_not_proved_by_it() -> None:
-    bench = Bench(ScriptedSource(Scripted(heard(event(1))), *refused(2)), Recorder())
+    bench = Bench(ScriptedSource(Scripted(heard(message(1))), *refused(2)), Recorder())
 
     assert [bench.stream.step() for _ in range(3)] == [1.0, 2.0, 4.0]
 
@@ -418,7 +406,7 @@ def test_an_unauthorized_frame_ends_the_session_at_the_pace_of_refused_credentia
 
 
 def test_events_before_an_unauthorized_frame_are_committed(journal: Journal) -> None:
-    bench = Bench(ScriptedSource(Scripted(heard(event(1), UNAUTHORIZED, event(2)))), journal)
+    bench = Bench(ScriptedSource(Scripted(heard(message(1), UNAUTHORIZED, message(2)))), journal)
 
     bench.stream.step()
 
@@ -584,7 +572,7 @@ def test_reconnects_are_counted_by_reason(reason: EndReason) -> None:
 
 
 def test_a_long_outage_is_logged_when_it_begins_and_when_it_ends() -> None:
-    bench = Bench(ScriptedSource(Scripted(heard(event(1))), *refused(20), Scripted()), Recorder())
+    bench = Bench(ScriptedSource(Scripted(heard(message(1))), *refused(20), Scripted()), Recorder())
     bench.stream.step()
 
     with capture_logs() as logs:
@@ -604,7 +592,7 @@ def test_a_long_outage_is_logged_when_it_begins_and_when_it_ends() -> None:
 def test_stop_ends_a_blocked_read() -> None:
     only = Scripted()
     reading = threading.Event()
-    only.steps.extend([heard(event(1)), reading.set, only.block])
+    only.steps.extend([heard(message(1)), reading.set, only.block])
     recorder = Recorder()
     bench = Bench(ScriptedSource(only), recorder)
     waits: list[float] = []
@@ -643,7 +631,7 @@ def test_a_stream_that_takes_over_opens_its_session_and_reads_when_it_is_told_to
     recorder = Recorder()
     old = Bench(ScriptedSource(), recorder)
     old.stream.presence.opened()
-    new = Bench(ScriptedSource(Scripted(heard(event(1)))), recorder, after=old.stream)
+    new = Bench(ScriptedSource(Scripted(heard(message(1)))), recorder, after=old.stream)
     thread = threading.Thread(target=new.stream.step, daemon=True)
     with capture_logs() as logs:
         thread.start()
@@ -661,7 +649,7 @@ def test_a_stream_that_takes_over_opens_its_session_and_reads_when_it_is_told_to
 
 def test_stop_ends_a_stream_that_waits_to_take_over_and_nothing_of_it_is_committed() -> None:
     recorder = Recorder()
-    only = Scripted(heard(event(1)))
+    only = Scripted(heard(message(1)))
     bench = Bench(ScriptedSource(only), recorder, after=Bench(ScriptedSource(), recorder).stream)
     thread = threading.Thread(target=bench.stream.step, daemon=True)
     thread.start()
@@ -676,7 +664,7 @@ def test_stop_ends_a_stream_that_waits_to_take_over_and_nothing_of_it_is_committ
 def test_stop_between_two_reads_ends_the_session() -> None:
     only, recorder = Scripted(), Recorder()
     bench = Bench(ScriptedSource(only), recorder)
-    only.steps.extend([heard(event(1)), bench.stream.stop, heard(event(2)), AssertionError("it read on")])
+    only.steps.extend([heard(message(1)), bench.stream.stop, heard(message(2)), AssertionError("it read on")])
 
     bench.stream.step()
 
@@ -686,7 +674,7 @@ def test_stop_between_two_reads_ends_the_session() -> None:
 
 
 def test_a_bug_is_told_after_the_stream_was_marked_as_down() -> None:
-    only = Scripted(heard(event(1)), RuntimeError("a bug"))
+    only = Scripted(heard(message(1)), RuntimeError("a bug"))
     bench = Bench(ScriptedSource(only), Recorder())
 
     with pytest.raises(RuntimeError, match="a bug"):
@@ -708,7 +696,7 @@ def test_a_bug_in_opening_is_told_as_well() -> None:
 
 
 def test_a_journal_that_was_closed_ends_the_stream(journal: Journal) -> None:
-    bench = Bench(ScriptedSource(Scripted(journal.close, heard(event(1)))), journal)
+    bench = Bench(ScriptedSource(Scripted(journal.close, heard(message(1)))), journal)
 
     with pytest.raises(Closed):
         bench.stream.step()

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
-import msgspec
 import pytest
 from structlog.testing import capture_logs
 
@@ -21,6 +20,7 @@ from bridge.sink import Entry, Failure, SinkSettings, Unavailable
 from bridge.source import Ended, Read, SourceSettings
 from bridge.stream import Stream, StreamStatus
 from bridge.supervisor import Requests, Supervisor
+from tests.support.messages import message
 from tests.support.waiting import until
 
 DEADLINE = 20.0
@@ -920,7 +920,7 @@ class Source:
     def read(self) -> Read:
         number = next(self._numbers, None)
         if number is not None:
-            return Read([event(number)], heard=True)
+            return Read([message(number)], heard=True)
         self._diary.note("all heard")
         assert self._aborted.wait(DEADLINE)
         raise Ended("closed by us", "closed")
@@ -951,20 +951,6 @@ class Box:
             raise Unavailable("broker down")
         self.got += [entry.fields.uuid for entry in entries]
         return []
-
-
-def event(number: int) -> bytes:
-    return msgspec.json.encode(
-        {
-            "type": "container",
-            "action": "update",
-            "state": "Running",
-            "resource_uri": f"/api/app/v1/acme/container/{number}/",
-            "parents": [],
-            "uuid": f"00000000-0000-4000-8000-{number:012d}",
-            "datetime": "2016-02-01T16:47:28Z",
-        }
-    )
 
 
 def build(journal: Journal, source: Source, **boxes: Box) -> Bench:

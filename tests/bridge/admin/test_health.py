@@ -11,7 +11,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
-import msgspec
 import pytest
 
 from bridge.admin.health import Health, Reloaded
@@ -25,6 +24,7 @@ from bridge.source import Ended, Session, SourceSettings
 from bridge.stream import Stream
 from bridge.supervisor import Running
 from tests.support.journal_samples import journal_settings
+from tests.support.messages import message
 from tests.support.waiting import until
 
 DEADLINE = 20.0
@@ -93,19 +93,8 @@ def make_health(journal: Journal, *streams: Stream, forwarders: Sequence[Forward
 
 
 def batch(number: int, moment: str = "2016-02-01T16:47:28Z") -> Batch:
-    frame = msgspec.json.encode(
-        {
-            "type": "container",
-            "action": "update",
-            "state": "Running",
-            "resource_uri": f"/api/app/v1/acme/container/{number}/",
-            "parents": [],
-            "uuid": f"00000000-0000-4000-8000-{number:012d}",
-            "datetime": moment,
-        }
-    )
     reception = Reception.at("acme", datetime.fromisoformat("2026-11-23T17:00:00Z"))
-    return Batch("acme", time.time(), [cast("Event", normalize(frame, reception, 1_000_000))], [])
+    return Batch("acme", time.time(), [cast("Event", normalize(message(number, moment), reception, 1_000_000))], [])
 
 
 def told(health: Health) -> list[str]:
