@@ -13,7 +13,7 @@ from bridge.admin.operations_journal import JournalOperations, SinkLimits
 from bridge.admin.routes import Routes
 from bridge.admin.server import Server
 from bridge.forwarder import Forwarder
-from bridge.gaps import Presence
+from bridge.gaps import GapTracker
 from bridge.journal import Journal
 from bridge.metrics import Metrics, SinkMetrics, StreamMetrics
 from bridge.sink import Sink, SinkSettings
@@ -58,8 +58,8 @@ class Parts:
         if self._problems:
             raise ConfigError(self._problems)
 
-    def stream(self, name: str, journal: Journal, metrics: Metrics, presence: Presence | None = None) -> Stream:
-        """A stream; with the presence of the one that it takes over from, if there is one."""
+    def stream(self, name: str, journal: Journal, metrics: Metrics, gaps: GapTracker | None = None) -> Stream:
+        """A stream; with the gaps of the one that it takes over from, if there is one."""
         return Stream(
             name,
             self._settings.streams[name],
@@ -67,7 +67,7 @@ class Parts:
             journal,
             metrics=StreamMetrics(metrics, name),
             max_event_bytes=self._settings.journal.max_event_bytes,
-            presence=presence,
+            gaps=gaps,
         )
 
     def forwarder(self, name: str, journal: Journal, metrics: Metrics) -> Forwarder:

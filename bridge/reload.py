@@ -95,12 +95,12 @@ class Reload:
 
     def _apply_streams(self, streams: Changes, parts: app.Parts) -> None:
         journal, metrics, supervisor = self._bridge.journal, self._bridge.metrics, self._bridge.supervisor
-        presences = {stream.name: stream.presence for stream in supervisor.running().streams}
+        trackers = {stream.name: stream.gaps for stream in supervisor.running().streams}
         for name in streams.removed:
             supervisor.drop_stream(name)
             metrics.forget_stream(name)
         for name in (*streams.added, *streams.changed):
-            supervisor.put_stream(parts.stream(name, journal, metrics, presences.get(name)))
+            supervisor.put_stream(parts.stream(name, journal, metrics, trackers.get(name)))
 
 
 def _require_certificates(new: Settings, streams: Changes, sinks: Changes) -> None:

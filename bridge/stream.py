@@ -1,8 +1,7 @@
-"""A stream: one source of events, kept alive for ever.
+"""A stream: one source of events, kept connected for ever.
 
-Kinds of streams differ in how a session is opened and read (`bridge.source`; implemented in `bridge.sources`). What
-happens around a session is the same for all and stands here: normalize what a read brought, commit it as one batch, and when
-the session ends, tell for how long to wait before the next one.
+Kinds of streams differ in how a session is opened and read (`bridge.source`, implemented in `bridge.sources`). The rest is the
+same for all: normalize the messages of a read, commit them as one batch, wait with backoff after the session has ended.
 """
 
 import random
@@ -16,7 +15,7 @@ import msgspec
 import structlog
 
 from bridge.event import Control, Event, Malformed, Reception, fields_of, normalize
-from bridge.gaps import Presence
+from bridge.gaps import GapTracker
 from bridge.journal import Batch
 from bridge.metrics import StreamMetrics
 from bridge.policy import Uniform, backoff
@@ -24,28 +23,28 @@ from bridge.source import Ended, EndReason, Read, Session, Source, SourceSetting
 
 log = structlog.get_logger(__name__)
 
-_QUIET: Final = 60.0
-"""Seconds between two log lines about malformed messages; the metrics count them all."""
+_MALFORMED_LOG_SECONDS: Final = 60.0
+"""Time between two log lines about malformed messages; the metrics count them all."""
 
 
 class Destination(Protocol):
-    """Where a stream's batches go: the journal, or somebody who only looks on."""
+    """Receiver of a stream's batches: the journal, or a printer of events."""
 
     def append(self, batch: Batch) -> object:
-        """Take a batch; it is safe when this returns."""
+        """Store a batch; it is durable when this returns."""
 
     def position(self, stream: str) -> str | None:
-        """From where the stream resumes, if it was here before."""
+        """Return the position from which the stream resumes, or None."""
 
 
 class StreamStatus(msgspec.Struct, frozen=True):
-    """What is known of a stream now.
+    """Status of a stream.
 
     Attributes:
-        connected: Whether a session is open.
-        since: When that began, in seconds since the epoch.
-        reason: Why the last session ended, or could not be opened; None before that happened.
-        error: The same in words.
+        connected: A session is open.
+        since: Time of the last change of `connected`, in seconds since the epoch.
+        reason: Reason for which the last session ended, or could not be opened; None before that happened.
+        error: The same as text.
         attempts: Failed attempts since the last session.
     """
 
@@ -57,23 +56,23 @@ class StreamStatus(msgspec.Struct, frozen=True):
 
 
 class Stream:
-    """Keeps one source connected and commits what it says.
+    """Keeps one source connected and commits its messages.
 
     Args:
         name: The stream's name, for the journal, logs and metrics.
-        settings: Its namespace (empty if each resource URI tells it), and when to try again.
-        source: How to open a session.
-        journal: Where events go.
+        settings: Namespace of the events (empty: each resource URI has it), and times of reconnecting.
+        source: Opens sessions.
+        journal: Receiver of the batches.
         metrics: The stream's metrics.
         max_event_bytes: Larger messages are malformed.
-        presence: That of the stream that this one takes over from; None if there is none. With one, a session is opened at
-            once, but nothing is read before `take_over`: what the old one still brings is older, and has to be committed first.
-        clock: The time of day in seconds since the epoch.
-        monotonic: Seconds of a clock that nobody sets.
-        uniform: Chance.
+        gaps: Gap tracker of the stream being replaced, or None. If given, the new session opens at once but is read only after
+            `start_reading`: the old session may still commit older events.
+        clock: Time of day in seconds since the epoch.
+        monotonic: Monotonic clock.
+        uniform: Source of randomness.
 
     Attributes:
-        presence: Whether it is connected, and when it was not.
+        gaps: Times without a session.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class Stream:
         *,
         metrics: StreamMetrics,
         max_event_bytes: int,
-        presence: Presence | None = None,
+        gaps: GapTracker | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         uniform: Uniform = random.uniform,
@@ -101,31 +100,31 @@ class Stream:
         self._uniform = uniform
         self._session: Session | None = None
         self._stopping = False
-        self._turn = threading.Event()
-        if presence is None:
-            self._turn.set()
+        self._may_read = threading.Event()
+        if gaps is None:
+            self._may_read.set()
         self._position = journal.position(name)
         self._opened: float | None = None
-        self._proved = False
+        self._proven = False
         self._delays = self._new_delays()
         self._auth_delays = self._new_auth_delays()
-        self.presence = presence or Presence(metrics.connected.set, clock, monotonic)
+        self.gaps = gaps or GapTracker(metrics.connected.set, clock, monotonic)
         self._heard = monotonic()
         self._quiet_until = 0.0
         self.status = StreamStatus(connected=False, since=clock())
 
     def step(self) -> float:
-        """Live through one session; return the seconds to wait before the next.
+        """Open a session and read it to its end; return the seconds to wait before the next.
 
         Raises:
             Closed: The journal was closed.
         """
-        self._opened, self._proved = None, False
+        self._opened, self._proven = None, False
         try:
             self._session = self._source.open(self._position)
             if not self._stopping:
                 self._connected()
-                self._turn.wait()
+                self._may_read.wait()
             while not self._stopping:
                 self._take(self._session.read())
         except Ended as end:
@@ -139,20 +138,20 @@ class Stream:
                 self._session = None
         return self._ended(Ended("stopped by us", "closed"))
 
-    def take_over(self) -> None:
-        """Begin to read: the stream that this one takes over from commits nothing any more."""
-        self._turn.set()
+    def start_reading(self) -> None:
+        """Begin to read: the replaced stream commits nothing any more."""
+        self._may_read.set()
 
     def stop(self) -> None:
         """End the session from another thread; the next `step` is not to be called."""
         self._stopping = True
-        self._turn.set()
+        self._may_read.set()
         session = self._session
         if session is not None:
             session.abort()
 
     def _take(self, read: Read) -> None:
-        """Commit what one read brought."""
+        """Commit the messages of one read."""
         now = self._clock()
         if read.heard:
             self._heard = self._monotonic()
@@ -165,9 +164,9 @@ class Stream:
             self._journal.append(Batch(self.name, now, events, malformed, read.position))
             self._observe(events, now)
         if malformed and self._monotonic() >= self._quiet_until:
-            self._quiet_until = self._monotonic() + _QUIET
+            self._quiet_until = self._monotonic() + _MALFORMED_LOG_SECONDS
             log.warning("messages that are no events were put into quarantine", stream=self.name, reason=malformed[0].reason)
-        self._proved = self._proved or bool(events)
+        self._proven = self._proven or bool(events)
         self._position = read.position or self._position
         for control in controls:
             self._control(control)
@@ -200,19 +199,19 @@ class Stream:
     def _connected(self) -> None:
         now = self._clock()
         self._opened = self._heard = self._monotonic()
-        gap = self.presence.opened()
+        gap = self.gaps.opened()
         log.info("stream connected", stream=self.name, gap_seconds=round(gap, 3), attempts=self.status.attempts)
         self.status = StreamStatus(connected=True, since=now, reason=self.status.reason, error=self.status.error)
 
     def _ended(self, end: Ended) -> float:
-        """Note the end of a session, or that there was none; return the seconds to wait."""
+        """Record the end of a session, or a failure to open one; return the seconds to wait."""
         before, was_open, silent = self.status, self._opened is not None, 0.0
         if was_open:
-            # What was sent after the last sign of life may be lost: the gap begins there, not when we noticed.
+            # Messages sent after the last sign of life may be lost: the gap begins there, not when we noticed.
             silent = self._monotonic() - self._heard if end.reason == "dead" else 0.0
-            self.presence.closed(end, silent)
+            self.gaps.closed(end, silent)
         elif not self._stopping:
-            self.presence.failed(end)
+            self.gaps.failed(end)
         self.status = StreamStatus(
             connected=False,
             since=self._clock() - silent if was_open else before.since,
@@ -232,12 +231,12 @@ class Stream:
 
     def _delay(self, end: Ended) -> float:
         lasted = self._opened is not None and self._monotonic() - self._opened >= self._settings.stable_after
-        if self._proved or lasted:
+        if self._proven or lasted:
             self._delays, self._auth_delays = self._new_delays(), self._new_auth_delays()
         again = self._settings.auth_backoff
         asked = min(end.retry_after or 0.0, again.max)
         if end.reason == "unauthorized":
-            # The jitter comes on top: who hurries only once in a while locks the account, too.
+            # The jitter comes on top: even rare attempts in quick succession lock the account.
             return max(asked, min(again.max, again.first + next(self._auth_delays)))
         return max(asked, next(self._delays))
 
@@ -249,5 +248,5 @@ class Stream:
 
 
 def seconds_of(text: str) -> float:
-    """The seconds since the epoch of a normalized event's time."""
+    """Convert a normalized event's time to seconds since the epoch."""
     return datetime.fromisoformat(text).timestamp()

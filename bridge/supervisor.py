@@ -201,7 +201,7 @@ class Supervisor:
             if old.is_over():
                 self._replaced = _without(self._replaced, name)
                 if new is not None:
-                    new.stream.take_over()
+                    new.stream.start_reading()
         self._ending = [thread for thread in self._ending if thread.is_alive()]
 
     def _covering(self, name: str, present: StreamThread) -> StreamThread:
@@ -213,7 +213,7 @@ class Supervisor:
             self._end(present)
             return before.thread
         self._end(before.thread)
-        present.stream.take_over()
+        present.stream.start_reading()
         return present
 
     def _succeed(self) -> None:

@@ -53,7 +53,7 @@ class Health:
 
     def gap_seconds(self) -> Mapping[str, float]:
         """For how long each stream was disconnected since the process started."""
-        return {stream.name: stream.presence.gap_seconds() for stream in self._running().streams}
+        return {stream.name: stream.gaps.total_seconds() for stream in self._running().streams}
 
     def lag_seconds(self) -> Mapping[str, float]:
         """How old the oldest event is, by its own time, that each sink has not delivered; 0 if none, NaN if nobody knows."""
@@ -163,10 +163,10 @@ def _stream(stream: Stream, counters: StreamCounters) -> dict[str, Any]:
         "reason": status.reason,
         "error": status.error,
         "attempts": status.attempts,
-        "gap_seconds": round(stream.presence.gap_seconds(), 3),
+        "gap_seconds": round(stream.gaps.total_seconds(), 3),
         "gaps": [
             {"start": _time(gap.start), "end": _time(gap.end), "reason": gap.reason, "error": gap.error}
-            for gap in list(stream.presence.gaps)
+            for gap in list(stream.gaps.latest)
         ],
         **msgspec.structs.asdict(counters),
     }

@@ -129,9 +129,9 @@ def test_only_what_differs_is_touched(bench: Bench) -> None:
 def test_a_changed_stream_goes_on_with_the_gaps_of_the_old_one_and_a_new_one_begins_its_own(bench: Bench) -> None:
     bench.reloads(streams={"acme": stream("ws://127.0.0.1:9"), "other": stream("ws://127.0.0.1:2"), "new": stream("ws://x")})
 
-    presences = {one.name: one.presence for one in bench.running.streams}
-    assert bench.orders.put["acme"].presence is presences["acme"]
-    assert bench.orders.put["new"].presence not in presences.values()
+    trackers = {one.name: one.gaps for one in bench.running.streams}
+    assert bench.orders.put["acme"].gaps is trackers["acme"]
+    assert bench.orders.put["new"].gaps not in trackers.values()
 
 
 def test_a_new_sink_has_its_cursor_before_it_runs_and_a_changed_one_keeps_its_own(bench: Bench) -> None:

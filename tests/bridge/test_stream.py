@@ -136,7 +136,7 @@ class Bench:
             journal,
             metrics=StreamMetrics(self.metrics, "acme"),
             max_event_bytes=1000,
-            presence=after.presence if after else None,
+            gaps=after.gaps if after else None,
             clock=lambda: self.clocks.time,
             monotonic=self.clocks.tick,
             uniform=uniform,
@@ -440,7 +440,7 @@ def test_a_stream_begins_disconnected() -> None:
     bench.clocks.advance(5.0)
 
     assert (bench.stream.status.connected, bench.stream.status.since) == (False, START)
-    assert bench.stream.presence.gap_seconds() == 5.0
+    assert bench.stream.gaps.total_seconds() == 5.0
     assert bench.metric("stream_connected") == 0
 
 
@@ -449,7 +449,7 @@ def test_while_a_session_is_open_the_stream_is_connected() -> None:
         assert (bench.stream.status.connected, bench.stream.status.since) == (True, START + 3.0)
         assert bench.metric("stream_connected") == 1
         bench.clocks.advance(100.0)
-        assert bench.stream.presence.gap_seconds() == 3.0
+        assert bench.stream.gaps.total_seconds() == 3.0
 
     only = Scripted(look)
     bench = Bench(ScriptedSource(only), Recorder())
@@ -467,7 +467,7 @@ def test_the_time_before_the_first_session_is_no_gap_unless_something_went_wrong
     bench = Bench(ScriptedSource(Scripted()), Recorder())
     bench.stream.step()
 
-    assert not bench.stream.presence.gaps
+    assert not bench.stream.gaps.latest
 
 
 def test_a_gap_has_a_beginning_an_end_and_a_reason() -> None:
@@ -478,10 +478,10 @@ def test_a_gap_has_a_beginning_an_end_and_a_reason() -> None:
         bench.clocks.advance(10.0)
         bench.stream.step()
 
-    (gap,) = bench.stream.presence.gaps
+    (gap,) = bench.stream.gaps.latest
     assert (gap.start, gap.end) == (START + 1.0, START + 31.0)
     assert (gap.reason, gap.error) == ("network", "connection refused")
-    assert bench.stream.presence.gap_seconds() == 31.0
+    assert bench.stream.gaps.total_seconds() == 31.0
 
 
 def test_attempts_are_counted_until_one_succeeds() -> None:
@@ -502,14 +502,14 @@ def test_a_dead_stream_was_lost_at_its_last_sign_of_life() -> None:
     )
 
     bench.stream.step()
-    assert bench.stream.presence.gap_seconds() == 15.0
+    assert bench.stream.gaps.total_seconds() == 15.0
     assert bench.stream.status.since == START + 40.0
 
     bench.clocks.advance(2.0)
     bench.stream.step()
-    (gap,) = bench.stream.presence.gaps
+    (gap,) = bench.stream.gaps.latest
     assert (gap.start, gap.end, gap.reason) == (START + 40.0, START + 57.0, "dead")
-    assert bench.stream.presence.gap_seconds() == 17.0
+    assert bench.stream.gaps.total_seconds() == 17.0
 
 
 def test_a_session_that_was_dead_from_the_start_lost_nothing_before_it_opened() -> None:
@@ -520,7 +520,7 @@ def test_a_session_that_was_dead_from_the_start_lost_nothing_before_it_opened() 
 
     bench.stream.step()
 
-    assert bench.stream.presence.gap_seconds() == 1015.0
+    assert bench.stream.gaps.total_seconds() == 1015.0
 
 
 def test_setting_the_clock_makes_no_gap() -> None:
@@ -532,14 +532,14 @@ def test_setting_the_clock_makes_no_gap() -> None:
 
     bench.stream.step()
 
-    assert bench.stream.presence.gap_seconds() == 15.0
+    assert bench.stream.gaps.total_seconds() == 15.0
 
 
 def test_the_sum_of_all_gaps_never_falls() -> None:
     seen = [0.0]
 
     def look() -> None:
-        now = bench.stream.presence.gap_seconds()
+        now = bench.stream.gaps.total_seconds()
         assert now >= seen[-1]
         seen.append(now)
 
@@ -558,7 +558,7 @@ def test_only_the_latest_gaps_are_kept() -> None:
     for _ in range(40):
         bench.stream.step()
 
-    assert len(bench.stream.presence.gaps) == 20
+    assert len(bench.stream.gaps.latest) == 20
 
 
 @pytest.mark.parametrize("reason", END_REASONS)
@@ -623,14 +623,14 @@ def test_stop_while_a_session_is_being_opened_ends_it_before_the_first_read() ->
     assert bench.reconnects() == {}
     assert logs == []
     # Nor is it the reason of a gap that the next one finds.
-    bench.stream.presence.opened()
-    assert not bench.stream.presence.gaps
+    bench.stream.gaps.opened()
+    assert not bench.stream.gaps.latest
 
 
 def test_a_stream_that_takes_over_opens_its_session_and_reads_when_it_is_told_to() -> None:
     recorder = Recorder()
     old = Bench(ScriptedSource(), recorder)
-    old.stream.presence.opened()
+    old.stream.gaps.opened()
     new = Bench(ScriptedSource(Scripted(heard(message(1)))), recorder, after=old.stream)
     thread = threading.Thread(target=new.stream.step, daemon=True)
     with capture_logs() as logs:
@@ -640,11 +640,11 @@ def test_a_stream_that_takes_over_opens_its_session_and_reads_when_it_is_told_to
     assert [line["gap_seconds"] for line in logs] == [0.0]
     thread.join(0.05)
     assert (thread.is_alive(), recorder.batches) == (True, [])
-    new.stream.take_over()
+    new.stream.start_reading()
     thread.join(DEADLINE)
 
     assert len(recorder.batches) == 1
-    assert not new.stream.presence.gaps
+    assert not new.stream.gaps.latest
 
 
 def test_stop_ends_a_stream_that_waits_to_take_over_and_nothing_of_it_is_committed() -> None:

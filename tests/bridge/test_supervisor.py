@@ -68,7 +68,7 @@ class FakeStream:
         self.status = StreamStatus(connected=False, since=0.0)
         return 0.0
 
-    def take_over(self) -> None:
+    def start_reading(self) -> None:
         self._diary.note(f"{self.label} takes over")
 
     def stop(self) -> None:
