@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 from bridge.policy import parse_retry_after
 from bridge.sink import Reason
 from sinks.classification import Classification, connection_error
-from sinks.webhook.client import CLOSED, Answer, NoConnection
+from sinks.webhook.client import CLOSED, Response
+from sinks.webhook.url import NoConnection
 
 _Classified = tuple[Literal["sink", "event"], Literal["retry", "rejected"], Reason]
 _STATUSES: Final[dict[int, _Classified]] = {
@@ -39,15 +40,15 @@ _CLASSES: Final[dict[int, _Classified]] = {
 }
 
 
-def classify(answer: Answer, where: str, now: datetime) -> Classification | None:
-    """Classify an answer; None if it is 2xx, so that the events are delivered.
+def classify(response: Response, where: str, now: datetime) -> Classification | None:
+    """Classify a response; None if it is 2xx, so that the events are delivered.
 
     Args:
-        answer: The answer.
+        response: The response.
         where: The receiver's host, for the message.
         now: For a `Retry-After` that is a date.
     """
-    status = answer.status
+    status = response.status
     if status // 100 == 2:
         return None
     scope, outcome, reason = _STATUSES.get(status) or _CLASSES.get(status // 100, _CLASSES[1])
@@ -56,19 +57,19 @@ def classify(answer: Answer, where: str, now: datetime) -> Classification | None
     except ValueError:
         error = f"{where} answered {status}"
     if status // 100 == 3:
-        error += f" and points to {_target(answer)}; redirects are not followed, set `url` to the place itself"
-    return Classification(scope, outcome, reason, error, parse_retry_after(answer.headers.get("Retry-After"), now))
+        error += f" and points to {_target(response)}; redirects are not followed, set `url` to the place itself"
+    return Classification(scope, outcome, reason, error, parse_retry_after(response.headers.get("Retry-After"), now))
 
 
-def _target(answer: Answer) -> str:
+def _target(response: Response) -> str:
     try:
-        return urlsplit(answer.headers.get("Location", "")).hostname or "another path"
+        return urlsplit(response.headers.get("Location", "")).hostname or "another path"
     except ValueError:
         return "nowhere"
 
 
 def classify_exception(error: Exception, where: str, timeout: float) -> Classification:
-    """Classify the exception of a request without an answer.
+    """Classify the exception of a request without an response.
 
     Args:
         error: The exception.

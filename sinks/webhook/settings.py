@@ -1,4 +1,4 @@
-"""What can be set for a `webhook` sink, and what its requests are made with accordingly."""
+"""Settings of a `webhook` sink, and the headers of its requests."""
 
 import base64
 import importlib.metadata
@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from bridge.field_types import Seconds
 from bridge.sink import SinkSettings
-from sinks.webhook.client import read_url
+from sinks.webhook.url import read_url
 
 _HEADER_NAME: Final = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
 _OUR_HEADERS: Final = frozenset({"connection", "content-length", "expect", "host", "transfer-encoding", "webhook-id"})
@@ -65,13 +65,13 @@ class WebhookSettings(SinkSettings):
 
 
 def _require_printable(name: str, value: SecretStr | None) -> None:
-    """Refuse what can't stand in a header, before a library repeats it in an error."""
+    """Refuse a value that can't be a header, before a library repeats it in an error."""
     if value is not None and not (value.get_secret_value().isascii() and value.get_secret_value().isprintable()):
         raise ValueError(f"{name}: has characters that can't stand in a header, a line break perhaps")
 
 
 def request_headers(settings: WebhookSettings) -> dict[str, str]:
-    """Make the headers that all requests have in common, secrets included."""
+    """Return the headers of every request, secrets included."""
     headers = {
         "user-agent": f"event-bridge/{importlib.metadata.version('event-bridge')}",
         "content-type": _CONTENT_TYPES[settings.format],

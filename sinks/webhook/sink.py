@@ -1,12 +1,13 @@
 """Events as HTTP requests: one event each, or a batch.
 
-Acknowledged means answered with 2xx; what everything else means is decided in `sinks.webhook.errors`. Requests run in lanes,
-one connection and one thread each; the events of one resource stay in one lane, in order.
+Acknowledged means answered with 2xx; `sinks.webhook.errors` classifies all other results. Requests are sent by workers, each
+with a connection and a thread. The events of one resource are sent by one worker, in order.
 
-A request without an answer is the hardest case, be it that time is up or that the connection is cut: is it the event or the
-receiver? If the receiver answered others in the same call, it is the event. If it answered none, it is the receiver; but then
-those events go last in the next call, so that a few that never get an answer can't keep the others from being tried. If the
-receiver answers the next call, it was them. What was the event's fault once remains so when it is tried alone.
+A request without an answer, by a timeout or a closed connection, may be caused by the event or by the receiver. If the receiver
+answered other requests of the same delivery, the event is retried. If it answered none, the sink is unavailable. Those events
+then go last in the next delivery, so that a few that never get an answer do not keep the others from being sent. If the
+receiver answers the next delivery, those events are retried. Events that are known to get no answer by their own fault are
+remembered.
 """
 
 import threading
@@ -15,28 +16,27 @@ from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 from datetime import UTC, datetime
 from http.client import HTTPException
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Literal
 
 from bridge.event import NAMESPACE
 from bridge.sink import Entry, Failure, Unavailable
 from bridge.tls import tls_context
 from sinks.classification import Classification
-from sinks.webhook.client import NoConnection, TimedClient, read_url
+from sinks.ordering import group
+from sinks.webhook.client import TimedClient
 from sinks.webhook.errors import classify, classify_exception
 from sinks.webhook.settings import WebhookSettings, request_headers
-
-_MAX_SLOW: Final = 10_000
-"""How many events that get no answer by their own fault are remembered; beyond that it is learned anew."""
+from sinks.webhook.url import NoConnection, read_url
 
 
-class _Call:
-    """What one `deliver` has come to so far; its lanes share it.
+class Delivery:
+    """The state of one delivery, shared by its workers.
 
     Args:
-        groups: Requests that have to be sent one after another, as groups that may be sent side by side.
-        late: Events that got no answer in the calls before this one, whoever's fault it was.
-        slow: Events that are known to get none by their own fault.
-        patience: After how many requests without an answer in between nothing more is sent.
+        groups: Groups that may be sent side by side, of requests that are sent one after another.
+        late: Events that got no answer in the deliveries before.
+        slow: Events that are known to get no answer.
+        patience: Stop after this many consecutive requests without an answer (without those of events known to get none).
     """
 
     def __init__(
@@ -47,17 +47,17 @@ class _Call:
         self._late = late
         self._slow = slow
         self._patience = patience
-        self._silence = 0
+        self._unanswered = 0
         self.delivered: set[int] = set()
         self.timed_out: set[int] = set()
         self.failures: list[Failure] = []
         self.answered = False
         self.stopped = False
         self.silent: Classification | None = None
-        self.trouble: Classification | Exception | None = None
+        self.unavailable: Classification | Exception | None = None
 
     def next_group(self) -> Sequence[list[Entry]] | None:
-        """Take the next group; None if there is none or nothing more is to be sent."""
+        """Take the next group; None if there is none, or after a stop."""
         with self._lock:
             return self._groups.popleft() if self._groups and not self.stopped else None
 
@@ -66,7 +66,7 @@ class _Call:
         seqs = {entry.seq for entry in request}
         with self._lock:
             if answered:
-                self.answered, self._silence = True, 0
+                self.answered, self._unanswered = True, 0
             if failed is None:
                 self.delivered |= seqs
             elif failed.scope == "sink":
@@ -75,17 +75,17 @@ class _Call:
                 self.timed_out |= seqs
                 self.silent = failed
                 expected = self._slow | self._late if self.answered else self._slow
-                self._silence += not seqs <= expected
-                self.stopped |= self._silence >= self._patience
+                self._unanswered += not seqs <= expected
+                self.stopped |= self._unanswered >= self._patience
 
     def fail(self, bug: Exception) -> None:
-        """End the call because of a bug."""
+        """End the delivery because of a bug."""
         with self._lock:
             self._stop(bug)
 
-    def _stop(self, trouble: Classification | Exception) -> None:
+    def _stop(self, error: Classification | Exception) -> None:
         self.stopped = True
-        self.trouble = self.trouble or trouble
+        self.unavailable = self.unavailable or error
 
 
 class WebhookSink:
@@ -112,7 +112,7 @@ class WebhookSink:
         """Read the certificates and connect, without a request.
 
         Raises:
-            Unavailable: Either is not possible.
+            Unavailable: A certificate can't be read, or the receiver can't be reached.
         """
         self.close()
         settings = self._settings
@@ -129,85 +129,83 @@ class WebhookSink:
         """Send all entries.
 
         Raises:
-            Unavailable: The receiver is not available, with what it has acknowledged.
+            Unavailable: The receiver is not available; with the events that it has acknowledged.
         """
         clients = self._clients
         if not clients:
             raise Unavailable("the sink is not open", "internal")
         groups = self._groups(entries)
-        call = _Call(groups, self._late, self._slow, patience=max(2, min(len(groups), len(clients))))
-        # The first lane is this thread. The others are daemons, so that the end of the process never waits for a request.
-        lanes = [
-            threading.Thread(target=self._lane, args=(call, client), daemon=True, name=f"{self.name} lane")
+        delivery = Delivery(groups, self._late, self._slow, patience=max(2, min(len(groups), len(clients))))
+        # This thread is the first worker. The others are daemons, so that the end of the process does not wait for a request.
+        workers = [
+            threading.Thread(target=self._work, args=(delivery, client), daemon=True, name=f"{self.name} worker")
             for client in clients[1 : len(groups)]
         ]
         try:
-            for lane in lanes:
-                lane.start()
-        except RuntimeError as error:  # The system has no thread to spare.
-            call.fail(error)
-        self._lane(call, clients[0])
-        for lane in lanes:
-            if lane.ident is not None:
-                lane.join()
-        return self._conclude(call, len(entries))
+            for worker in workers:
+                worker.start()
+        except RuntimeError as error:  # The system is out of threads.
+            delivery.fail(error)
+        self._work(delivery, clients[0])
+        for worker in workers:
+            if worker.ident is not None:
+                worker.join()
+        return self._conclude(delivery, len(entries))
 
     def close(self) -> None:
-        """Close all connections. Requests under way in another thread fail soon."""
+        """Close all connections. Requests in other threads fail soon."""
         clients, self._clients = self._clients, []
         for client in clients:
             client.close()
 
     def _groups(self, entries: Sequence[Entry]) -> list[list[list[Entry]]]:
-        """Divide the entries into requests, and those into groups that may be sent side by side."""
+        """Divide the entries into groups that may be sent side by side, each a list of requests."""
         settings = self._settings
         if settings.format == "event":
-            by_key: dict[Hashable, list[list[Entry]]] = {}
-            for entry in entries:
-                by_key.setdefault(self._key(entry), []).append([entry])
-            groups = list(by_key.values())
+            ordered = settings.ordering == "resource"
+            groups = [[[entry] for entry in entries_of_one] for entries_of_one in group(entries, ordered=ordered)]
         else:
             requests = list(_batches(entries, settings.batch.max_events, settings.batch.max_bytes))
             groups = [requests] if settings.ordering == "resource" else [[request] for request in requests]
-        groups.sort(key=lambda group: bool(group) and group[0][0].seq in self._late)
+        groups.sort(key=lambda requests: bool(requests) and requests[0][0].seq in self._late)
         return groups
 
     def _key(self, entry: Entry) -> Hashable:
-        """What an entry has in common with those that must not overtake it."""
+        """Return the ordering key of an entry."""
         return entry.fields.resource_uri if self._settings.ordering == "resource" else entry.seq
 
-    def _lane(self, call: _Call, client: TimedClient) -> None:
+    def _work(self, delivery: Delivery, client: TimedClient) -> None:
         try:
-            while (group := call.next_group()) is not None:
-                self._send_group(call, client, group)
-        except Exception as bug:  # noqa: BLE001 - it is raised again by `deliver`, in the forwarder's thread
-            call.fail(bug)
+            while (requests := delivery.next_group()) is not None:
+                self._send_group(delivery, client, requests)
+        except Exception as bug:  # noqa: BLE001 - `deliver` raises it in the forwarder's thread
+            delivery.fail(bug)
 
-    def _send_group(self, call: _Call, client: TimedClient, group: Sequence[list[Entry]]) -> None:
-        """Send requests one after another; what waits for an earlier event is held, and a rejected batch is sent in halves."""
-        todo = deque(group)
+    def _send_group(self, delivery: Delivery, client: TimedClient, requests: Sequence[list[Entry]]) -> None:
+        """Send requests one after another. Hold events behind a failed one; send a rejected batch again in halves."""
+        todo = deque(requests)
         waiting: set[Hashable] = set()
-        while todo and not call.stopped:
+        while todo and not delivery.stopped:
             request = todo.popleft()
             if waiting:
-                call.failures.extend([Failure.held(entry) for entry in request if self._key(entry) in waiting])
+                delivery.failures.extend([Failure.held(entry) for entry in request if self._key(entry) in waiting])
                 request = [entry for entry in request if self._key(entry) not in waiting]
             if not request:
                 continue
             failed, answered = self._send(client, request)
-            call.record(request, failed, answered=answered)
+            delivery.record(request, failed, answered=answered)
             if failed is None or failed.scope == "sink":
                 continue
             if failed.outcome == "retry":
                 for entry in request:
                     held = self._key(entry) in waiting
-                    call.failures.append(Failure.held(entry) if held else failed.failure(entry))
+                    delivery.failures.append(Failure.held(entry) if held else failed.failure(entry))
                     waiting.add(self._key(entry))
             elif len(request) > 1:
                 middle = len(request) // 2
                 todo.extendleft((request[middle:], request[:middle]))
             else:
-                call.failures.append(failed.failure(request[0]))
+                delivery.failures.append(failed.failure(request[0]))
 
     def _send(self, client: TimedClient, request: Sequence[Entry]) -> tuple[Classification | None, bool]:
         """Send a request; return its classification, None if it was accepted, and True if there was an answer."""
@@ -219,25 +217,25 @@ class WebhookSink:
             return classify_exception(error, self._where, settings.timeout), False
         return classify(answer, self._where, datetime.now(UTC)), True
 
-    def _conclude(self, call: _Call, count: int) -> Sequence[Failure]:
-        """Say what a call for `count` events has come to; the module's docstring explains timeouts."""
-        trouble = call.trouble
-        if isinstance(trouble, Exception):
-            raise trouble
-        untried = len(call.delivered) + len(call.failures) < count
-        if trouble is None and (untried or not (call.answered or call.timed_out <= self._slow)):
-            trouble = call.silent
-        if trouble is not None:
-            self._late |= call.timed_out
-            raise Unavailable(trouble.error, trouble.reason, retry_after=trouble.retry_after, delivered=call.delivered)
-        suspects = self._slow | call.timed_out | (self._late if call.answered else frozenset())
-        slow = suspects - call.delivered
-        self._late, self._slow = frozenset(), slow if len(slow) <= _MAX_SLOW else frozenset()
-        return call.failures
+    def _conclude(self, delivery: Delivery, count: int) -> Sequence[Failure]:
+        """Return the failures of a delivery of `count` events. The module's docstring explains timeouts."""
+        error = delivery.unavailable
+        if isinstance(error, Exception):
+            raise error
+        untried = len(delivery.delivered) + len(delivery.failures) < count
+        if error is None and (untried or not (delivery.answered or delivery.timed_out <= self._slow)):
+            error = delivery.silent
+        if error is not None:
+            self._late |= delivery.timed_out
+            raise Unavailable(error.error, error.reason, retry_after=error.retry_after, delivered=delivery.delivered)
+        unanswered = self._slow | delivery.timed_out | (self._late if delivery.answered else frozenset())
+        slow = unanswered - delivery.delivered
+        self._late, self._slow = frozenset(), slow if len(slow) <= 10_000 else frozenset()
+        return delivery.failures
 
 
 def _batches(entries: Sequence[Entry], max_events: int, max_bytes: int) -> Iterator[list[Entry]]:
-    """Cut into batches of at most so many events and bytes, of one event at least."""
+    """Cut entries into batches of at most `max_events` and `max_bytes`, but at least one event."""
     batch: list[Entry] = []
     size = 0
     for entry in entries:
@@ -259,7 +257,7 @@ def _body(request: Sequence[Entry], form: Literal["event", "batch", "lines"]) ->
 
 
 def _identity(request: Sequence[Entry]) -> str:
-    """What a repeated request has in common with the first one: the event's uuid, or one made of those of the batch."""
+    """Return the id of a request, the same at each repetition: the event's uuid, or one made of those of the batch."""
     if len(request) == 1:
         return request[0].fields.uuid
     return str(uuid.uuid5(NAMESPACE, ",".join([entry.fields.uuid for entry in request])))

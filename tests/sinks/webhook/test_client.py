@@ -12,7 +12,8 @@ from typing import Self
 
 import pytest
 
-from sinks.webhook.client import Answer, NoConnection, TimedClient, read_url
+from sinks.webhook.client import Response, TimedClient
+from sinks.webhook.url import NoConnection, read_url
 from tests.support.receiver import Receiver, drip, make_certificate, reply, server_context
 from tests.support.waiting import until
 
@@ -72,7 +73,7 @@ def tls_receiver(certificate: tuple[Path, Path]) -> Iterator[Receiver]:
     receiver.stop()
 
 
-def post(client: TimedClient, body: bytes = b"{}") -> Answer:
+def post(client: TimedClient, body: bytes = b"{}") -> Response:
     return client.request("POST", {"content-type": "application/json"}, body)
 
 

@@ -8,22 +8,23 @@ import pytest
 
 from bridge.sink import REASONS
 from sinks.classification import Classification
-from sinks.webhook.client import Answer, NoConnection
+from sinks.webhook.client import Response
 from sinks.webhook.errors import classify, classify_exception
+from sinks.webhook.url import NoConnection
 
 NOW = datetime(2026, 11, 23, 17, 0, 0, tzinfo=UTC)
 HOST = "hooks.example.com"
 
 
 def classification_of(status: int, headers: Mapping[str, str] | None = None) -> Classification:
-    classified = classify(Answer(status, headers or {}), HOST, NOW)
+    classified = classify(Response(status, headers or {}), HOST, NOW)
     assert classified is not None
     return classified
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
 def test_2xx_is_delivered(status: int) -> None:
-    assert classify(Answer(status, {}), HOST, NOW) is None
+    assert classify(Response(status, {}), HOST, NOW) is None
 
 
 @pytest.mark.parametrize(
