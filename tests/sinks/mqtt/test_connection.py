@@ -1,7 +1,6 @@
 """One connection to a broker that does as it is told."""
 
 import base64
-import errno
 import hashlib
 import re
 import socket
@@ -14,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from bridge.sink import Unavailable
-from sinks.classification import connection_error
 from sinks.mqtt import packets
 from sinks.mqtt.connection import Connection
 from sinks.mqtt.settings import read_address
@@ -164,7 +162,3 @@ def test_closing_never_raises_whatever_the_broker_acknowledges(broker: Broker, c
     connection.close(packets.encode_publish(b"a", b"b", qos=1, retain=False, packet_id=1, properties=b""), 1)
 
     assert len(broker.tried) == 1
-
-
-def test_a_connection_that_the_system_gives_up_was_one() -> None:
-    assert connection_error(TimeoutError(errno.ETIMEDOUT, "Connection timed out")) == ("timeout", "Connection timed out")
