@@ -1,12 +1,12 @@
 """Events as JSON lines on standard output.
 
-Standard output is a file, a terminal, a pipe to another program or a socket (under systemd). Each line arrives whole and in
-order, and none twice, whatever the reader does: if it stops reading, the sink is unavailable after `timeout`, and a line that
-was written in part is remembered and completed first. Acknowledged means accepted by the kernel: a pipe has no other sign.
+Standard output is a file, a terminal, a pipe or a socket (under systemd). Each line is written whole, once and in order. If the
+reader stops reading, the sink is unavailable after `timeout`. A line that was written in part is completed before all others.
+Acknowledged means accepted by the kernel, since a pipe has no other acknowledgement.
 
-The file description is shared with the shell and with other processes, so it is never switched to non-blocking. A pipe or a
-terminal is opened a second time instead, through /proc; where that is not possible, writes are so small that a writable
-descriptor takes them whole.
+The file description is shared with the shell and with other processes, so it is never made non-blocking. A pipe or a terminal
+is opened a second time instead, through /proc. Where that is not possible, writes have at most `PIPE_BUF` bytes, which do not
+block on a writable descriptor.
 """
 
 import errno
@@ -18,18 +18,12 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import ClassVar, Final, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
 from bridge.field_types import Seconds
 from bridge.sink import Entry, Failure, Reason, SinkSettings, Unavailable
-
-_ATOMIC: Final = select.PIPE_BUF
-"""Bytes that a writable pipe takes without blocking (POSIX, `write`)."""
-
-_UNLIMITED: Final = sys.maxsize
-_NO_READER: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENXIO, errno.EBADF})
 
 
 class StdoutSettings(SinkSettings):
@@ -42,15 +36,15 @@ class StdoutSettings(SinkSettings):
 
 
 class _Output(NamedTuple):
-    """Where to write: the descriptor, how many bytes at most at once, and whether the descriptor is ours to close."""
+    """A descriptor, the largest write in bytes, and True if the sink has to close it."""
 
     fd: int
-    chunk: int
+    max_write: int
     owned: bool
 
 
 class _Torn(NamedTuple):
-    """What must be written before anything else: the rest of the line of `seq`, or of a line that is nobody's."""
+    """The rest of a line that was written in part; `seq` is its event, None for a line of an earlier process."""
 
     seq: int | None = None
     rest: bytes = b""
@@ -75,21 +69,21 @@ class StdoutSink:
         self._torn = _Torn()
 
     def open(self) -> None:
-        """Look at what standard output is.
+        """Open standard output by its kind.
 
         Raises:
-            Unavailable: It is closed, or nobody reads it any more.
+            Unavailable: It is closed, or has no reader.
         """
         self.close()
         if self._fd == 1 and sys.__stdout__ is None:
-            # Python found it closed at the start; meanwhile the number may belong to the journal.
+            # The descriptor was closed at the start, so that its number may belong to the journal.
             raise Unavailable("standard output was closed when the process started")
         try:
             self._output = _open(self._fd)
-            _require_a_reader(self._output.fd)
+            _require_reader(self._output.fd)
         except OSError as error:
             self.close()
-            raise Unavailable(*_explain(error)) from error
+            raise Unavailable(*_message_and_reason(error)) from error
         if not self._torn.rest and _ends_in_a_torn_line(self._fd):
             self._torn = _Torn(None, b"\n")
 
@@ -97,37 +91,33 @@ class StdoutSink:
         """Write all entries.
 
         Raises:
-            Unavailable: The reader is gone or takes nothing, or the file can't grow; with what was written until then.
+            Unavailable: There is no reader, the reader does not read, or the file can't grow; with the events written before.
         """
         if self._output is None:
             raise Unavailable("the sink is not open", "internal")
         fresh = [entry for entry in entries if entry.seq != self._torn.seq]
         lines = [self._torn.rest, *[entry.json + b"\n" for entry in fresh]]
-        written, trouble = _write(self._output, b"".join(lines), self._timeout)
-        if trouble is None:
+        written, error = _write(self._output, b"".join(lines), self._timeout)
+        if error is None:
             self._torn = _Torn()
             return []
         seqs = [self._torn.seq, *[entry.seq for entry in fresh]]
         whole, rest = _whole_lines(lines, written)
         self._torn = _Torn(seqs[whole], rest) if rest else _Torn()
-        raise Unavailable(*trouble, delivered={entry.seq for entry in entries} & set(seqs[:whole]))
+        raise Unavailable(*error, delivered={entry.seq for entry in entries} & set(seqs[:whole]))
 
     def close(self) -> None:
-        """Close what `open` opened. A torn line stays remembered."""
+        """Close what `open` opened. The rest of a torn line is kept."""
         output, self._output = self._output, None
         if output is not None and output.owned:
             with suppress(OSError):
                 os.close(output.fd)
 
 
-_Trouble = tuple[str, Reason]
-"""Why not everything could be written: in words, and as a label."""
-
-
 def _open(fd: int) -> _Output:
     mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode):
-        return _Output(fd, _UNLIMITED, owned=False)
+        return _Output(fd, sys.maxsize, owned=False)
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
         try:
             own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
@@ -136,19 +126,19 @@ def _open(fd: int) -> _Output:
                 raise
             # No /proc, or a pipe that belongs to another user.
         else:
-            return _Output(own, _UNLIMITED, owned=True)
-    return _Output(fd, _ATOMIC, owned=False)
+            return _Output(own, sys.maxsize, owned=True)
+    return _Output(fd, select.PIPE_BUF, owned=False)
 
 
-def _require_a_reader(fd: int) -> None:
+def _require_reader(fd: int) -> None:
     poll = select.poll()
     poll.register(fd, 0)
-    if poll.poll(0):  # Errors and hang-ups are reported without being asked for.
+    if poll.poll(0):  # Errors and hang-ups are always reported.
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
-def _write(output: _Output, data: bytes, timeout: float) -> tuple[int, _Trouble | None]:
-    """Write until all is written or nothing more can be: how much that was, and why not everything."""
+def _write(output: _Output, data: bytes, timeout: float) -> tuple[int, tuple[str, Reason] | None]:
+    """Write as much as possible; return the number of bytes written, and the message and reason if some are missing."""
     view = memoryview(data)
     written = 0
     poll = select.poll()
@@ -159,11 +149,11 @@ def _write(output: _Output, data: bytes, timeout: float) -> tuple[int, _Trouble 
         taken = 0
         try:
             if poll.poll(max(0.0, left) * 1000):
-                taken = os.write(output.fd, view[written : written + output.chunk])
+                taken = os.write(output.fd, view[written : written + output.max_write])
         except BlockingIOError:
-            pass  # Somebody else who writes to the same pipe was faster.
+            pass  # Another writer has filled the pipe.
         except OSError as error:
-            return written, _explain(error)
+            return written, _message_and_reason(error)
         if taken:
             written += taken
             deadline = time.monotonic() + timeout
@@ -172,16 +162,16 @@ def _write(output: _Output, data: bytes, timeout: float) -> tuple[int, _Trouble 
     return written, None
 
 
-def _explain(error: OSError) -> _Trouble:
-    if error.errno in _NO_READER:
+def _message_and_reason(error: OSError) -> tuple[str, Reason]:
+    if error.errno in {errno.EPIPE, errno.ECONNRESET, errno.ENXIO, errno.EBADF}:
         return f"nobody reads standard output: {error.strerror}", "unreachable"
     return f"can't write to standard output: {error.strerror}", "server_error"
 
 
 def _whole_lines(lines: Sequence[bytes], written: int) -> tuple[int, bytes]:
-    """Count the lines that were written whole; the rest is that of the next one, empty if none of it was written.
+    """Return the number of lines written whole, and the rest of the next one, empty if none of it was written.
 
-    The first line is the rest of a torn one already, so that it stays torn even if nothing of it was written.
+    The first line is the rest of a torn one, so it stays torn even if none of it was written.
     """
     position = 0
     for count, line in enumerate(lines):
@@ -192,7 +182,7 @@ def _whole_lines(lines: Sequence[bytes], written: int) -> tuple[int, bytes]:
 
 
 def _ends_in_a_torn_line(fd: int) -> bool:
-    """Whether we append to a file whose last line a process that was killed left unfinished."""
+    """True for a file opened for appending whose last line was not finished by a killed process."""
     with suppress(OSError):
         status = os.fstat(fd)
         if stat.S_ISREG(status.st_mode) and status.st_size and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND:
