@@ -1,4 +1,4 @@
-"""What a client of the simulator asks for, and what it is answered. Pure."""
+"""The decision about a client's handshake with the simulator. Pure."""
 
 import base64
 import binascii
@@ -16,7 +16,7 @@ _PATH: Final = re.compile(rf"/api/audit/v1/(?:(?P<namespace>{NAMESPACE.pattern})
 
 
 class StreamFilter(NamedTuple):
-    """Which events a connection gets: any value within a parameter, all of the parameters; an empty one lets all pass."""
+    """Filter of a connection: any value of a parameter, all parameters; an empty parameter lets every event pass."""
 
     types: frozenset[str]
     objects: frozenset[str]

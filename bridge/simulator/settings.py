@@ -1,4 +1,4 @@
-"""What the simulator simulates. Pure."""
+"""Settings of the simulator. Pure."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 NAMESPACE: Final = re.compile(r"[A-Za-z0-9._~-]*")
-"""What a namespace may look like, so that it needs no quoting in a path or in JSON."""
+"""Pattern of a namespace that needs no quoting in a path or in JSON."""
 
 _ANY: Final = math.inf
 _RANGES: Final[Mapping[str, tuple[float, float]]] = {
@@ -31,32 +31,33 @@ _RANGES: Final[Mapping[str, tuple[float, float]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatorSettings:
-    """What is simulated. Times are in seconds; None switches an option off.
+    """Options of the simulator. Times are in seconds; None switches an option off.
 
     Attributes:
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
         username: The account; also the namespace of the path without one.
         api_key: Credentials asked for; None asks for none.
-        namespaces: Which are served, `""` being the account's own; if empty, every one that somebody asks for.
-        rate: Events per second over all namespaces; 0 means as fast as the clients take them. From 20,000 on, and at 0, the
-            first 2000 events of a story come again and again, each time with fresh uuids for events and resources.
+        namespaces: Served namespaces, `""` being the account's own; if empty, every namespace that a client asks for.
+        rate: Events per second over all namespaces; 0 means as fast as the clients take them.
         count: Stop making events after so many; connections stay open.
-        seed: Same seed, same story; None means another one each time.
-        replay: Events to send, once and byte by byte, instead of a story: the lines themselves or a file of lines. A line goes
-            to the namespace in its resource URI, to all if there is none, and to the account's own if that has no name.
+        seed: The same seed gives the same events; None draws one at each start.
+        replay: Events to send, once and byte by byte, instead of generated ones: the lines themselves or a file of lines. A
+            line goes to the namespace in its resource URI, to all if there is none, and to the account's own if that has no
+            name.
         wait_for_clients: Begin when so many connections are open.
         record: Keep the uuids sent and the requests made, for tests.
-        send_timeout: How long a client may take nothing of what is waiting for it.
+        send_timeout: Time after which a client is disconnected that takes none of its waiting bytes.
         duplicates: Share of events that are sent a second time, 50 events later.
-        malformed: Share of events after which a message follows that is no event.
+        malformed: Share of events after which a malformed message follows.
         fragmented: Share of events that are sent in three frames with a ping between them.
         disconnect_every: Age at which a connection is ended; every second one without a close frame.
         silence_after: Age at which a connection falls silent, not even answering pings; 0 is at once.
         refuse: HTTP status with which every handshake is refused.
         retry_after: `Retry-After` of such a refusal.
         error_after: Age at which a connection gets the `UNAUTHORIZED` error message and is ended.
-        credentials_expire: Time since the start at which credentials expire: 401 from then on, `UNAUTHORIZED` for who is in.
+        credentials_expire: Time since the start at which credentials expire: 401 from then on, `UNAUTHORIZED` for open
+            connections.
 
     Raises:
         ValueError: A value is out of range; the option is named.

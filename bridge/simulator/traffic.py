@@ -1,25 +1,22 @@
-"""What the simulator tells, and how it goes over the wire: stories or a replay, with faults of contents on request.
+"""The messages that the simulator sends: generated events or a replay, with faults of contents on request.
 
-A `Told` is the story of one namespace, or a replay; a `Channel` makes frames of it; `Traffic` takes from all channels in turn.
-Pure, except that a replay may be read from a file and that without a seed one is drawn.
+A `Channel` makes frames of the events of one namespace, or of the replay. `Traffic` takes from all channels in turn. Pure,
+except that a replay may be read from a file and that a missing seed is drawn.
 """
 
-import functools
 import itertools
 import math
 import random
-import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from bridge import frames
-from bridge.simulator.cluster import World
+from bridge.simulator.cluster import Cluster
 from bridge.simulator.settings import SimulatorSettings
 
 _MALFORMED: Final = (
@@ -30,55 +27,20 @@ _MALFORMED: Final = (
 )
 _COPY_AFTER: Final = 50
 """A duplicate follows its original at this distance, in events of the namespace."""
-_LAP: Final = 2000
-_LAPS_FROM: Final = 20_000
-"""Events per second from which a world is too slow (3 to 4 us per event) and its beginning is told again and again."""
-_PLACEHOLDER: Final = re.compile(rb"@/|#|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
-Told = Iterator[tuple[bytes, bytes]]
-"""Events: uuid and JSON."""
+EventScript = Iterator[tuple[bytes, bytes]]
+"""The events of one namespace or of a replay: uuid and JSON each."""
 
 
-def tell_world(namespace: str, seed: int, moment: Callable[[], bytes]) -> Told:
-    """Tell what happens in a world, for ever."""
+def generate(namespace: str, seed: int, moment: Callable[[], bytes]) -> EventScript:
+    """Yield the events of a made-up cluster, for ever."""
     encode = msgspec.json.Encoder().encode
-    for event in World(namespace, seed).events():
+    for event in Cluster(namespace, seed).events():
         event.datetime = moment().decode()
         yield event.uuid.encode(), encode(event)
 
 
-def tell_laps(namespace: str, seed: int, moment: Callable[[], bytes]) -> Told:
-    """Tell the beginning of a world again and again, each time with fresh uuids for all events and resources.
-
-    Within a lap this is as consistent as a world; at its end everything that was is never heard of again.
-    """
-    size, lines = _lap()
-    chance = random.Random(f"{seed}/{namespace}/laps")
-    place = f"{namespace}/".encode() if namespace else b""
-    while True:
-        digits = chance.randbytes(16 * size).hex().encode()
-        uuids = (digits[start : start + 32] for start in range(0, 32 * size, 32))
-        words = [place, b"", *(b"%b-%b-4%b-a%b-%b" % (u[:8], u[8:12], u[13:16], u[17:20], u[20:]) for u in uuids)]
-        for template, choose, own in lines:
-            words[1] = moment()
-            yield words[own], template % choose(words)
-
-
-@functools.cache
-def _lap() -> tuple[int, list[tuple[bytes, "itemgetter[Any]", int]]]:
-    """The beginning of a world as templates: how many uuids there are, and per event text, what is put in, and its own uuid.
-
-    What is put in are places in a list of words: namespace, time, and then the uuids.
-    """
-    places = {b"@/": 0, b"#": 1}
-    lines = []
-    for _, line in itertools.islice(tell_world("@", 0, lambda: b"#"), _LAP):
-        fields = [places.setdefault(word, len(places)) for word in _PLACEHOLDER.findall(line)]
-        lines.append((_PLACEHOLDER.sub(b"%b", line), itemgetter(*fields), fields[-2]))
-    return len(places) - 2, lines
-
-
-def read_replay(replay: Path | Sequence[str]) -> Told:
+def read_replay(replay: Path | Sequence[str]) -> EventScript:
     """Read the events of a replay; they keep their bytes.
 
     Raises:
@@ -99,13 +61,13 @@ def read_replay(replay: Path | Sequence[str]) -> Told:
 
 
 class Outgoing(msgspec.Struct, gc=False):
-    """One message on its way out.
+    """One message to send.
 
     Attributes:
-        number: Which event of its channel it is, from 1; 0 for what is no event or not for the first time.
+        number: The event's number in its channel, from 1; 0 for a duplicate or a malformed message.
         uuid: The event's uuid.
-        payload: Its JSON; empty if it is no event.
-        frame: All of it as it goes over the wire.
+        payload: Its JSON; empty for a malformed message.
+        frame: Its bytes on the wire.
     """
 
     number: int
@@ -123,20 +85,20 @@ class Outgoing(msgspec.Struct, gc=False):
 
 
 class Channel:
-    """What goes out for one namespace, with the faults of contents: duplicates, fragments and what is no event."""
+    """The messages for one namespace, with the faults of contents: duplicates, fragments, malformed messages."""
 
-    def __init__(self, told: Told, seed: str) -> None:
-        self._told = told
+    def __init__(self, script: EventScript, seed: str) -> None:
+        self._script = script
         self._chance = random.Random(seed)
         self._copies: deque[tuple[int, Outgoing]] = deque()
         self._malformed = itertools.cycle(_MALFORMED)
         self.number = 0
 
     def take(self, count: int, settings: SimulatorSettings) -> list[Outgoing]:
-        """Take the next `count` events and what goes with them; fewer if the story ends."""
+        """Take the next `count` events and the faults that go with them; fewer if the script ends."""
         items = []
         faulty = settings.duplicates or settings.malformed or settings.fragmented
-        for uuid, payload in itertools.islice(self._told, count):
+        for uuid, payload in itertools.islice(self._script, count):
             self.number += 1
             items.append(Outgoing(self.number, uuid, payload, frames.encode(frames.TEXT, payload)))
             if faulty or self._copies:
@@ -184,7 +146,7 @@ class Traffic:
 
     Raises:
         OSError: The file to replay can't be read.
-        ValueError: It holds something that is no event.
+        ValueError: A line of it is not a JSON object.
     """
 
     def __init__(self, settings: SimulatorSettings) -> None:
@@ -199,11 +161,11 @@ class Traffic:
             self._channels[None] = self._replay = Channel(iter(list(read_replay(settings.replay))), f"{self.seed}/replay")
 
     def has_ended(self, settings: SimulatorSettings) -> bool:
-        """Whether there is nothing more to tell."""
+        """Return True when no more events will come."""
         return self._exhausted or (settings.count is not None and self.generated >= settings.count)
 
     def take(self, count: int, namespaces: Sequence[str], now: datetime, settings: SimulatorSettings) -> list[Batch]:
-        """Make the next events, at most `count`: from the replay, or from each namespace's story in turn."""
+        """Make the next events, at most `count`: from the replay, or from each namespace in turn."""
         self._moment = f"{now:%Y-%m-%dT%H:%M:%SZ}".encode()
         left = count if settings.count is None else min(count, settings.count - self.generated)
         sources: Sequence[str | None] = [None] if self._replay else namespaces
@@ -212,7 +174,7 @@ class Traffic:
         while left > 0 and not self._exhausted:
             source = sources[self._turn % len(sources)]
             self._turn += 1
-            channel = self._channels.get(source) or self._open(source or "", settings)
+            channel = self._channels.get(source) or self._open(source or "")
             before = channel.number
             batches.append(Batch(source, channel.take(min(share, left), settings)))
             self._exhausted = channel.number - before < min(share, left)
@@ -222,8 +184,7 @@ class Traffic:
             batches += [Batch(source, channel.copies()) for source, channel in self._channels.items()]
         return batches
 
-    def _open(self, namespace: str, settings: SimulatorSettings) -> Channel:
-        fast = settings.rate == 0 or settings.rate >= _LAPS_FROM
-        told = (tell_laps if fast else tell_world)(namespace, self.seed, lambda: self._moment)
-        self._channels[namespace] = Channel(told, f"{self.seed}/{namespace}/faults")
+    def _open(self, namespace: str) -> Channel:
+        script = generate(namespace, self.seed, lambda: self._moment)
+        self._channels[namespace] = Channel(script, f"{self.seed}/{namespace}/faults")
         return self._channels[namespace]

@@ -1,99 +1,25 @@
-import base64
 import contextlib
-import http.client
 import itertools
 import json
 import select
 import socket
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import pytest
 import websocket
 import websockets.sync.client
 
-from bridge import frames
-from bridge.event import Malformed, Reception, normalize
 from bridge.frames import FrameReader
-from bridge.simulator.server import Simulator, SimulatorSettings
-from bridge.simulator.traffic import tell_laps
+from bridge.simulator.server import Simulator
+from bridge.simulator.traffic import generate
+from tests.support.simulation import BASIC, PATH, client, everything, read_events, read_to_the_end, settings, simulator
 from tests.support.waiting import until
-
-PATH = "/api/audit/v1/events"
-NOW = datetime(2016, 2, 1, 16, 47, 28, tzinfo=UTC)
-BASIC = "Basic " + base64.b64encode(b"bob:secret").decode()
-UPGRADE = {
-    "Upgrade": "websocket",
-    "Connection": "Upgrade",
-    "Sec-WebSocket-Version": "13",
-    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
-}
-ERROR_FRAME = '{"type":"error","data":{"errorMessage":"UNAUTHORIZED"}}'
-
-
-def settings(**options: Any) -> SimulatorSettings:
-    return SimulatorSettings(**{"port": 0, "rate": 0, "seed": 1, "record": True, **options})
-
-
-@contextlib.contextmanager
-def simulator(**options: Any) -> Iterator[Simulator]:
-    with Simulator(settings(**options)) as running:
-        yield running
-
-
-@contextlib.contextmanager
-def client(running: Simulator, path: str = PATH, **options: Any) -> Iterator[websocket.WebSocket]:
-    connection = websocket.create_connection(running.url + path, timeout=10, **options)
-    try:
-        yield connection
-    finally:
-        connection.shutdown()  # type: ignore[no-untyped-call]
-
-
-def read_events(connection: websocket.WebSocket, count: int) -> list[dict[str, Any]]:
-    return [json.loads(connection.recv()) for _ in range(count)]
-
-
-def read_to_the_end(connection: websocket.WebSocket) -> tuple[list[str], int | None]:
-    """All messages until the server ends the connection, and the code of its close frame, if there was one."""
-    received: list[str] = []
-    while True:
-        try:
-            opcode, frame = connection.recv_data_frame(control_frame=True)
-        except websocket.WebSocketConnectionClosedException:
-            return received, None
-        if opcode == websocket.ABNF.OPCODE_CLOSE:
-            return received, int.from_bytes(frame.data[:2], "big")
-        if opcode == websocket.ABNF.OPCODE_TEXT:
-            received.append(frame.data.decode())
-
-
-def everything(running: Simulator, *connections: websocket.WebSocket) -> list[list[dict[str, Any]]]:
-    """What each client got when the simulator has told all."""
-    assert running.finished.wait(10)
-    running.disconnect_all()
-    return [[json.loads(text) for text in read_to_the_end(connection)[0]] for connection in connections]
-
-
-def status_of(
-    running: Simulator, path: str = PATH, headers: Mapping[str, str] = UPGRADE
-) -> tuple[int, http.client.HTTPMessage, Any]:
-    """Status, headers and JSON body of a handshake that is refused."""
-    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
-    connection.request("GET", path, headers=dict(headers))
-    response = connection.getresponse()
-    body = json.loads(response.read()) if response.status != http.client.SWITCHING_PROTOCOLS else None
-    connection.close()
-    return response.status, response.headers, body
-
-
-# Clients.
 
 
 class OriginalEvents:
@@ -205,116 +131,13 @@ def test_an_event_looks_like_that_of_the_documentation() -> None:
     assert " " not in text.replace("Not running", "").replace("Not Running", "")
 
 
-@pytest.mark.parametrize("path", [PATH, PATH + "/", "/api/audit/v1/acme/events", "/api/audit/v1/acme/events/"])
-def test_the_path_is_served_with_and_without_namespace_and_slash(path: str) -> None:
-    with simulator() as running, client(running, path) as connection:
-        namespace = "acme/" if "acme" in path else ""
-
-        assert json.loads(connection.recv())["resource_uri"].split("/nodecluster/")[0] == f"/api/infra/v1/{namespace}"[:-1]
-
-
-def test_pings_are_answered_with_their_payload() -> None:
-    with simulator(count=0) as running, client(running) as connection:
-        connection.ping("are you there")
-        opcode, frame = connection.recv_data_frame(control_frame=True)
-
-    assert (opcode, frame.data) == (websocket.ABNF.OPCODE_PONG, b"are you there")
-
-
-def test_a_close_frame_is_answered_with_its_code() -> None:
-    with simulator(count=0) as running, client(running) as connection:
-        connection.send_close(4001)
-
-        assert read_to_the_end(connection) == ([], 4001)
-        until(lambda: running.connections == 0)
-
-
-def test_a_frame_that_is_not_masked_ends_the_connection() -> None:
-    with simulator(count=0) as running, client(running) as connection:
-        assert connection.sock
-        connection.sock.sendall(frames.encode(frames.TEXT, b"hello"))
-
-        assert read_to_the_end(connection) == ([], 1002)
-
-
-def test_the_sticky_cookie_is_set_unless_the_client_has_one() -> None:
-    with simulator() as running:
-        with client(running) as first:
-            cookie = (first.getheaders() or {})["set-cookie"]
-        with client(running, cookie=cookie.split(";")[0]) as second:
-            assert "set-cookie" not in (second.getheaders() or {})
-
-    assert cookie.startswith("liveid=")
-
-
-# Credentials, paths, namespaces.
-
-
-@pytest.mark.parametrize(
-    ("header", "query"),
-    [
-        (BASIC, {}),
-        (BASIC.replace("Basic", "basic"), {}),
-        ("ApiKey bob:secret", {}),
-        ("TutumAccessKey secret", {}),
-        (None, {"auth": BASIC}),
-        (None, {"auth": "ApiKey bob:secret"}),
-        (None, {"auth": "TutumAccessKey secret"}),
-        (None, {"user": "bob", "token": "secret"}),
-    ],
-)
-def test_every_form_of_credentials_is_accepted(header: str | None, query: dict[str, str]) -> None:
-    options = {"header": [f"Authorization: {header}"]} if header else {}
-    with (
-        simulator(username="bob", api_key="secret") as running,
-        client(running, f"{PATH}?{urlencode(query, quote_via=quote)}", **options) as connection,
-    ):
-        assert json.loads(connection.recv())["uuid"]
-
-
-def test_a_namespace_that_is_not_served_is_not_found() -> None:
-    with simulator(namespaces=["acme"]) as running:
-        assert status_of(running, "/api/audit/v1/acme/events")[0] == 101
-        assert status_of(running, "/api/audit/v1/other/events")[0] == 404
-        assert status_of(running, PATH)[0] == 404
-
-
-def test_the_accounts_own_namespace_has_two_paths_and_one_story() -> None:
-    with (
-        simulator(username="bob", namespaces=["", "acme"], count=400, wait_for_clients=2) as running,
-        client(running) as own,
-        client(running, "/api/audit/v1/bob/events") as named,
-    ):
-        first, second = everything(running, own, named)
-
-    assert first == second
-    assert len(first) == 200, "the other half was acme's, to whom nobody listened"
-
-
-def test_each_namespace_has_its_own_story() -> None:
-    with (
-        simulator(count=2000, wait_for_clients=2) as running,
-        client(running, "/api/audit/v1/acme/events") as acme,
-        client(running, "/api/audit/v1/other/events") as other,
-    ):
-        first, second = everything(running, acme, other)
-
-    assert len(first) == len(second) == 1000
-    assert all("/acme/" in event["resource_uri"] for event in first)
-    assert all("/other/" in event["resource_uri"] for event in second)
-    assert {event["uuid"] for event in first}.isdisjoint(event["uuid"] for event in second)
-
-
-# Filters.
-
-
 def matching(events: list[dict[str, Any]], condition: Callable[[dict[str, Any]], object]) -> list[str]:
     return [event["uuid"] for event in events if condition(event)]
 
 
 def story(count: int = 1000) -> list[dict[str, Any]]:
     """The events that a simulator with the settings of these tests tells at full speed."""
-    return [json.loads(line) for _, line in itertools.islice(tell_laps("acme", 1, lambda: b""), count)]
+    return [json.loads(line) for _, line in itertools.islice(generate("acme", 1, lambda: b""), count)]
 
 
 STORY = story()
@@ -368,9 +191,6 @@ def test_only_what_somebody_heard_counts_as_sent() -> None:
 
         assert (running.generated, running.sent) == (len(STORY), len(received))
         assert running.sent_uuids() == [event["uuid"] for event in received]
-
-
-# Pace, counting, replay.
 
 
 def test_with_nobody_listening_events_are_gone() -> None:
@@ -480,164 +300,6 @@ def test_a_replay_ends_at_the_count_if_that_comes_first() -> None:
 def test_a_file_to_replay_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"missing\.jsonl"):
         Simulator(settings(replay=tmp_path / "missing.jsonl"))
-
-
-# Faults.
-
-
-def test_duplicates_come_later_and_every_event_comes() -> None:
-    with simulator(duplicates=1, count=300, wait_for_clients=1) as running, client(running) as connection:
-        [received] = everything(running, connection)
-        uuids = [event["uuid"] for event in received]
-
-        assert Counter(uuids) == dict.fromkeys(running.sent_uuids(), 2)
-        assert running.sent == 300
-        assert min(uuids.index(uuid, uuids.index(uuid) + 1) - uuids.index(uuid) for uuid in uuids) >= 50
-
-
-def test_a_share_of_duplicates_is_about_that_share() -> None:
-    with simulator(duplicates=0.1, count=5000, wait_for_clients=1) as running, client(running) as connection:
-        [received] = everything(running, connection)
-
-    assert len({event["uuid"] for event in received}) == 5000
-    assert 5400 < len(received) < 5600
-
-
-def test_malformed_messages_are_recognised_as_such_and_lose_no_event() -> None:
-    with (
-        simulator(malformed=0.5, count=500, wait_for_clients=1) as running,
-        client(running, PATH + "?type=node,service") as connection,
-    ):
-        assert running.finished.wait(10)
-        running.disconnect_all()
-        received, _ = read_to_the_end(connection)
-        normalized = [normalize(text.encode(), Reception.at("", NOW), 100_000) for text in received]
-
-        assert {found.reason for found in normalized if isinstance(found, Malformed)} == {"not_json", "not_object", "bad_field"}
-        assert sum(not isinstance(found, Malformed) for found in normalized) == running.sent > 0
-
-
-def test_fragmented_events_arrive_whole_in_both_clients() -> None:
-    with (
-        simulator(fragmented=1, count=200, wait_for_clients=2) as running,
-        client(running) as first,
-        websockets.sync.client.connect(running.url + PATH) as second,
-    ):
-        uuids = [event["uuid"] for event in read_events(first, 200)]
-
-        assert uuids == [json.loads(second.recv(timeout=10))["uuid"] for _ in range(200)]
-        assert uuids == running.sent_uuids()
-
-
-def test_connections_are_ended_at_their_age_by_turns_with_and_without_a_close_frame() -> None:
-    with simulator(rate=1000, disconnect_every=0.1) as running:
-        received: list[str] = []
-        codes = []
-        for _ in range(4):
-            with client(running) as connection:
-                events, code = read_to_the_end(connection)
-            received += [json.loads(text)["uuid"] for text in events]
-            codes.append(code)
-
-        assert codes == [1001, None, 1001, None]
-        assert received == running.sent_uuids()
-        assert running.handshakes == 4
-
-
-@pytest.mark.parametrize("code", [1001, 1011, None])
-def test_all_clients_are_disconnected_at_once_and_lose_nothing(code: int | None) -> None:
-    with simulator(rate=20_000, wait_for_clients=2) as running, client(running) as first, client(running) as second:
-        until(lambda: running.sent > 1000)
-        running.disconnect_all(code)
-        ends = [read_to_the_end(connection) for connection in (first, second)]
-        until(lambda: running.connections == 0)
-
-        assert [end for _, end in ends] == [code, code]
-        assert all([json.loads(text)["uuid"] for text in received] == running.sent_uuids() for received, _ in ends)
-
-
-def test_a_silent_simulator_accepts_and_answers_nothing() -> None:
-    with simulator(silence_after=0) as running, client(running) as silent:
-        until(lambda: running.connections == 1)
-        silent.ping("anybody there")
-        running.change(silence_after=None, count=0)
-        with client(running) as other:
-            # One loop serves both: once it answers here, it has read what was sent there before.
-            other.ping()
-            assert other.recv_data_frame(control_frame=True)[0] == websocket.ABNF.OPCODE_PONG
-
-        assert running.sent == 0
-        assert silent.sock
-        assert select.select([silent.sock], [], [], 0) == ([], [], [])
-
-
-def test_a_connection_falls_silent_at_its_age() -> None:
-    with simulator(rate=1000, silence_after=0.2) as running, client(running) as connection:
-        connection.settimeout(1)
-        received = []
-        with contextlib.suppress(websocket.WebSocketTimeoutException):
-            while True:
-                received.append(json.loads(connection.recv())["uuid"])
-        connection.ping()
-        with pytest.raises(websocket.WebSocketTimeoutException):
-            connection.recv_data_frame(control_frame=True)
-
-        assert received == running.sent_uuids()
-        assert running.connections == 1
-
-
-@pytest.mark.parametrize(("status", "retry_after"), [(503, 7), (429, 0), (500, None)])
-def test_every_handshake_is_refused_on_purpose(status: int, retry_after: int | None) -> None:
-    with simulator(refuse=status, retry_after=retry_after) as running:
-        answered, headers, body = status_of(running)
-
-        assert answered == status
-        assert headers["Retry-After"] == (None if retry_after is None else str(retry_after))
-        assert body["error"]
-        with pytest.raises(websocket.WebSocketBadStatusException) as refused, client(running):
-            pass
-        assert refused.value.status_code == status
-        assert running.handshakes == 2
-
-
-def test_settings_change_while_it_runs() -> None:
-    with simulator(refuse=503) as running:
-        assert status_of(running)[0] == 503
-        running.change(refuse=None, api_key="secret")
-        assert status_of(running)[0] == 401
-        running.change(api_key=None)
-        with client(running) as connection:
-            assert len(read_events(connection, 3)) == 3
-        with pytest.raises(ValueError, match="rate: must be at least 0, not -1"):
-            running.change(rate=-1)
-
-
-def test_the_old_way_to_refuse_is_an_error_frame_after_the_upgrade() -> None:
-    with simulator(error_after=0) as running, client(running) as connection:
-        assert read_to_the_end(connection) == ([ERROR_FRAME], 1008)
-        assert running.sent == 0
-
-
-def test_the_error_frame_comes_after_what_was_sent_before() -> None:
-    with simulator(rate=1000, error_after=0.1) as running, client(running) as connection:
-        received, code = read_to_the_end(connection)
-
-        assert (received.pop(), code) == (ERROR_FRAME, 1008)
-        assert [json.loads(text)["uuid"] for text in received] == running.sent_uuids()
-
-
-def test_credentials_expire_for_who_is_in_and_for_who_comes() -> None:
-    with simulator(rate=100, username="bob", api_key="secret", credentials_expire=3600) as running:
-        with client(running, header=[f"Authorization: {BASIC}"]) as connection:
-            read_events(connection, 1)
-            running.change(credentials_expire=0)
-            received, code = read_to_the_end(connection)
-
-        assert (received[-1], code) == (ERROR_FRAME, 1008)
-        assert status_of(running, headers=UPGRADE | {"Authorization": BASIC})[0] == 401
-
-
-# Slow clients, stopping, listening.
 
 
 class BulkReader:

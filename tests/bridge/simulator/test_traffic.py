@@ -1,5 +1,3 @@
-import itertools
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 from bridge import frames
 from bridge.frames import FrameReader
 from bridge.simulator.settings import SimulatorSettings
-from bridge.simulator.traffic import Channel, Traffic, read_replay, tell_laps, tell_world
+from bridge.simulator.traffic import Channel, Traffic, read_replay
 
 NOW = datetime(2016, 2, 1, 16, 47, 28, tzinfo=UTC)
 
@@ -34,41 +32,6 @@ def test_without_a_seed_every_simulator_tells_another_story() -> None:
     first, second = (Traffic(options).take(1, ["acme"], NOW, options)[0].items[0] for _ in range(2))
 
     assert first.uuid != second.uuid
-
-
-@pytest.mark.parametrize("namespace", ["acme", ""])
-def test_laps_tell_the_beginning_of_a_world_with_fresh_uuids(namespace: str) -> None:
-    def shape(events: list[dict[str, Any]]) -> list[Any]:
-        """The events with every uuid replaced by when it was first seen."""
-        names: dict[str, str] = {}
-
-        def rename(text: str) -> str:
-            *path, name, end = text.split("/") if "/" in text else ("", text, "")
-            return "/".join([*path, names.setdefault(name, str(len(names))), end])
-
-        return [
-            event
-            | {
-                "parents": [rename(p) for p in event["parents"]],
-                "resource_uri": rename(event["resource_uri"]),
-                "uuid": rename(event["uuid"]),
-            }
-            for event in events
-        ]
-
-    told = list(itertools.islice(tell_laps(namespace, 5, lambda: b"now"), 6000))
-    laps = [[json.loads(line) for _, line in told[start : start + 2000]] for start in (0, 2000, 4000)]
-    place = f"{namespace}/" if namespace else ""
-    world = [
-        json.loads(line.replace(b"@/", place.encode()))
-        for _, line in itertools.islice(tell_world("@", 0, lambda: b"now"), 2000)
-    ]
-
-    assert [shape(lap) for lap in laps] == [shape(world)] * 3
-    assert len({uuid for uuid, _ in told}) == 6000
-    assert [uuid.decode() for uuid, _ in told] == [event["uuid"] for lap in laps for event in lap]
-    resources = [{event["resource_uri"] for event in lap} for lap in laps]
-    assert resources[0].isdisjoint(resources[1])
 
 
 @given(st.binary(min_size=1, max_size=300), st.integers())
