@@ -18,13 +18,12 @@ import structlog
 from bridge.journal import Closed, DeadLetter, Journal, JournalError, Limits, Retry, Settlement, Work
 from bridge.metrics import SinkMetrics
 from bridge.policy import Filter, Uniform, backoff, obey
-from bridge.retries import decide, new_retry, ordering_key, settle_beginning
+from bridge.retries import decide, decide_new, ordering_key, settle_beginning
 from bridge.sink import Entry, Failure, Reason, Sink, SinkSettings, Unavailable
 
 log = structlog.get_logger(__name__)
 
 _IDLE_SECONDS: Final = 1.0
-"""A step waits for work no longer than this."""
 
 
 class SinkStatus(msgspec.Struct, frozen=True):
@@ -49,18 +48,11 @@ class Forwarder:
     """Delivers to one sink.
 
     Args:
-        name: The sink's name, for the journal, logs and metrics.
-        sink: Where events go.
-        settings: The part of its settings that all sinks have.
-        journal: Where events come from; it must know the sink already.
-        metrics: The sink's metrics.
+        journal: It must know the sink already.
         rebuild_sink: Called before the sink is opened; returns the sink made with new secrets that replaces it, mostly None.
         clock: The time of day in seconds since the epoch.
-        monotonic: Monotonic clock.
-        uniform: Chance.
 
     Attributes:
-        settings: As above.
         busy: True if the last step moved anything.
         delivering_since: The monotonic time at which a delivery began that has not returned yet.
         retry_reasons: Each reason for a retry since the retry queue was empty, with its last error.
@@ -180,10 +172,9 @@ class Forwarder:
         wanted = entries
         if self._filter is not None:
             wanted = [entry for entry in entries if self._filter.accepts(entry.fields)]
-        ordering = self.settings.ordering
         behind: list[Entry] = []
-        if waiting_keys and ordering == "resource":
-            behind = [entry for entry in wanted if ordering_key(entry, ordering) in waiting_keys]
+        if waiting_keys and self.settings.ordering == "resource":
+            behind = [entry for entry in wanted if ordering_key(entry, "resource") in waiting_keys]
         offered = wanted
         if behind or self._acknowledged:
             skipped = self._acknowledged.union(entry.seq for entry in behind)
@@ -200,20 +191,11 @@ class Forwarder:
         retries: list[Retry] = []
         dead: list[DeadLetter] = []
         if failures or behind:
-            now = self._clock()
             reasons = {failure.seq: failure for failure in (*failures, *map(Failure.held, behind))}
-            failed = [
-                (new_retry(entry, ordering, now), reasons[entry.seq]) for entry in (*offered, *behind) if entry.seq in reasons
-            ]
-            retries, dead = decide(failed, self.settings.retry, now, self._uniform)
-        outcome = Settlement(
-            first_seq=entries[0].seq,
-            next_seq=entries[-1].seq + 1,
-            delivered=len(wanted) - len(retries) - len(dead),
-            filtered=len(entries) - len(wanted),
-            retries=retries,
-            dead=dead,
-        )
+            failed = [(entry, reasons[entry.seq]) for entry in (*offered, *behind) if entry.seq in reasons]
+            retries, dead = decide_new(failed, self.settings, self._clock(), self._uniform)
+        delivered, filtered = len(wanted) - len(retries) - len(dead), len(entries) - len(wanted)
+        outcome = Settlement(entries[0].seq, entries[-1].seq + 1, delivered, filtered, retries=retries, dead=dead)
         self._acknowledged = set()
         self._settle(outcome, entries[0].received)
 
@@ -235,9 +217,13 @@ class Forwarder:
 
     def _offer(self, entries: Sequence[Entry]) -> Sequence[Failure]:
         """Deliver and count; without entries, check the connection if the sink can."""
+        failures: Sequence[Failure] = ()
         began = self.delivering_since = self._monotonic()
         try:
-            failures = self._sink.deliver(entries) if entries else self._check_connection()
+            if entries:
+                failures = self._sink.deliver(entries)
+            elif check_connection := getattr(self._sink, "check_connection", None):
+                check_connection()
         finally:
             self.delivering_since = None
             if entries:
@@ -248,12 +234,6 @@ class Forwarder:
         if len(failures) < len(entries):
             self._delays = None
         return failures
-
-    def _check_connection(self) -> Sequence[Failure]:
-        check: Callable[[], None] | None = getattr(self._sink, "check_connection", None)
-        if check is not None:
-            check()
-        return ()
 
     def _settle(self, outcome: Settlement, oldest_received: float) -> None:
         self._retrying = self._journal.settle(self.name, outcome)

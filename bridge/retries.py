@@ -8,7 +8,7 @@ import msgspec
 
 from bridge.journal import DeadLetter, DeathReason, Retry, Settlement
 from bridge.policy import Uniform, retry_delay
-from bridge.sink import Entry, Failure, RetrySettings
+from bridge.sink import Entry, Failure, RetrySettings, SinkSettings
 
 
 def ordering_key(entry: Entry, ordering: Literal["resource", "none"]) -> str:
@@ -22,6 +22,14 @@ def new_retry(entry: Entry, ordering: Literal["resource", "none"], now: float) -
     held = Failure.held(entry)
     key = ordering_key(entry, ordering)
     return Retry(entry.seq, entry.received, entry.json, key, 0, 0.0, now, held.reason, held.error)
+
+
+def decide_new(
+    failed: Iterable[tuple[Entry, Failure]], settings: SinkSettings, now: float, uniform: Uniform
+) -> tuple[list[Retry], list[DeadLetter]]:
+    """Divide new events that failed, as `decide` does."""
+    retries = [(new_retry(entry, settings.ordering, now), failure) for entry, failure in failed]
+    return decide(retries, settings.retry, now, uniform)
 
 
 def decide(

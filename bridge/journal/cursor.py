@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+from functools import partial
 from typing import Literal
 
 import structlog
@@ -162,6 +163,20 @@ class Sinks(dict[str, Cursor]):
             log.warning("the counts of a sink did not balance, and were corrected", sink=name, before=before, after=row)
         with self._changed:
             self[name] = Cursor(row, retrying, dead_letters, file.connect(self._store.path, read_only=True))
+
+    def settle(self, name: str, outcome: Settlement) -> bool:
+        """Record a settlement; return False if the disk fails. One of events that were dropped meanwhile changes nothing."""
+        cursor, new = self[name], outcome.next_seq - outcome.first_seq
+        if new and outcome.first_seq != cursor.row.cursor:
+            return True
+        after = cursor.after(outcome)
+        save = partial(tables.save_settlement, name=name, row=after, outcome=outcome)
+        if not self._store.try_to_write(f"settle {name}", save, synced=False):
+            return False
+        with self._changed:
+            left = new - outcome.delivered - outcome.filtered - len(outcome.dead)
+            cursor.settled(after, left, len(outcome.dead))
+        return True
 
     def forget_except(self, names: set[str], next_seq: int) -> None:
         """Delete the cursors and retry queues of all other sinks, and log how much was pending.

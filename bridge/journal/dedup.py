@@ -1,39 +1,33 @@
-"""The uuids that are remembered, and the thread that reads them from the file when a journal is opened.
+"""Appending without duplicates: group commit, the dedup window, and the thread that reads the window when a journal is opened.
 
-A million of them take a second or two, in which sinks already deliver: only who commits events has to wait for it.
+To read a million uuids takes a second or two. Sinks deliver meanwhile; only `append` waits for it.
 """
 
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from typing import Final, NamedTuple
 
 import structlog
 
 from bridge.event import Event
-from bridge.journal import file
+from bridge.journal import file, tables
+from bridge.journal.model import Appended, Batch, StreamCounters
+from bridge.journal.pruning import Space
 from bridge.journal.settings import DedupSettings
 from bridge.journal.writer import Store
 
 log = structlog.get_logger(__name__)
 
-_TRY_AGAIN: Final = 0.25
-"""Seconds between attempts while they can't be read."""
-
-_ON_DISK: Final = 40
-"""Bytes that a remembered uuid takes in the file at most, when every batch has one event."""
-
-_SHARE: Final = 4
-"""Which part of the journal uuids may take: a quarter. Without a limit, nothing could free a journal that is full of them."""
+_MAX_GROUP: Final = 256
+"""Batches in one transaction at most."""
 
 _UUID_BYTES: Final = 16
-
 _PAGE: Final = 4096
 """Sequence numbers whose uuids are read at a time."""
-
-_CLOCK_SHARE: Final = 1 / 24
-"""By which part of the dedup window the clock may have been set between two starts: by an hour, if that is a day."""
 
 
 class Window:
@@ -83,6 +77,96 @@ class Window:
         self._current.update(dict.fromkeys(keys))
 
 
+class Ticket:
+    """A batch that waits for the next commit; `outcome` is None until then."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.outcome: Appended | None = None
+
+
+class Appender:
+    """Commits batches, many of all streams at once: group commit. `commit` belongs to the holder of the write lock.
+
+    Args:
+        store: Where batches are stored.
+        space: Makes room when the journal is full.
+        remembered: Reads the dedup window.
+        changed: The journal's lock under which counts change.
+        next_seq: The sequence number of the next event.
+        observe_commit: Called with the seconds that a commit took.
+
+    Attributes:
+        next_seq: As above.
+        streams: The counters of the streams.
+        waiting: The batches that wait.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        space: Space,
+        remembered: "Remembered",
+        changed: threading.Condition,
+        *,
+        next_seq: int,
+        observe_commit: Callable[[float], None],
+    ) -> None:
+        self.next_seq = next_seq
+        self.streams = tables.stream_counters(store.db)
+        self.waiting: deque[Ticket] = deque()
+        self._store = store
+        self._space = space
+        self._remembered = remembered
+        self._changed = changed
+        self._observe_commit = observe_commit
+
+    def enqueue(self, batch: Batch) -> Ticket:
+        """Put a batch in line for the next commit. May be called from any thread."""
+        ticket = Ticket(batch)
+        self.waiting.append(ticket)
+        return ticket
+
+    def commit(self) -> bool:
+        """Commit the batches that wait; return False if there is no room or the disk fails."""
+        window, monotonic = self._remembered.window, self._remembered.monotonic
+        tickets: list[Ticket] = []
+        batches: list[tuple[Batch, int, dict[bytes, bytes]]] = []
+        taken: dict[bytes, bytes] = {}
+        for index in range(min(len(self.waiting), _MAX_GROUP)):
+            ticket = self.waiting[index]
+            fresh = window.unseen(ticket.batch.events, taken)
+            tickets.append(ticket)
+            batches.append((ticket.batch, self.next_seq + len(taken), fresh))
+            taken.update(fresh)
+        if not self._store.has_room() and not self._space.make_room(window.oldest_seq):
+            return False
+        began = monotonic()
+        if not self._store.try_to_write("append", partial(tables.save_batches, batches=batches), synced=True):
+            return False
+        window.remember(taken, self.next_seq, monotonic())
+        with self._changed:
+            for ticket, (batch, _, fresh) in zip(tickets, batches, strict=True):
+                ticket.outcome = Appended(len(fresh), len(batch.events) - len(fresh))
+                self._count(batch, ticket.outcome)
+                self.waiting.popleft()
+            self.next_seq += len(taken)
+            if taken:
+                self._changed.notify_all()
+        self._observe_commit(monotonic() - began)
+        return True
+
+    def _count(self, batch: Batch, outcome: Appended) -> None:
+        counters = self.streams.setdefault(batch.stream, StreamCounters(malformed={}))
+        counters.received += len(batch.events) + len(batch.malformed)
+        counters.accepted += outcome.accepted
+        counters.duplicate += outcome.duplicate
+        for malformed in batch.malformed:
+            counters.malformed[malformed.reason] = counters.malformed.get(malformed.reason, 0) + 1
+        if batch.position is not None:
+            counters.position = batch.position
+
+
 class Remembered:
     """Reads the dedup window of a file that was just opened.
 
@@ -112,14 +196,17 @@ class Remembered:
     ) -> None:
         self._store = store
         self._seconds = settings.window
-        self._max_events = max(1, min(settings.max_events, store.largest() // (_SHARE * _ON_DISK)))
+        # A uuid takes 40 bytes of the file at most (batches of one event), and all of them a quarter of the journal: nothing
+        # else could free a journal that is full of uuids.
+        self._max_events = max(1, min(settings.max_events, store.largest() // (4 * 40)))
         if self._max_events < settings.max_events:
             wanted, fewer = settings.max_events, self._max_events
             log.warning("fewer uuids are remembered than wanted: the journal is too small", wanted=wanted, remembered=fewer)
         self._following = following
         self._closing = closing
-        self._since = clock() - settings.window * (1 + _CLOCK_SHARE)
-        self._monotonic = monotonic
+        # The clock may have been set between two starts, by an hour if the window is a day.
+        self._since = clock() - settings.window * (1 + 1 / 24)
+        self.monotonic = monotonic
         self.window = Window(settings.window, self._max_events, monotonic())
         self.done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="dedup-window")
@@ -131,7 +218,7 @@ class Remembered:
 
     def _run(self) -> None:
         while not self._closing.is_set() and not self._succeeds():
-            self._closing.wait(_TRY_AGAIN)
+            self._closing.wait(0.25)
         self.done.set()
 
     def _succeeds(self) -> bool:
@@ -150,12 +237,12 @@ class Remembered:
         with closing(file.connect(self._store.path, read_only=True)) as db:
             oldest = oldest_seen(db, self._since, self._max_events)
             first = self._following if oldest is None else oldest
-            window = Window(self._seconds, self._max_events, self._monotonic(), first)
+            window = Window(self._seconds, self._max_events, self.monotonic(), first)
             damaged = 0
             for page in seen_keys(db, first, self._following):
                 if self._closing.is_set():
                     return window
-                window.remember(page.keys, page.first, self._monotonic())
+                window.remember(page.keys, page.first, self.monotonic())
                 damaged += page.damaged
         if damaged:
             log.error("remembered uuids are damaged; their events would be taken for new ones", batches=damaged)

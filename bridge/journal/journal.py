@@ -1,20 +1,18 @@
-"""The journal's owner: who may write when, what is in memory, and who waits for what."""
+"""The journal's owner: its locks, and the waits of those who use it."""
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
 
-from bridge.journal import file, scan, tables
-from bridge.journal.cursor import Cursor, Sinks
+from bridge.journal import file, scan
+from bridge.journal.cursor import Sinks
 from bridge.journal.dead_letters import Letters
-from bridge.journal.dedup import Remembered
+from bridge.journal.dedup import Appender, Remembered
 from bridge.journal.inside import Inside
 from bridge.journal.model import (
     Appended,
@@ -23,7 +21,6 @@ from bridge.journal.model import (
     Counters,
     Limits,
     Settlement,
-    StreamCounters,
     Work,
 )
 from bridge.journal.pruning import Space
@@ -33,32 +30,15 @@ from bridge.journal.writer import Store
 _RETRY_SECONDS: Final = 0.25
 """Seconds between attempts while the disk fails or the journal is full."""
 
-_MAX_GROUP: Final = 256
-"""Batches in one transaction at most."""
-
-_PRUNE_SECONDS: Final = 0.25
-"""How long one `prune` takes at most. There may be a day's backlog to delete, and its caller has other duties."""
-
-_PRUNE_PAUSE: Final = 0.001
-"""Seconds between two of its transactions. A lock is not fair: let go and taken again at once, it keeps the others waiting."""
-
-
-class _Ticket:
-    """A batch that waits for the next commit."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-        self.outcome: Appended | None = None
-
 
 class Journal(Inside):
-    """The durable log. Every method may be called from any thread; `read` from one thread per sink.
+    """The durable log. Every method may be called from any thread; `next_work` from one thread per sink.
 
     Args:
         settings: Where it is, and its limits.
         observe_commit: Called with the seconds that a commit of events took.
         clock: The time of day in seconds since the epoch.
-        monotonic: Seconds of a clock that nobody sets.
+        monotonic: Monotonic clock.
 
     Raises:
         JournalError: It can't be opened; the text says why and what to do.
@@ -72,19 +52,17 @@ class Journal(Inside):
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
-        self._observe_commit = observe_commit
         self._monotonic = monotonic
         super().__init__(Store(settings.path, settings.durability, settings.max_bytes), threading.Event())
         self._write = threading.Lock()
         self._changed = threading.Condition()
-        self._waiting: deque[_Ticket] = deque()
-        self._next_seq = scan.extent(self._store.db).next
-        self._streams = tables.stream_counters(self._store.db)
         self._sinks = Sinks(self._store, self._changed)
         self._letters = Letters(self._store, self._sinks, self._changed)
         self._space = Space(self._store, self._sinks, self._changed, self._letters, settings.when_full)
-        self._remembered = Remembered(
-            self._store, settings.dedup, self._next_seq, self._closing, clock=clock, monotonic=monotonic
+        next_seq = scan.extent(self._store.db).next
+        self._remembered = Remembered(self._store, settings.dedup, next_seq, self._closing, clock=clock, monotonic=monotonic)
+        self._appender = Appender(
+            self._store, self._space, self._remembered, self._changed, next_seq=next_seq, observe_commit=observe_commit
         )
 
     # Streams
@@ -98,11 +76,10 @@ class Journal(Inside):
             Closed: The journal was closed before the batch was committed.
         """
         self._remembered.done.wait()
-        ticket = _Ticket(batch)
-        self._waiting.append(ticket)
+        ticket = self._appender.enqueue(batch)
         while True:
             with self._write:
-                while ticket.outcome is None and not self._closing.is_set() and self._commit_waiting():
+                while ticket.outcome is None and not self._closing.is_set() and self._appender.commit():
                     pass
             if ticket.outcome is not None:
                 return ticket.outcome
@@ -117,7 +94,7 @@ class Journal(Inside):
     def position(self, stream: str) -> str | None:
         """From where a stream resumes: the position that was committed last."""
         with self._changed:
-            counters = self._streams.get(stream)
+            counters = self._appender.streams.get(stream)
             return counters.position if counters else None
 
     # Sinks
@@ -130,7 +107,7 @@ class Journal(Inside):
         """
         with self._write, self._store.report_errors("sinks"):
             if name not in self._sinks:
-                self._sinks.add(name, start_at, self._next_seq)
+                self._sinks.add(name, start_at, self._appender.next_seq)
 
     def forget_sinks_except(self, names: set[str]) -> None:
         """Delete the cursors and retry queues of all sinks that are not configured any more, and log how much was pending.
@@ -139,7 +116,7 @@ class Journal(Inside):
             JournalError: It can't be recorded.
         """
         with self._write, self._store.report_errors("sinks"):
-            self._sinks.forget_except(names, self._next_seq)
+            self._sinks.forget_except(names, self._appender.next_seq)
 
     def next_work(self, sink: str, now: float, limits: Limits, *, new_first: bool = False, timeout: float = 0.0) -> Work:
         """Return what the sink has to deliver next: due retries if there are any, or else what lies after the cursor.
@@ -167,9 +144,9 @@ class Journal(Inside):
     def wait(self, seq: int, timeout: float) -> bool:
         """Wait until the event with a sequence number is there; return False if `wake` was called or the time was up before."""
         with self._changed:
-            if self._next_seq <= seq and not self._closing.is_set():
+            if self._appender.next_seq <= seq and not self._closing.is_set():
                 self._changed.wait(timeout)
-            return self._next_seq > seq
+            return self._appender.next_seq > seq
 
     def wake(self) -> None:
         """End all waits of `next_work` and `wait`."""
@@ -183,32 +160,25 @@ class Journal(Inside):
     def settle(self, sink: str, outcome: Settlement) -> int:
         """Record the outcome of a delivery; return how many events are in the retry queue then.
 
-        The record survives the death of the process at once, a power failure a moment later.
-
-        Events that `drop_oldest` dropped while they were being delivered stay counted as dropped.
+        The record survives the death of the process at once, a power failure a moment later. Events that
+        `drop_oldest` dropped while they were being delivered stay counted as dropped.
 
         Raises:
             Closed: The journal was closed before it could be recorded.
         """
-        cursor = self._sinks[sink]
         while True:
             with self._write:
                 if self._closing.is_set():
                     raise Closed
-                if self._try_settle(sink, cursor, outcome):
-                    return cursor.retrying
+                if self._sinks.settle(sink, outcome):
+                    return self._sinks[sink].retrying
             self._closing.wait(_RETRY_SECONDS)
 
     def replay(self, sink: str, ids: Sequence[int], now: float) -> int:
         """Send a sink's dead letters back to its retry queue, due at once; return how many went there.
 
-        What is gone, damaged or another sink's is left alone, so this may be repeated. An event that waits already (a sink
-        that left the configuration and came back may have both) is not put there twice: its dead letter is discarded.
-
-        Args:
-            sink: Whose they are.
-            ids: Which; all of them in one transaction, so that a thousand or so are enough.
-            now: The time of day in seconds since the epoch.
+        Dead letters that are gone, damaged or another sink's are left alone. All are moved in one transaction, so that a
+        thousand `ids` or so are enough. An event that waits already is not queued twice: its dead letter is discarded.
 
         Raises:
             Closed: The journal was closed.
@@ -218,12 +188,7 @@ class Journal(Inside):
             return self._letters.replay(sink, ids, now)
 
     def discard(self, ids: Sequence[int]) -> int:
-        """Delete dead letters for ever, in one transaction; return how many were there. Those of any sink, damaged or not.
-
-        Raises:
-            Closed: The journal was closed.
-            JournalError: It can't be recorded.
-        """
+        """Delete dead letters for ever, in one transaction; return how many were there. Raises as `replay` does."""
         with self._rearranging():
             return sum(self._letters.discard(ids).values())
 
@@ -235,9 +200,9 @@ class Journal(Inside):
             return Counters(
                 {
                     name: msgspec.structs.replace(counters, malformed=dict(counters.malformed))
-                    for name, counters in self._streams.items()
+                    for name, counters in self._appender.streams.items()
                 },
-                {name: cursor.counters(self._next_seq) for name, cursor in self._sinks.items()},
+                {name: cursor.counters(self._appender.next_seq) for name, cursor in self._sinks.items()},
                 self._store.used,
                 self._store.last_error(),
             )
@@ -263,22 +228,20 @@ class Journal(Inside):
             if cursor.retrying:
                 return reader.oldest_retry(sink)
             seq = cursor.row.cursor
-            return reader.event_at(seq) if seq < self._next_seq else None
+            return reader.event_at(seq) if seq < self._appender.next_seq else None
 
     def prune(self) -> bool:
         """Delete what no cursor and no dedup window needs, and make settled outcomes durable. Meant for every second or so.
 
-        Takes a fraction of a second at most, and lets others commit meanwhile.
-
-        Returns:
-            Whether there may be more to delete.
+        Takes a quarter of a second at most, and lets others commit meanwhile. Returns whether there may be more to delete.
         """
-        until, more = self._monotonic() + _PRUNE_SECONDS, True
+        until, more = self._monotonic() + 0.25, True
         while more and self._monotonic() < until:
             with self._write:
                 more = not self._closing.is_set() and self._space.prune_some(self._remembered.window.oldest_seq)
             if more:
-                self._closing.wait(_PRUNE_PAUSE)
+                # A lock is not fair: let go and taken again at once, it keeps the others waiting.
+                self._closing.wait(0.001)
         with self._write:
             if not self._closing.is_set():
                 self._store.sync()
@@ -305,7 +268,7 @@ class Journal(Inside):
         """Look for work; called by the sink's thread, without the write lock."""
         cursor = self._sinks[sink]
         while True:
-            end = self._next_seq
+            end = self._appender.next_seq
             with cursor.reading, self._store.report_errors(f"read {sink}"):
                 if self._closing.is_set():
                     raise Closed
@@ -334,55 +297,3 @@ class Journal(Inside):
                 raise file.JournalError(f"sink {sink!r} is not configured, so that nothing can be sent to it again")
             with self._store.report_errors("dead letters"):
                 yield
-
-    def _commit_waiting(self) -> bool:
-        """Commit the batches that wait; return False if there is no room or the disk fails."""
-        window = self._remembered.window
-        if not self._store.has_room() and not self._space.make_room(window.oldest_seq):
-            return False
-        began = self._monotonic()
-        tickets = []
-        batches = []
-        taken: dict[bytes, bytes] = {}
-        for index in range(min(len(self._waiting), _MAX_GROUP)):
-            ticket = self._waiting[index]
-            fresh = window.unseen(ticket.batch.events, taken)
-            tickets.append(ticket)
-            batches.append((ticket.batch, self._next_seq + len(taken), fresh))
-            taken.update(fresh)
-        if not self._store.try_to_write("append", partial(tables.save_batches, batches=batches), synced=True):
-            return False
-        window.remember(taken, self._next_seq, self._monotonic())
-        with self._changed:
-            for ticket, (batch, _, fresh) in zip(tickets, batches, strict=True):
-                ticket.outcome = Appended(len(fresh), len(batch.events) - len(fresh))
-                self._count(batch, ticket.outcome)
-                self._waiting.popleft()
-            self._next_seq += len(taken)
-            if taken:
-                self._changed.notify_all()
-        self._observe_commit(self._monotonic() - began)
-        return True
-
-    def _count(self, batch: Batch, outcome: Appended) -> None:
-        counters = self._streams.setdefault(batch.stream, StreamCounters(malformed={}))
-        counters.received += len(batch.events) + len(batch.malformed)
-        counters.accepted += outcome.accepted
-        counters.duplicate += outcome.duplicate
-        for malformed in batch.malformed:
-            counters.malformed[malformed.reason] = counters.malformed.get(malformed.reason, 0) + 1
-        if batch.position is not None:
-            counters.position = batch.position
-
-    def _try_settle(self, sink: str, cursor: Cursor, outcome: Settlement) -> bool:
-        new = outcome.next_seq - outcome.first_seq
-        if new and outcome.first_seq != cursor.row.cursor:
-            return True
-        after = cursor.after(outcome)
-        save = partial(tables.save_settlement, name=sink, row=after, outcome=outcome)
-        if not self._store.try_to_write(f"settle {sink}", save, synced=False):
-            return False
-        with self._changed:
-            left = new - outcome.delivered - outcome.filtered - len(outcome.dead)
-            cursor.settled(after, left, len(outcome.dead))
-        return True

@@ -373,7 +373,7 @@ def together(journal: Journal, pool: ThreadPoolExecutor, batches: Sequence[Batch
     """Have several threads append at once: while the write lock is taken, all of them get in line."""
     with journal._write:
         waiting = [pool.submit(journal.append, batch) for batch in batches]
-        until(lambda: len(journal._waiting) == len(batches))
+        until(lambda: len(journal._appender.waiting) == len(batches))
     return waiting
 
 
@@ -401,7 +401,7 @@ def test_duplicates_between_the_batches_of_one_commit_are_found(open_journal: Op
 def test_who_is_late_in_a_long_line_commits_for_itself(
     open_journal: Open, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_module, "_MAX_GROUP", 2)
+    monkeypatch.setattr(dedup, "_MAX_GROUP", 2)
     monkeypatch.setattr(journal_module, "_RETRY_SECONDS", 10 * DEADLINE)
     journal = open_journal()
     done = wait(together(journal, threads, [batch(i) for i in range(9)]), DEADLINE)

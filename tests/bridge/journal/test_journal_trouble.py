@@ -268,7 +268,7 @@ def test_a_commit_that_fails_leaves_no_trace_and_is_made_later(
         with journal._write:
             for numbers_waiting in ((2,), (1, 3)):
                 waiting.append(thread.submit(journal.append, batch(*numbers_waiting)))
-                until(lambda: len(journal._waiting) == len(waiting))
+                until(lambda: len(journal._appender.waiting) == len(waiting))
         until(lambda: trouble(journal) == f"{path}: the disk is on fire")
         assert not any(future.done() for future in waiting)
         counters = journal.counters()
