@@ -1,4 +1,4 @@
-"""Settings in, a bridge ready to run out: the one place that knows both the configuration and the parts."""
+"""Builds the application from its settings: the one place that knows both the configuration and what runs."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -25,7 +25,7 @@ from bridge.stream import Stream
 from bridge.supervisor import Requests, Supervisor
 from config.load import ConfigError
 from config.plugins import installed, load_plugin
-from config.rotation import Latest, Rotating
+from config.rotation import ConfigReader, FreshSecrets
 from config.settings import Settings, StreamSettings
 
 log = structlog.get_logger(__name__)
@@ -36,30 +36,30 @@ USER_AGENT: Final = f"event-bridge/{VERSION}"
 Made = TypeVar("Made")
 
 
-class Parts:
-    """What streams and sinks are made of. To make these may fail, to put them together can't.
+class Factory:
+    """Builds the sources and sinks named in the settings; what can fail happens here, `stream` and `forwarder` only wire.
 
     Args:
-        settings: Of everything.
-        latest: Where secrets come from when something is opened.
-        streams: The streams to make something for.
-        sinks: The sinks to make something for.
+        settings: The whole configuration.
+        reader: Gives new secrets when something is opened.
+        streams: Names of the streams to build sources for.
+        sinks: Names of the sinks to build.
 
     Raises:
-        ConfigError: With everything that can't be made.
+        ConfigError: With everything that can't be built.
     """
 
-    def __init__(self, settings: Settings, latest: Latest, streams: Iterable[str], sinks: Iterable[str]) -> None:
+    def __init__(self, settings: Settings, reader: ConfigReader, streams: Iterable[str], sinks: Iterable[str]) -> None:
         self._settings = settings
-        self._latest = latest
+        self._reader = reader
         self._problems: list[str] = []
-        self._sources = self._made("streams", streams, lambda name: source(name, settings.streams[name], latest))
+        self._sources = self._made("streams", streams, lambda name: source(name, settings.streams[name], reader))
         self._sinks = self._made("sinks", sinks, lambda name: make_sink(name, settings.sinks[name]))
         if self._problems:
             raise ConfigError(self._problems)
 
     def stream(self, name: str, journal: Journal, metrics: Metrics, gaps: GapTracker | None = None) -> Stream:
-        """A stream; with the gaps of the one that it takes over from, if there is one."""
+        """Wire a stream; with the gap tracker of the one that it replaces, if there is one."""
         return Stream(
             name,
             self._settings.streams[name],
@@ -71,18 +71,18 @@ class Parts:
         )
 
     def forwarder(self, name: str, journal: Journal, metrics: Metrics) -> Forwarder:
-        """A forwarder, which gets another sink when secrets have changed and the sink is opened."""
+        """Wire a forwarder, which gets a new sink if secrets have changed when the sink is opened."""
         settings = made_with = self._settings.sinks[name]
         for deprecation in settings.deprecations:
             log.warning("a setting has an old name", sink=name, setting=deprecation)
-        rotating = Rotating(self._latest, lambda now: now.sinks.get(name), settings)
+        secrets = FreshSecrets(self._reader, settings, "sinks", name)
 
         def rebuild_sink() -> Sink | None:
             nonlocal made_with
-            now = rotating.now()
-            if now is made_with:
+            current = secrets.current()
+            if current is made_with:
                 return None
-            sink, made_with = make_sink(name, now), now
+            sink, made_with = make_sink(name, current), current
             log.info("the sink has other secrets now", sink=name)
             return sink
 
@@ -100,29 +100,29 @@ class Parts:
         return made
 
 
-class Bridge(NamedTuple):
-    """All of one process."""
+class App(NamedTuple):
+    """Parts of one process."""
 
     journal: Journal
     metrics: Metrics
     health: Health
     supervisor: Supervisor
-    latest: Latest
+    reader: ConfigReader
 
 
-def build(settings: Settings, latest: Latest, requests: Requests | None = None) -> Bridge:
-    """Make everything; nothing runs yet.
+def build(settings: Settings, reader: ConfigReader, requests: Requests | None = None) -> App:
+    """Build everything; nothing runs yet.
 
     Args:
-        settings: What to make.
-        latest: Where secrets come from when something is opened.
+        settings: The whole configuration.
+        reader: Gives new secrets when something is opened.
         requests: See `Supervisor`.
 
     Raises:
-        ConfigError: A stream or a sink can't be made.
+        ConfigError: A source or a sink can't be built.
         JournalError: The journal can't be opened.
     """
-    parts = Parts(settings, latest, settings.streams, settings.sinks)
+    factory = Factory(settings, reader, settings.streams, settings.sinks)
     metrics = Metrics(VERSION)
     metrics.journal_limit.set(settings.journal.max_bytes)
     journal = Journal(settings.journal, metrics.journal_commit.observe)
@@ -131,19 +131,19 @@ def build(settings: Settings, latest: Latest, requests: Requests | None = None) 
         journal.add_sink(name, sink.start_at)
     supervisor = Supervisor(
         journal,
-        [parts.stream(name, journal, metrics) for name in settings.streams],
-        [parts.forwarder(name, journal, metrics) for name in settings.sinks],
+        [factory.stream(name, journal, metrics) for name in settings.streams],
+        [factory.forwarder(name, journal, metrics) for name in settings.sinks],
         restarts=metrics.thread_restarts,
         grace=settings.shutdown.grace,
         requests=requests,
     )
     health = Health(journal, supervisor.running, settings=settings.health, version=VERSION)
     metrics.observe(health)
-    return Bridge(journal, metrics, health, supervisor, latest)
+    return App(journal, metrics, health, supervisor, reader)
 
 
-def serve(settings: Settings, bridge: Bridge, *, or_any_port: bool = False) -> Server | None:
-    """Open the HTTP port, if there is to be one; if that is taken, maybe any other.
+def serve(settings: Settings, app: App, *, or_any_port: bool = False) -> Server | None:
+    """Open the HTTP port, if one is configured; if it is taken and `or_any_port`, any other.
 
     Raises:
         ConfigError: The address can't be listened on.
@@ -151,21 +151,21 @@ def serve(settings: Settings, bridge: Bridge, *, or_any_port: bool = False) -> S
     if settings.http.address is None:
         return None
     host, port = settings.http.address
-    http = Rotating(bridge.latest, lambda now: now.http, settings.http)
+    http = FreshSecrets(app.reader, settings.http, "http")
 
     def token() -> str | None:
-        secret = http.now().token
+        secret = http.current().token
         return secret.get_secret_value() if secret else None
 
     def limits() -> dict[str, SinkLimits]:
-        return limits_of({forwarder.name: forwarder.settings for forwarder in bridge.supervisor.running().forwarders})
+        return limits_of({forwarder.name: forwarder.settings for forwarder in app.supervisor.running().forwarders})
 
-    operations = JournalOperations(bridge.journal, limits, running=True)
+    operations = JournalOperations(app.journal, limits, running=True)
     listen = partial(
         Server,
-        health=bridge.health,
-        registry=bridge.metrics.registry,
-        last_tick=lambda: bridge.supervisor.last_tick,
+        health=app.health,
+        registry=app.metrics.registry,
+        last_tick=lambda: app.supervisor.last_tick,
         routes=Routes(operations, token),
     )
     try:
@@ -177,20 +177,19 @@ def serve(settings: Settings, bridge: Bridge, *, or_any_port: bool = False) -> S
 
 
 def limits_of(sinks: Mapping[str, SinkSettings]) -> dict[str, SinkLimits]:
-    """What a replay has to know of the sinks."""
+    """Give the limits of a replay for each sink."""
     return {name: SinkLimits(sink.retry.max_pending, sink.start_at) for name, sink in sinks.items()}
 
 
-def source(name: str, settings: StreamSettings, latest: Latest) -> Source:
-    """Make what a stream's sessions are opened with."""
+def source(name: str, settings: StreamSettings, reader: ConfigReader) -> Source:
+    """Build the source of a stream."""
     if isinstance(settings, EngineSettings):
         return EngineSource(settings)
-    rotating = Rotating(latest, lambda now: now.streams.get(name), settings)
-    return DockerCloudSource(settings, lambda: rotating.now().authorization(), user_agent=USER_AGENT)
+    return DockerCloudSource(settings, FreshSecrets(reader, settings, "streams", name).current, user_agent=USER_AGENT)
 
 
 def settings_for_demo(streams: dict[str, Any], journal: Path) -> Settings:
-    """What a demo runs with: these streams, and standard output."""
+    """Give the settings of a demo: these streams, and standard output."""
     sink = load_plugin(installed(), "stdout").Settings(type="stdout", start_at="earliest")
     return Settings.model_validate(
         {
@@ -203,5 +202,5 @@ def settings_for_demo(streams: dict[str, Any], journal: Path) -> Settings:
 
 
 def make_sink(name: str, settings: SinkSettings) -> Sink:
-    """Make a sink of the plug-in that the settings' type names."""
+    """Build a sink of the plug-in that the settings' type names."""
     return load_plugin(installed(), settings.type)(name, settings)

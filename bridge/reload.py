@@ -29,7 +29,7 @@ class Reload:
         log_as: Changes how the process logs.
     """
 
-    def __init__(self, bridge: app.Bridge, settings: Settings, log_as: Callable[[LogSettings], None]) -> None:
+    def __init__(self, bridge: app.App, settings: Settings, log_as: Callable[[LogSettings], None]) -> None:
         self._bridge = bridge
         self._settings = settings
         self._log_as = log_as
@@ -38,7 +38,7 @@ class Reload:
         """Read and apply; never raises."""
         problems: list[str] = []
         try:
-            self._apply(self._bridge.latest.read())
+            self._apply(self._bridge.reader.read())
         except ConfigError as error:
             problems = error.problems
         except JournalError as error:
@@ -64,15 +64,15 @@ class Reload:
         old, new = self._settings, as_far_as_possible(self._settings, found)
         streams, sinks = changes(old.streams, new.streams), changes(old.sinks, new.sinks)
         _require_certificates(new, streams, sinks)
-        parts = app.Parts(new, self._bridge.latest, [*streams.added, *streams.changed], [*sinks.added, *sinks.changed])
+        factory = app.Factory(new, self._bridge.reader, [*streams.added, *streams.changed], [*sinks.added, *sinks.changed])
         self._add_cursors(new, sinks)
         # From here on nothing can fail.
         self._settings = new
         self._log_as(new.log)
         self._bridge.health.settings = new.health
         self._bridge.supervisor.grace = new.shutdown.grace
-        self._apply_sinks(sinks, parts)
-        self._apply_streams(streams, parts)
+        self._apply_sinks(sinks, factory)
+        self._apply_streams(streams, factory)
         log.info("configuration reloaded", streams=streams._asdict(), sinks=sinks._asdict())
         if keys := needing_restart(old, found):
             log.warning("some changes need a restart of the process", keys=keys)
@@ -85,22 +85,22 @@ class Reload:
             self._bridge.supervisor.forget_sinks()
             raise
 
-    def _apply_sinks(self, sinks: Changes, parts: app.Parts) -> None:
+    def _apply_sinks(self, sinks: Changes, factory: app.Factory) -> None:
         journal, metrics, supervisor = self._bridge.journal, self._bridge.metrics, self._bridge.supervisor
         for name in sinks.removed:
             supervisor.drop_sink(name)
             metrics.forget_sink(name)
         for name in (*sinks.added, *sinks.changed):
-            supervisor.put_sink(parts.forwarder(name, journal, metrics))
+            supervisor.put_sink(factory.forwarder(name, journal, metrics))
 
-    def _apply_streams(self, streams: Changes, parts: app.Parts) -> None:
+    def _apply_streams(self, streams: Changes, factory: app.Factory) -> None:
         journal, metrics, supervisor = self._bridge.journal, self._bridge.metrics, self._bridge.supervisor
         trackers = {stream.name: stream.gaps for stream in supervisor.running().streams}
         for name in streams.removed:
             supervisor.drop_stream(name)
             metrics.forget_stream(name)
         for name in (*streams.added, *streams.changed):
-            supervisor.put_stream(parts.stream(name, journal, metrics, trackers.get(name)))
+            supervisor.put_stream(factory.stream(name, journal, metrics, trackers.get(name)))
 
 
 def _require_certificates(new: Settings, streams: Changes, sinks: Changes) -> None:

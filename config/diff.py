@@ -1,7 +1,7 @@
 """What differs between two configurations: pure, and without a word about what is done then."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import BaseModel, SecretStr
 
@@ -38,11 +38,6 @@ def as_far_as_possible(old: Settings, new: Settings) -> Settings:
     return new.model_copy(update={section: getattr(old, section) for section in _FIXED})
 
 
-def differ_in_secrets_only(old: BaseModel, new: BaseModel) -> bool:
-    """Whether the same is set in both, and some secrets have other values."""
-    return type(old) is type(new) and old != new and _masked(old.model_dump()) == _masked(new.model_dump())
-
-
 def _differing(old: BaseModel, new: BaseModel, path: str) -> Iterator[str]:
     for key in type(old).model_fields:
         before, after = getattr(old, key), getattr(new, key)
@@ -51,13 +46,3 @@ def _differing(old: BaseModel, new: BaseModel, path: str) -> Iterator[str]:
         elif before != after and not (isinstance(before, SecretStr) and isinstance(after, SecretStr)):
             # A secret in place of another is found by whoever needs it.
             yield f"{path}.{key}"
-
-
-def _masked(value: Any) -> Any:
-    if isinstance(value, SecretStr):
-        return SecretStr
-    if isinstance(value, dict):
-        return {key: _masked(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_masked(inner) for inner in value]
-    return value

@@ -1,7 +1,7 @@
-"""Secrets that change while the process runs: whoever opens something anew asks for its settings as they are now.
+"""Secrets that change while the process runs: streams and sinks ask for their present settings before they open anything.
 
-Only secrets are taken over by that. Whatever else has changed waits for a reload, together with the secrets beside it: a new
-key may well belong to a new address.
+They get new secrets only. Anything else that changed waits for a reload, together with the secrets beside it: a new key may
+belong to a new address.
 """
 
 import threading
@@ -10,27 +10,26 @@ from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
 import structlog
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 
-from config.diff import differ_in_secrets_only
 from config.errors import ConfigError
 from config.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-_FRESH_ENOUGH: Final = 1.0
-"""Seconds for which a configuration that was just read is not read again: many streams may reconnect at once."""
+_FRESH_SECONDS: Final = 1.0
+"""A configuration read so recently is not read again: many streams may reconnect at once."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class Latest:
-    """The configuration as environment and files say it now, or the last time that they could be read.
+class ConfigReader:
+    """Reads the configuration anew from environment and files; keeps the last one that could be read.
 
     Args:
         settings: The configuration that the process starts with.
-        read: Reads it anew.
-        monotonic: Seconds of a clock that nobody sets.
+        read: Reads the configuration.
+        monotonic: Monotonic clock.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class Latest:
         self._problems: list[str] = []
 
     def read(self) -> Settings:
-        """Read it now.
+        """Read the configuration now.
 
         Raises:
             ConfigError: It can't be used.
@@ -55,10 +54,10 @@ class Latest:
             self._problems = []
             return self._settings
 
-    def settings(self) -> Settings:
-        """What was read last, a second ago at most if it could be read."""
+    def current(self) -> Settings:
+        """Return what was read last, a second ago at most if it could be read."""
         with self._lock:
-            if self._monotonic() - self._read_at > _FRESH_ENOUGH:
+            if self._monotonic() - self._read_at > _FRESH_SECONDS:
                 self._read_again()
             return self._settings
 
@@ -74,23 +73,42 @@ class Latest:
         self._problems = problems
 
 
-class Rotating(Generic[Model]):
-    """A part of the settings, a sink's for example, with the secrets as they are now.
+class FreshSecrets(Generic[Model]):
+    """A part of the settings, a sink's for example, with its secrets kept up to date.
 
     Args:
-        latest: Where to look.
-        find: Finds the part in all settings; None if it is not there any more.
+        reader: Gives the present configuration.
         settings: The part as it was when something was made of it.
+        section: Key of the part in the configuration.
+        name: Name of the stream or sink in a section of several.
     """
 
-    def __init__(self, latest: Latest, find: Callable[[Settings], BaseModel | None], settings: Model) -> None:
-        self._latest = latest
-        self._find = find
+    def __init__(self, reader: ConfigReader, settings: Model, section: str, name: str | None = None) -> None:
+        self._reader = reader
         self._settings = settings
+        self._section = section
+        self._name = name
 
-    def now(self) -> Model:
-        """The settings for something that is opened now."""
-        found: Any = self._find(self._latest.settings())
-        if found is not None and differ_in_secrets_only(self._settings, found):
-            self._settings = found
+    def current(self) -> Model:
+        """Return the settings with which to open something now."""
+        new: Any = getattr(self._reader.current(), self._section)
+        if self._name is not None:
+            new = new.get(self._name)
+        if new is not None and _differ_in_secrets_only(self._settings, new):
+            self._settings = new
         return self._settings
+
+
+def _differ_in_secrets_only(old: BaseModel, new: BaseModel) -> bool:
+    """Tell whether both set the same, with other values of some secrets."""
+    return type(old) is type(new) and old != new and _masked(old.model_dump()) == _masked(new.model_dump())
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return SecretStr
+    if isinstance(value, dict):
+        return {key: _masked(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked(inner) for inner in value]
+    return value

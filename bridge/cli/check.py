@@ -8,7 +8,7 @@ from bridge import app
 from bridge.sink import SinkSettings, Unavailable
 from bridge.source import Ended
 from config.load import load
-from config.rotation import Latest
+from config.rotation import ConfigReader
 from config.settings import StreamSettings
 
 
@@ -31,9 +31,9 @@ def check(config: Path | None, *, connect: bool) -> None:
     if not connect:
         return
     attempts: list[tuple[str, Callable[[], Sequence[str]]]] = []
-    latest = Latest(settings, lambda: settings)
+    reader = ConfigReader(settings, lambda: settings)
     for name, stream in settings.streams.items():
-        attempts.append((f"stream {name}", partial(_try_stream, name, stream, latest)))
+        attempts.append((f"stream {name}", partial(_try_stream, name, stream, reader)))
     for name, sink in settings.sinks.items():
         attempts.append((f"sink {name}", partial(_try_sink, name, sink, settings.journal.max_event_bytes)))
     failed = [what for what, attempt in attempts if not _succeeds(what, attempt)]
@@ -41,8 +41,8 @@ def check(config: Path | None, *, connect: bool) -> None:
         raise ConnectFailed(f"not reached: {', '.join(failed)}")
 
 
-def _try_stream(name: str, settings: StreamSettings, latest: Latest) -> Sequence[str]:
-    app.source(name, settings, latest).open(None).close()
+def _try_stream(name: str, settings: StreamSettings, reader: ConfigReader) -> Sequence[str]:
+    app.source(name, settings, reader).open(None).close()
     return ()
 
 

@@ -27,7 +27,7 @@ from bridge.sources.dockercloud.source import DockerCloudSource
 from bridge.stream import Stream
 from bridge.supervisor import Requests
 from config.load import ConfigError, load
-from config.rotation import Latest
+from config.rotation import ConfigReader
 from config.settings import LogSettings, Settings
 
 log = structlog.get_logger(__name__)
@@ -83,8 +83,8 @@ def run(config: Path | None, log_format: logs.Format | None) -> bool:
     try:
         settings = load(config)
         log_as(settings.log)
-        latest = Latest(settings, lambda: load(config))
-        return _keep_running(settings, _build(settings, latest, requests), log_as)
+        reader = ConfigReader(settings, lambda: load(config))
+        return _keep_running(settings, _build(settings, reader, requests), log_as)
     finally:
         # At its very end, Python would give the signal back its deadly default.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -128,7 +128,7 @@ def listen(config: Path | None, url: str | None, namespace: str | None, filters:
     stream = Stream(
         "listen",
         settings,
-        DockerCloudSource(settings, settings.authorization, user_agent=app.USER_AGENT),
+        DockerCloudSource(settings, lambda: settings, user_agent=app.USER_AGENT),
         _Printer(),
         metrics=StreamMetrics(Metrics(app.VERSION), "listen"),
         max_event_bytes=configured.journal.max_event_bytes,
@@ -177,12 +177,12 @@ def stop_on_signals(stop: Callable[[], None]) -> None:
     signal.signal(signal.SIGINT, on_signal)
 
 
-def _build(settings: Settings, latest: Latest, requests: Requests) -> app.Bridge:
+def _build(settings: Settings, reader: ConfigReader, requests: Requests) -> app.App:
     """Build a bridge; wait for space for its journal if the disk is full, since a full disk is emptied some day."""
     told = False
     while True:
         try:
-            return app.build(settings, latest, requests)
+            return app.build(settings, reader, requests)
         except DiskFullError as error:
             if not told:
                 log.error("the bridge can't start yet, and tries again until it can", error=str(error))  # noqa: TRY400 - all is said
@@ -190,7 +190,7 @@ def _build(settings: Settings, latest: Latest, requests: Requests) -> app.Bridge
             time.sleep(_AGAIN)
 
 
-def _keep_running(settings: Settings, bridge: app.Bridge, log_as: Callable[[LogSettings], None]) -> bool:
+def _keep_running(settings: Settings, bridge: app.App, log_as: Callable[[LogSettings], None]) -> bool:
     """Run a bridge until it is told to stop; if its journal is found damaged meanwhile, put another bridge in its place."""
     while True:
         ended = _run(settings, bridge, reload=Reload(bridge, settings, log_as))
@@ -204,12 +204,12 @@ def _keep_running(settings: Settings, bridge: app.Bridge, log_as: Callable[[LogS
         settings, bridge = again
 
 
-def _build_again(bridge: app.Bridge) -> tuple[Settings, app.Bridge] | None:
+def _build_again(bridge: app.App) -> tuple[Settings, app.App] | None:
     """Build a bridge in the place of one that has ended, trying until it works; None if a stop is asked for meanwhile."""
     while not bridge.supervisor.asked_to_stop_within(_AGAIN):
-        settings = bridge.latest.settings()
+        settings = bridge.reader.current()
         try:
-            return settings, app.build(settings, bridge.latest, bridge.supervisor.requests)
+            return settings, app.build(settings, bridge.reader, bridge.supervisor.requests)
         except (ConfigError, JournalError) as error:
             log.error("the bridge can't start again yet", error=str(error))  # noqa: TRY400 - its text says it all
     return None
@@ -217,7 +217,7 @@ def _build_again(bridge: app.Bridge) -> tuple[Settings, app.Bridge] | None:
 
 def _run(
     settings: Settings,
-    bridge: app.Bridge,
+    bridge: app.App,
     *,
     reload: Callable[[], None] = lambda: None,
     announce: Callable[[str], None] | None = None,
@@ -256,7 +256,7 @@ def _demo(streams: dict[str, Any], journal: Path, story: str, duration: float | 
         command = "event-bridge" if shutil.which("event-bridge") else sys.argv[0]
         print(_HINTS.format(story=story, until=until, url=url, command=command), file=sys.stderr, flush=True)
 
-    bridge = app.build(settings, Latest(settings, lambda: settings))
+    bridge = app.build(settings, ConfigReader(settings, lambda: settings))
     return _run(settings, bridge, announce=announce, seconds=duration)
 
 

@@ -16,7 +16,7 @@ from bridge.source import Ended
 from bridge.sources.dockercloud.source import DockerCloudSource
 from bridge.sources.engine.source import EngineSource
 from config.load import ConfigError, load
-from config.rotation import Latest
+from config.rotation import ConfigReader
 from config.settings import Settings
 from sinks.stdout import StdoutSink
 from tests.support import kafka_broker
@@ -35,17 +35,17 @@ def settings_of(tmp_path: Path, **variables: str) -> Settings:
 
 def test_every_stream_gets_the_source_of_its_kind_and_every_sink_its_plugin(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, BRIDGE_STREAMS__LOCAL__TYPE="engine", BRIDGE_SINKS__OUT__TYPE="stdout")
-    latest = Latest(settings, lambda: settings)
+    reader = ConfigReader(settings, lambda: settings)
 
-    assert isinstance(app.source("acme", settings.streams["acme"], latest), DockerCloudSource)
-    assert isinstance(app.source("local", settings.streams["local"], latest), EngineSource)
+    assert isinstance(app.source("acme", settings.streams["acme"], reader), DockerCloudSource)
+    assert isinstance(app.source("local", settings.streams["local"], reader), EngineSource)
     assert isinstance(app.make_sink("out", settings.sinks["out"]), StdoutSink)
 
 
 def test_a_bridge_has_its_parts_and_answers_before_anything_happened(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, BRIDGE_SINKS__OUT__TYPE="stdout")
-    latest = Latest(settings, lambda: settings)
-    bridge = app.build(settings, latest)
+    reader = ConfigReader(settings, lambda: settings)
+    bridge = app.build(settings, reader)
     server = app.serve(settings, bridge)
     assert server is not None
     try:
@@ -77,7 +77,7 @@ def test_a_kafka_sink_whose_password_file_has_changed_recovers_by_itself(tmp_pat
         return settings_of(tmp_path, **{f"BRIDGE_SINKS__AUDIT__{key}": value for key, value in (kafka | login).items()})
 
     first = read()
-    bridge = app.build(first, Latest(first, read, lambda: now))
+    bridge = app.build(first, ConfigReader(first, read, lambda: now))
     (forwarder,) = bridge.supervisor.running().forwarders
     try:
         forwarder.step()
@@ -99,7 +99,7 @@ def test_a_stream_whose_api_key_has_changed_uses_it_for_its_next_session(tmp_pat
             return settings_of(tmp_path, BRIDGE_STREAMS__ACME__URL=simulator.url, BRIDGE_STREAMS__ACME__API_KEY=key)
 
         first = read()
-        source = app.source("acme", first.streams["acme"], Latest(first, read, lambda: now))
+        source = app.source("acme", first.streams["acme"], ConfigReader(first, read, lambda: now))
         with pytest.raises(Ended, match="401"):
             source.open(None)
         key = "new"
@@ -115,7 +115,7 @@ def test_what_can_t_be_made_is_said_before_anything_is_opened(tmp_path: Path, mo
     settings = settings_of(tmp_path, BRIDGE_SINKS__OUT__TYPE="stdout", BRIDGE_SINKS__ERR__TYPE="stdout")
 
     with pytest.raises(ConfigError) as raised:
-        app.build(settings, Latest(settings, lambda: settings))
+        app.build(settings, ConfigReader(settings, lambda: settings))
 
     assert raised.value.problems == ["sinks.err: can't be made: ValueError: no", "sinks.out: can't be made: ValueError: no"]
     assert not (tmp_path / "journal.db").exists()
@@ -126,8 +126,8 @@ def test_a_port_in_use_is_a_mistake_unless_any_will_do(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         settings = settings_of(tmp_path, BRIDGE_HTTP__LISTEN=f"127.0.0.1:{taken.getsockname()[1]}")
-        latest = Latest(settings, lambda: settings)
-        bridge = app.build(settings, latest)
+        reader = ConfigReader(settings, lambda: settings)
+        bridge = app.build(settings, reader)
         try:
             with pytest.raises(ConfigError, match=r"http.listen: 127.0.0.1:\d+: Address already in use"):
                 app.serve(settings, bridge)
@@ -147,8 +147,8 @@ def test_the_port_asks_for_the_token_that_is_valid_now(tmp_path: Path) -> None:
         return settings_of(tmp_path, BRIDGE_SINKS__OUT__TYPE="stdout", BRIDGE_HTTP__TOKEN_FILE=str(token))
 
     settings = read()
-    latest = Latest(settings, read, lambda: now)
-    bridge = app.build(settings, latest)
+    reader = ConfigReader(settings, read, lambda: now)
+    bridge = app.build(settings, reader)
     server = app.serve(settings, bridge)
     assert server is not None
     try:
@@ -165,8 +165,8 @@ def test_the_port_asks_for_the_token_that_is_valid_now(tmp_path: Path) -> None:
 
 def test_off_means_no_port(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, BRIDGE_HTTP__LISTEN="off")
-    latest = Latest(settings, lambda: settings)
-    bridge = app.build(settings, latest)
+    reader = ConfigReader(settings, lambda: settings)
+    bridge = app.build(settings, reader)
     try:
         assert app.serve(settings, bridge) is None
     finally:
@@ -185,7 +185,7 @@ def test_an_old_name_in_the_settings_is_logged_once_at_the_start(tmp_path: Path)
     settings = settings_of(tmp_path, **{f"BRIDGE_SINKS__HOME__{key}": value for key, value in sink.items()})
 
     with capture_logs() as logs:
-        app.build(settings, Latest(settings, lambda: settings)).journal.close()
+        app.build(settings, ConfigReader(settings, lambda: settings)).journal.close()
 
     warnings = [line for line in logs if line["log_level"] == "warning"]
     assert [(line["sink"], line["setting"]) for line in warnings] == [("home", "topic: {id} is called {resource_uuid} now")]

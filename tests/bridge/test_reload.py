@@ -15,7 +15,7 @@ from bridge.reload import Reload
 from bridge.sink import Sink, SinkSettings
 from bridge.supervisor import Running, Supervisor
 from config.load import ConfigError
-from config.rotation import Latest
+from config.rotation import ConfigReader
 from config.settings import LogSettings, Settings
 from sinks.webhook.settings import WebhookSettings
 
@@ -60,8 +60,8 @@ class Bench:
         self.found: Callable[[], Settings] = self.settings
         self.logged_as: list[LogSettings] = []
         first = self.settings()
-        latest = Latest(first, lambda: self.found())  # noqa: PLW0108 - the test sets another one
-        bridge = app.build(first, latest)
+        reader = ConfigReader(first, lambda: self.found())  # noqa: PLW0108 - the test sets another one
+        bridge = app.build(first, reader)
         self.journal, self.metrics, self.health = bridge.journal, bridge.metrics, bridge.health
         self.running = bridge.supervisor.running()
         self.orders = Orders(self.running)

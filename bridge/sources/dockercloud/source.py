@@ -67,7 +67,7 @@ class DockerCloudSource:
 
     Args:
         settings: Where and how to connect.
-        authorization: Gives the value of the Authorization header, or None, at every opening: secrets change.
+        current: Gives the settings with their present secrets; asked at every opening.
         user_agent: Value of the User-Agent header.
         clock: Monotonic clock.
     """
@@ -75,14 +75,14 @@ class DockerCloudSource:
     def __init__(
         self,
         settings: DockerCloudSettings,
-        authorization: Callable[[], str | None],
+        current: Callable[[], DockerCloudSettings],
         *,
         user_agent: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._user_agent = user_agent
-        self._authorization = authorization
+        self._current = current
         self._clock = clock
         self._url = stream_url(settings)
         self._cookies = CookieJar()
@@ -93,7 +93,7 @@ class DockerCloudSource:
         Raises:
             Ended: It could not be opened.
         """
-        authorization = self._authorization()
+        authorization = self._current().authorization()
         if authorization is not None and not authorization.isprintable():
             raise Ended("the credentials contain a line break or another control character", "unauthorized")
         web = self._websocket()

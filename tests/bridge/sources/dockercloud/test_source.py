@@ -16,6 +16,7 @@ from ssl import PROTOCOL_TLS_SERVER, SSLContext
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from websockets.sync.server import Server, ServerConnection, serve
 
 from bridge.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, FrameReader, encode
@@ -40,7 +41,12 @@ def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def source(url: str, *, authorization: str | None = AUTHORIZATION, **changes: Any) -> DockerCloudSource:
-    return DockerCloudSource(DockerCloudSettings(url=url, **changes), lambda: authorization, user_agent="event-bridge")
+    settings = DockerCloudSettings(url=url, **changes)
+    return DockerCloudSource(settings, lambda: with_header(settings, authorization), user_agent="event-bridge")
+
+
+def with_header(settings: DockerCloudSettings, authorization: str | None) -> DockerCloudSettings:
+    return settings.model_copy(update={"auth": None if authorization is None else SecretStr(authorization)})
 
 
 def opened(url: str, **changes: Any) -> closing[DockerCloudSession]:
@@ -232,7 +238,7 @@ def test_the_request_carries_path_filters_and_fresh_credentials(start_server: St
 
     credentials = iter(["Basic first", "TutumAccessKey second", None])
     settings = DockerCloudSettings(url=start_server(serve_one), namespace="acme", types=["node"])
-    stream = DockerCloudSource(settings, lambda: next(credentials), user_agent="probe/1")
+    stream = DockerCloudSource(settings, lambda: with_header(settings, next(credentials)), user_agent="probe/1")
     for _ in range(3):
         with closing(stream.open("a position means nothing here")) as session:
             read_until_end(session)
@@ -530,7 +536,8 @@ def test_what_waits_to_be_read_comes_before_the_clock(start_raw: StartRaw) -> No
 
     now = 0.0
     server = start_raw(script)
-    stream = DockerCloudSource(DockerCloudSettings(url=server.url), lambda: None, user_agent="probe", clock=lambda: now)
+    settings = DockerCloudSettings(url=server.url)
+    stream = DockerCloudSource(settings, lambda: settings, user_agent="probe", clock=lambda: now)
     with closing(stream.open(None)) as session:
         now = 10.0
         assert session.read() == Read()  # The ping.
