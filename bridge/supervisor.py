@@ -1,7 +1,7 @@
-"""Who runs: what starts, what takes over from what, and in which order everything stops.
+"""The supervisor starts the threads, replaces those whose settings changed, and stops all in order.
 
 One thread per stream, one per forwarder (`bridge.threads`); they share the journal and nothing else. The main thread runs
-`Supervisor.run`, and it alone starts and ends them; whoever wants to know what runs asks here.
+`Supervisor.run`, and it alone starts and ends them.
 
 What has changed replaces what runs under the same name. Of a stream, the new session opens before the old one ends, since there
 is no replay; it is read when the old one commits nothing any more, so that order holds, and the journal takes every event once.
@@ -20,52 +20,50 @@ import structlog
 from bridge.forwarder import Forwarder
 from bridge.journal import Journal, JournalError
 from bridge.stream import Stream
-from bridge.threads import Count, Replaced, SinkThread, StreamThread
+from bridge.threads import Count, Handover, SinkThread, StreamThread
 
 log = structlog.get_logger(__name__)
 
 Value = TypeVar("Value")
 
-_TICK: Final = 1.0
-_NUDGE: Final = 0.1
-"""Seconds between two attempts to wake those who wait for events while everything stops."""
+_TICK_SECONDS: Final = 1.0
 
 _LAST_SECONDS: Final = 1.0
-"""How long threads get to end after the grace is over, before the process goes without them."""
+"""Threads have so long to end after the grace; then the process ends without them."""
 
-Request = Literal["stop", "reload", "look"]
+Request = Literal["stop", "reload", "wake"]
 Requests = queue.SimpleQueue[Request]
 """What the main thread is asked to do. Of all that can wake a thread, only this may be used in a signal handler: an event's
 lock may be held at that moment by the very thread that the signal interrupted."""
 
 
 class Running(NamedTuple):
-    """What runs at one moment.
+    """The streams and forwarders that run at one moment.
 
     Attributes:
-        streams: The streams; for a changed one that is not connected yet, the one that it takes over from.
-        forwarders: The forwarders, those included that were told to end and have not.
-        leaving: Those, by name, and what is to happen to the sink then.
+        streams: The streams; for a changed one that is not connected yet, the old one.
+        forwarders: The forwarders, with those that are stopping.
+        stopping: Those by name, each with what happens to the sink then.
     """
 
     streams: Sequence[Stream] = ()
     forwarders: Sequence[Forwarder] = ()
-    leaving: Mapping[str, str] = {}
+    stopping: Mapping[str, str] = {}
 
 
 class Supervisor:
     """Runs streams and forwarders over one journal until it is told to stop.
 
     Args:
-        journal: What they share; it is closed in the end.
-        streams: What listens.
-        forwarders: What delivers.
+        journal: Shared by all; closed in the end.
+        streams: The streams.
+        forwarders: The forwarders.
         restarts: Counts threads that died of a bug.
         grace: Seconds that forwarders have, after the streams have stopped, to deliver what is left.
-        requests: What may hold requests from before there was a supervisor.
+        requests: A queue that may hold requests from before the supervisor was made.
 
     Attributes:
-        asked_to_stop: Whether `run` has returned because it was to, and not because the journal is damaged.
+        asked_to_stop: True if `run` returned because of `stop`, and not because the journal is damaged.
     """
 
     def __init__(
@@ -85,25 +83,25 @@ class Supervisor:
         self._journal = journal
         self._restarts = restarts
         self.requests = requests or queue.SimpleQueue()
-        # Others look at all these meanwhile: they are replaced, and never changed.
+        # Read by other threads meanwhile: replaced, and never changed.
         self._streams = {stream.name: self._stream_thread(stream) for stream in streams}
         self._sinks = {forwarder.name: self._sink_thread(forwarder) for forwarder in forwarders}
-        self._replaced: dict[str, Replaced] = {}
+        self._handovers: dict[str, Handover] = {}
         self._ending: list[StreamThread] = []
-        # Sinks whose threads were told to end, and what follows: another forwarder, or nothing.
-        self._successors: dict[str, Forwarder | None] = {}
+        # The sinks whose threads are stopping, each with the forwarder that follows, or None.
+        self._replacements: dict[str, Forwarder | None] = {}
         self._to_forget = False
 
     def running(self) -> Running:
         """What runs now. Any thread may ask."""
         streams = {name: thread.stream for name, thread in self._streams.items()}
-        for name, old in self._replaced.items():
+        for name, old in self._handovers.items():
             if name in streams and old.thread.stream.status.connected and not streams[name].status.connected:
                 streams[name] = old.thread.stream
         return Running(
             list(streams.values()),
             [thread.forwarder for thread in self._sinks.values()],
-            {name: "to be removed" if after is None else "to be replaced" for name, after in self._successors.items()},
+            {name: "to be removed" if after is None else "to be replaced" for name, after in self._replacements.items()},
         )
 
     def stop(self) -> None:
@@ -118,13 +116,15 @@ class Supervisor:
             reload: Called when that is requested; it may put and drop streams and sinks.
 
         Returns:
-            Whether every thread has ended; if not, one hangs in a call to the outside.
+            True if every thread has ended; if not, one hangs in a call to the outside.
         """
         until = None if seconds is None else time.monotonic() + seconds
         for thread in (*self._sinks.values(), *self._streams.values()):
             thread.start()
         while True:
-            asked = self._asked_within(_TICK if until is None else min(_TICK, max(0.0, until - time.monotonic())))
+            asked = self._asked_within(
+                _TICK_SECONDS if until is None else min(_TICK_SECONDS, max(0.0, until - time.monotonic()))
+            )
             self.asked_to_stop = "stop" in asked or (until is not None and time.monotonic() >= until)
             if self.asked_to_stop or self._journal.damaged:
                 return self._shut_down()
@@ -133,7 +133,7 @@ class Supervisor:
             self._tick()
 
     def asked_to_stop_within(self, seconds: float) -> bool:
-        """Wait, after `run` has returned, whether `stop` is called."""
+        """Wait after the return of `run`; return whether `stop` was called."""
         return "stop" in self._asked_within(seconds)
 
     def put_stream(self, stream: Stream) -> None:
@@ -141,7 +141,7 @@ class Supervisor:
         name = stream.name
         old = self._streams.get(name)
         if old is not None:
-            self._replaced = {**self._replaced, name: Replaced(self._covering(name, old))}
+            self._handovers = {**self._handovers, name: Handover(self._session_to_keep(name, old))}
         thread = self._stream_thread(stream)
         self._streams = {**self._streams, name: thread}
         thread.start()
@@ -160,12 +160,12 @@ class Supervisor:
         if old is None:
             self._start(forwarder)
         else:
-            self._successors = {**self._successors, forwarder.name: forwarder}
+            self._replacements = {**self._replacements, forwarder.name: forwarder}
             self._finish(old)
 
     def drop_sink(self, name: str) -> None:
         """End a sink; its cursor is forgotten when its delivery has returned."""
-        self._successors = {**self._successors, name: None}
+        self._replacements = {**self._replacements, name: None}
         self._finish(self._sinks[name])
 
     def forget_sinks(self) -> None:
@@ -182,7 +182,7 @@ class Supervisor:
 
     def _tick(self) -> None:
         self.last_tick = time.monotonic()
-        for duty in (self._take_over, self._succeed, self._journal.prune):
+        for duty in (self._finish_handovers, self._apply_replacements, self._journal.prune):
             try:
                 duty()
             except Exception:
@@ -191,22 +191,22 @@ class Supervisor:
                     log.exception("the main thread has a bug and goes on", duty=duty.__name__)
                 self._tick_failed = True
 
-    def _take_over(self) -> None:
+    def _finish_handovers(self) -> None:
         """End the old sessions that are not needed any more."""
-        for name, old in self._replaced.items():
+        for name, old in self._handovers.items():
             new = self._streams.get(name)
             if not old.ending and not old.is_needed(new):
                 self._ending.append(old.thread)
                 old.end()
             if old.is_over():
-                self._replaced = _without(self._replaced, name)
+                self._handovers = _without(self._handovers, name)
                 if new is not None:
                     new.stream.start_reading()
         self._ending = [thread for thread in self._ending if thread.is_alive()]
 
-    def _covering(self, name: str, present: StreamThread) -> StreamThread:
-        """Which session is kept while a new one opens; if the last change is not over yet, one of the two ends."""
-        before = self._replaced.get(name)
+    def _session_to_keep(self, name: str, present: StreamThread) -> StreamThread:
+        """Return the session to keep while a new one opens; if the last change is not over yet, end one of the two."""
+        before = self._handovers.get(name)
         if before is None:
             return present
         if before.thread.stream.status.connected and not before.ending:
@@ -216,12 +216,12 @@ class Supervisor:
         present.stream.start_reading()
         return present
 
-    def _succeed(self) -> None:
-        """Start what waits for the end of a delivery, and forget the sinks that have left."""
-        for name, after in self._successors.items():
+    def _apply_replacements(self) -> None:
+        """Start the forwarders whose predecessor has ended, and forget the sinks that were removed."""
+        for name, after in self._replacements.items():
             if not self._sinks[name].ended:
                 continue
-            self._successors = _without(self._successors, name)
+            self._replacements = _without(self._replacements, name)
             if after is not None:
                 after.inherit_from(self._sinks[name].forwarder)
                 self._start(after)
@@ -232,7 +232,7 @@ class Supervisor:
             try:
                 self._journal.forget_sinks_except(set(self._sinks))
             except JournalError:
-                # The journal tells of its trouble; the next tick tries again.
+                # The journal logs its error; the next tick tries again.
                 return
             self._to_forget = False
 
@@ -252,7 +252,7 @@ class Supervisor:
     def _shut_down(self) -> bool:
         deadline = time.monotonic() + self.grace
         log.info("stopping", grace_seconds=self.grace)
-        for running in (*self._streams.values(), *(old.thread for old in self._replaced.values())):
+        for running in (*self._streams.values(), *(old.thread for old in self._handovers.values())):
             self._end(running)
         stream_threads, sink_threads = self._ending, list(self._sinks.values())
         self._join(stream_threads, min(deadline, time.monotonic() + self.grace / 2))
@@ -273,17 +273,17 @@ class Supervisor:
         for thread in threads:
             while thread.is_alive() and (left := deadline - time.monotonic()) > 0:
                 self._journal.wake()
-                thread.join(min(left, _NUDGE))
+                thread.join(min(left, 0.1))
                 self.last_tick = time.monotonic()
 
     def _stream_thread(self, stream: Stream) -> StreamThread:
-        return StreamThread(stream, self._restarts, self._look)
+        return StreamThread(stream, self._restarts, self._wake)
 
     def _sink_thread(self, forwarder: Forwarder) -> SinkThread:
-        return SinkThread(forwarder, self._restarts, self._look)
+        return SinkThread(forwarder, self._restarts, self._wake)
 
-    def _look(self) -> None:
-        self.requests.put("look")
+    def _wake(self) -> None:
+        self.requests.put("wake")
 
 
 def _without(mapping: Mapping[str, Value], name: str) -> dict[str, Value]:

@@ -18,24 +18,23 @@ from bridge.stream import Stream
 
 log = structlog.get_logger(__name__)
 
-_JOURNAL: Final = 1.0
-"""Seconds before a thread asks a journal again that could not be read."""
+_JOURNAL_RETRY_SECONDS: Final = 1.0
 
-_RESTART: Final = (0.5, 30.0)
-"""First and longest delay, in seconds, before a thread that died of a bug goes on."""
+_RESTART_SECONDS: Final = (0.5, 30.0)
+"""First and longest delay before a thread that died of a bug goes on."""
 
-_TAKEOVER: Final = 10.0
-"""Seconds that a changed stream has to connect before the old session ends all the same."""
+_CONNECT_SECONDS: Final = 10.0
+"""A changed stream has so long to connect; then the old session ends all the same."""
 
-_OVERLAP: Final = 2.0
-"""Seconds that both sessions are open: what was sent to the old one before the new one opened has to arrive yet."""
+_OVERLAP_SECONDS: Final = 2.0
+"""Both sessions are open so long: what was sent to the old one before still arrives."""
 
-_PATIENCE: Final = 5.0
-"""Seconds that an old session has to end before the new one goes on."""
+_END_SECONDS: Final = 5.0
+"""An old session has so long to end; then the new one is read all the same."""
 
 
 class Count(Protocol):
-    """What counts, one at a time."""
+    """A counter of the metrics."""
 
     def inc(self) -> None:
         """Count one more."""
@@ -45,9 +44,9 @@ class StreamThread(threading.Thread):
     """Follows one stream.
 
     Args:
-        stream: What to follow.
-        restarts: Counts deaths of a bug.
-        at_end: Called by the thread as the last it does.
+        stream: The stream.
+        restarts: Counts the times that the thread died of a bug.
+        at_end: Called by the thread before it ends.
     """
 
     def __init__(self, stream: Stream, restarts: Count, at_end: Callable[[], None]) -> None:
@@ -55,46 +54,46 @@ class StreamThread(threading.Thread):
         self.stream = stream
         self._restarts = restarts
         self._at_end = at_end
-        self._told = threading.Event()
+        self._stopped = threading.Event()
 
     def stop(self) -> None:
         """End the session, and no other follows."""
-        self._told.set()
+        self._stopped.set()
         self.stream.stop()
 
     def run(self) -> None:
         """Keep going; called by `start`."""
-        _keep_going(self.stream.step, self._told.is_set, self._told.wait, self._restarts)
+        _keep_going(self.stream.step, self._stopped.is_set, self._stopped.wait, self._restarts)
         self._at_end()
 
 
-class Replaced:
-    """An old session that stays until the new one is there."""
+class Handover:
+    """The old session of a changed stream, kept until the new one is connected."""
 
     def __init__(self, thread: StreamThread) -> None:
         self.thread = thread
         self.ending = False
-        self._until = time.monotonic() + _TAKEOVER
+        self._until = time.monotonic() + _CONNECT_SECONDS
         self._overlaps = False
 
     def is_needed(self, new: StreamThread | None) -> bool:
-        """Whether the old session goes on for a while; without a new one, the stream was dropped meanwhile."""
+        """Return whether the old session goes on for a while; `new` is None if the stream was dropped meanwhile."""
         now = time.monotonic()
         if new is None or not self.thread.stream.status.connected:
             return False
         if new.stream.status.connected and not self._overlaps:
-            self._overlaps, self._until = True, now + _OVERLAP
+            self._overlaps, self._until = True, now + _OVERLAP_SECONDS
         if now >= self._until and not self._overlaps:
             log.warning("the changed stream is not connected yet, but the old session ends", stream=new.stream.name)
         return now < self._until
 
     def end(self) -> None:
         """End the session; what it has read is still committed."""
-        self.ending, self._until = True, time.monotonic() + _PATIENCE
+        self.ending, self._until = True, time.monotonic() + _END_SECONDS
         self.thread.stop()
 
     def is_over(self) -> bool:
-        """Whether nothing is committed any more, or that has been waited for long enough."""
+        """Return True once the old session can commit no more, or after `_END_SECONDS`."""
         return self.ending and (not self.thread.stream.status.connected or time.monotonic() >= self._until)
 
 
@@ -102,12 +101,12 @@ class SinkThread(threading.Thread):
     """Forwards to one sink.
 
     Args:
-        forwarder: What moves the sink's cursor.
-        restarts: Counts deaths of a bug.
-        at_end: Called by the thread as the last it does.
+        forwarder: The forwarder of the sink.
+        restarts: Counts the times that the thread died of a bug.
+        at_end: Called by the thread before it ends.
 
     Attributes:
-        ended: Whether nothing is delivered and nothing of the journal is used any more.
+        ended: True once nothing is delivered and the journal is not used any more.
     """
 
     def __init__(self, forwarder: Forwarder, restarts: Count, at_end: Callable[[], None]) -> None:
@@ -117,7 +116,7 @@ class SinkThread(threading.Thread):
         self._restarts = restarts
         self._at_end = at_end
         self._draining = threading.Event()
-        self._told = threading.Event()
+        self._stopped = threading.Event()
 
     def drain(self) -> None:
         """Nothing new will come: go on while there is something to deliver and the sink takes it."""
@@ -125,12 +124,12 @@ class SinkThread(threading.Thread):
 
     def stop(self) -> None:
         """End after the delivery that is under way."""
-        self._told.set()
+        self._stopped.set()
         self._draining.set()
 
     def run(self) -> None:
         """Keep going; called by `start`."""
-        # Whether the last step began after the streams had ended: only such a one can tell that nothing is left.
+        # True if the last step began after the streams had ended: only such a step proves that nothing is left.
         draining = False
 
         def drained() -> bool:
@@ -138,7 +137,7 @@ class SinkThread(threading.Thread):
 
         def done() -> bool:
             nonlocal draining
-            ends = drained() or self._told.is_set()
+            ends = drained() or self._stopped.is_set()
             draining = self._draining.is_set()
             return ends
 
@@ -146,7 +145,7 @@ class SinkThread(threading.Thread):
             if not draining:
                 self._draining.wait(seconds)
             elif not drained():
-                self._told.wait(seconds)
+                self._stopped.wait(seconds)
 
         try:
             _keep_going(self.forwarder.step, done, wait, self._restarts)
@@ -157,15 +156,15 @@ class SinkThread(threading.Thread):
 
 
 def _keep_going(step: Callable[[], float], done: Callable[[], bool], wait: Callable[[float], object], restarts: Count) -> None:
-    delays = backoff(*_RESTART, random.uniform)
+    delays = backoff(*_RESTART_SECONDS, random.uniform)
     while not done():
         try:
             seconds = step()
         except Closed:
             return
         except JournalError:
-            # No bug: the journal has said what is wrong with it.
-            seconds = _JOURNAL
+            # No bug: the journal has logged its error.
+            seconds = _JOURNAL_RETRY_SECONDS
         except Exception:
             log.exception("a thread died of a bug and is started again", thread=threading.current_thread().name)
             restarts.inc()

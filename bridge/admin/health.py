@@ -87,7 +87,7 @@ class Health:
 
     def status(self) -> dict[str, Any]:
         """Everything that an operator may ask, ready for JSON."""
-        streams, forwarders, leaving = self._running()
+        streams, forwarders, stopping = self._running()
         counters = self._counters(streams)
         return {
             "version": self._version,
@@ -98,7 +98,7 @@ class Health:
             "streams": {stream.name: _stream(stream, counters.streams[stream.name]) for stream in streams},
             # A sink without books was forgotten a moment ago.
             "sinks": {
-                forwarder.name: self._sink(forwarder, counters.sinks[forwarder.name], leaving.get(forwarder.name))
+                forwarder.name: self._sink(forwarder, counters.sinks[forwarder.name], stopping.get(forwarder.name))
                 for forwarder in forwarders
                 if forwarder.name in counters.sinks
             },

@@ -257,7 +257,7 @@ def test_a_step_is_followed_by_the_next_one(journal: Watched, diary: Diary) -> N
 
 
 def test_the_main_thread_prunes_and_ticks(journal: Watched, diary: Diary, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.supervisor._TICK", 0.01)
+    monkeypatch.setattr("bridge.supervisor._TICK_SECONDS", 0.01)
     bench = Bench(journal, [FakeStream(diary)])
     before = bench.supervisor.last_tick
     bench.start()
@@ -346,7 +346,7 @@ def test_a_signal_may_come_at_any_moment(journal: Watched, diary: Diary) -> None
 def test_a_thread_that_died_of_a_bug_is_started_again_and_counted(
     journal: Watched, diary: Diary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.threads._RESTART", (0.001, 0.001))
+    monkeypatch.setattr("bridge.threads._RESTART_SECONDS", (0.001, 0.001))
     stream = FakeStream(diary, fail(ZeroDivisionError()), fail(KeyError()), note(diary, "stream lives"))
     forwarder = FakeForwarder(diary, fail(RuntimeError()), note(diary, "forwarder lives"))
     bench = Bench(journal, [stream], [forwarder])
@@ -371,7 +371,7 @@ def test_the_bug_of_one_thread_does_not_delay_another(journal: Watched, diary: D
 
 
 def test_a_bug_in_pruning_ends_nothing(journal: Watched, diary: Diary, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.supervisor._TICK", 0.01)
+    monkeypatch.setattr("bridge.supervisor._TICK_SECONDS", 0.01)
     journal.bugs.append(ZeroDivisionError())
     bench = Bench(journal, [FakeStream(diary)])
 
@@ -395,7 +395,7 @@ def test_a_closed_journal_is_the_end_of_a_thread_and_no_bug(journal: Watched, di
 def test_a_journal_that_can_not_be_read_now_is_no_bug_and_asked_again(
     journal: Watched, diary: Diary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.threads._JOURNAL", 0.001)
+    monkeypatch.setattr("bridge.threads._JOURNAL_RETRY_SECONDS", 0.001)
     forwarder = FakeForwarder(diary, *[fail(JournalError("disk I/O error"))] * 3, note(diary, "forwarder lives"))
     bench = Bench(journal, [], [forwarder])
 
@@ -494,7 +494,7 @@ def test_a_sink_that_waits_for_its_next_try_gets_one_and_is_not_waited_for(journ
 def test_a_forwarder_with_a_bug_is_not_stepped_in_a_hurry_while_it_stops(
     journal: Watched, diary: Diary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.threads._RESTART", (3600.0, 3600.0))
+    monkeypatch.setattr("bridge.threads._RESTART_SECONDS", (3600.0, 3600.0))
     monkeypatch.setattr("bridge.threads.random.uniform", lambda _, high: high)
     forwarder = FakeForwarder(diary, *[fail(ZeroDivisionError())] * 1000)
     bench = Bench(journal, [FakeStream(diary)], [forwarder], grace=0.3).start()
@@ -586,9 +586,9 @@ def test_a_process_that_drains_for_long_is_alive(journal: Watched, diary: Diary)
 
 @pytest.fixture
 def _quick_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.supervisor._TICK", 0.005)
-    monkeypatch.setattr("bridge.threads._OVERLAP", 0.02)
-    monkeypatch.setattr("bridge.threads._TAKEOVER", 3600.0)
+    monkeypatch.setattr("bridge.supervisor._TICK_SECONDS", 0.005)
+    monkeypatch.setattr("bridge.threads._OVERLAP_SECONDS", 0.02)
+    monkeypatch.setattr("bridge.threads._CONNECT_SECONDS", 3600.0)
 
 
 def let_ticks_pass(diary: Diary) -> None:
@@ -625,7 +625,7 @@ def test_the_session_of_a_changed_stream_ends_when_the_new_one_is_there(journal:
 def test_a_new_session_is_read_when_the_old_one_has_committed_what_it_has_read_or_hangs(
     journal: Watched, diary: Diary, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
-    monkeypatch.setattr("bridge.threads._PATIENCE", patience)
+    monkeypatch.setattr("bridge.threads._END_SECONDS", patience)
     released = threading.Event()
 
     def commit() -> float:
@@ -649,8 +649,8 @@ def test_a_new_session_is_read_when_the_old_one_has_committed_what_it_has_read_o
 def test_both_sessions_of_a_changed_stream_are_open_for_a_while(
     journal: Watched, diary: Diary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.threads._OVERLAP", 3600.0)
-    monkeypatch.setattr("bridge.threads._TAKEOVER", 0.0)
+    monkeypatch.setattr("bridge.threads._OVERLAP_SECONDS", 3600.0)
+    monkeypatch.setattr("bridge.threads._CONNECT_SECONDS", 0.0)
     old, new = FakeStream(diary, label="old"), FakeStream(diary, label="new")
     bench = Bench(journal, [old]).start()
     bench.change(lambda supervisor: supervisor.put_stream(new))
@@ -665,7 +665,7 @@ def test_both_sessions_of_a_changed_stream_are_open_for_a_while(
 def test_a_changed_stream_that_does_not_connect_in_time_gets_no_more_patience(
     journal: Watched, diary: Diary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.threads._TAKEOVER", 0.02)
+    monkeypatch.setattr("bridge.threads._CONNECT_SECONDS", 0.02)
     old, new = FakeStream(diary, label="old"), FakeStream(diary, label="new", connected=False)
     bench = Bench(journal, [old]).start()
     with capture_logs() as logs:
@@ -692,13 +692,13 @@ def test_an_old_session_that_is_not_there_covers_nothing(journal: Watched, diary
 def test_a_stream_that_changes_again_while_it_changes_is_covered_by_the_first(
     journal: Watched, diary: Diary, monkeypatch: pytest.MonkeyPatch, *, connected: bool
 ) -> None:
-    monkeypatch.setattr("bridge.threads._OVERLAP", 3600.0)
+    monkeypatch.setattr("bridge.threads._OVERLAP_SECONDS", 3600.0)
     first, second = FakeStream(diary, label="first"), FakeStream(diary, label="second", connected=connected)
     third = FakeStream(diary, label="third", connected=False)
     bench = Bench(journal, [first]).start()
     bench.change(lambda supervisor: supervisor.put_stream(second))
     let_ticks_pass(diary)
-    monkeypatch.setattr("bridge.threads._OVERLAP", 0.02)
+    monkeypatch.setattr("bridge.threads._OVERLAP_SECONDS", 0.02)
     bench.change(lambda supervisor: supervisor.put_stream(third))
     diary.wait_for("second ended")
     let_ticks_pass(diary)
@@ -810,7 +810,7 @@ def test_a_sink_that_was_dropped_is_forgotten_when_its_delivery_has_returned(jou
     diary.wait_for("hangs")
     bench.change(lambda supervisor: supervisor.drop_sink("audit"))
 
-    assert bench.running().leaving == {"audit": "to be removed"}
+    assert bench.running().stopping == {"audit": "to be removed"}
     assert journal.counters().sinks.keys() == {"audit", "other"}
     with capture_logs() as logs:
         old.released.set()
@@ -828,7 +828,7 @@ def test_a_sink_that_is_dropped_while_its_replacement_waits_does_not_begin_again
     diary.wait_for("hangs")
     bench.change(lambda supervisor: supervisor.put_sink(new))
     bench.change(lambda supervisor: supervisor.drop_sink("audit"))
-    assert bench.running().leaving == {"audit": "to be removed"}
+    assert bench.running().stopping == {"audit": "to be removed"}
     old.released.set()
     until(lambda: not journal.counters().sinks)
 
