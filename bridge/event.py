@@ -1,18 +1,14 @@
-"""The event: what came off the wire, made uniform.
+"""Normalization of raw messages: each becomes an `Event`, a `Control` message or something `Malformed`; pure.
 
-`normalize` turns one raw message into an `Event`, a `Control` frame or something `Malformed`. It is pure: the time and the
-namespace come in with the `Reception`. Every rule stands in design order: uuid, datetime, type and action, parents,
-namespace. Sources of the rules are the API's documentation and real captures (docs/events.md).
-
-Most messages are already canonical. They are validated and keep their bytes, with our two fields spliced in before the
-closing brace; only the others are taken apart and written anew.
+The rules come from the API's documentation and from real captures (docs/events.md). Most messages are already canonical. They
+are validated and keep their bytes, with our two fields spliced in before the closing brace; only the others are written anew.
 """
 
 import email.utils
 import re
 import uuid
 from binascii import unhexlify
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final, Literal
@@ -21,12 +17,12 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 NAMESPACE: Final = uuid.uuid5(uuid.NAMESPACE_URL, "https://ws.cloud.docker.com/api/audit/v1/events/")
-"""Root of every uuid that we have to make ourselves."""
+"""Root of the uuids that the bridge makes."""
 
 MalformedReason = Literal["not_json", "not_object", "bad_field", "too_large"]
 
 CONTROL_TYPES: Final = frozenset({"auth", "error", "user-notification", "user-notifications"})
-"""Message types that talk about the connection or the account, seen in the original clients; never events."""
+"""Message types about the connection or the account, seen in the original clients; never events."""
 
 # The shape of a canonical uuid, compared after every lower-case hex digit became a zero: a quarter of a regex's time.
 _CANONICAL_UUID: Final = b"00000000-0000-0000-0000-000000000000"
@@ -37,12 +33,8 @@ _RETURN: Final = ord("\r")
 _ISO_8601: Final = re.compile(
     r"(?P<seconds>.*?)(?P<fraction>[.,]\d+)?(?P<zone>Z|[+-]\d\d(?::?\d\d)?)?", re.IGNORECASE | re.ASCII
 )
-_LONGEST_TIME: Final = 64
-"""Characters of a time at most: what is longer is none, and would only fill the cache."""
-
-_DEEPEST: Final = 500
-"""How deep an event may be nested. Decoders give up near 1,000, the sooner the deeper their caller already is; what is let in
-here must be readable everywhere."""
+_MAX_DEPTH: Final = 500
+"""Deepest nesting of an event. Decoders fail near 1,000, earlier in deeper callers; every event must be readable everywhere."""
 
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _BRACKET: Final = re.compile(rb"[\[\]{}]")
@@ -50,12 +42,12 @@ _URI_NAMESPACE: Final = re.compile(r"/api/[a-z]+/v1/(?P<namespace>[^/]+)/[a-z]+/
 
 
 class Reception(msgspec.Struct, frozen=True):
-    """Where and when a batch of messages was received.
+    """Namespace and time of a batch of messages.
 
     Attributes:
-        namespace: The stream's namespace; empty means that each event's own resource URI tells it.
+        namespace: The stream's namespace; empty means that each event's resource URI has it.
         received_at: RFC 3339 in UTC with microseconds.
-        suffix: What is spliced into a canonical event of this reception, if the namespace is known.
+        suffix: End of a canonical event of this reception, from our two fields on, if the namespace is known.
     """
 
     namespace: str
@@ -66,16 +58,17 @@ class Reception(msgspec.Struct, frozen=True):
     def at(cls, namespace: str, now: datetime) -> "Reception":
         """Describe messages received at `now` (timezone-aware) by a stream of `namespace`."""
         received_at = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        return cls(namespace, received_at, _suffix(namespace, received_at))
+        ours = _encode({"namespace": namespace, "received_at": received_at})
+        return cls(namespace, received_at, b"," + ours[1:])
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
     """One normalized event.
 
     Attributes:
-        key: The uuid's 16 bytes, by which duplicates are recognised.
+        key: The uuid's 16 bytes; events with the same key are duplicates.
         json: The whole event as one line of JSON, without the newline.
-        dated: Whether it told its own time; if not, `datetime` is the time of reception.
+        dated: The message had a time; if not, `datetime` is the time of reception.
     """
 
     key: bytes
@@ -91,12 +84,12 @@ class Control(msgspec.Struct, frozen=True):
 
     @property
     def unauthorized(self) -> bool:
-        """Whether this is how the service refused credentials after an upgrade (before April 2016)."""
+        """The service refused the credentials after an upgrade (before April 2016)."""
         return self.type == "error" and self.text.upper() == "UNAUTHORIZED"
 
 
 class Malformed(msgspec.Struct, frozen=True):
-    """A message that is no event, why, and its bytes for the quarantine."""
+    """A message that is no event, with a reason, and its bytes for the quarantine."""
 
     reason: MalformedReason
     frame: bytes
@@ -117,7 +110,7 @@ class Fields(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Wire(msgspec.Struct, gc=False):
-    """What a message may say, all of it optional but the type; `date` is `datetime`'s name of 2015."""
+    """Fields of a message, all of them optional but the type; `date` is `datetime`'s name of 2015."""
 
     type: str
     action: str | None = None
@@ -140,18 +133,31 @@ fields_of: Final = msgspec.json.Decoder(Fields).decode
 """Decode the JSON of a normalized event into its `Fields`."""
 
 
+def normalize_all(
+    messages: Sequence[bytes], namespace: str, now: datetime, max_bytes: int
+) -> tuple[list[Event], list[Malformed], list[Control]]:
+    """Normalize a batch of messages, received at `now` (timezone-aware) by a stream of `namespace`; keep their order."""
+    reception = Reception.at(namespace, now)
+    results = [normalize(message, reception, max_bytes) for message in messages]
+    events = [result for result in results if type(result) is Event]
+    if len(events) == len(results):
+        return events, [], []
+    malformed = [result for result in results if isinstance(result, Malformed)]
+    return events, malformed, [result for result in results if isinstance(result, Control)]
+
+
 def normalize(frame: bytes, reception: Reception, max_bytes: int) -> Event | Control | Malformed:
-    """Tell what one message is, and make an event uniform.
+    """Classify one message, and make an event uniform.
 
     Args:
         frame: The payload of one message.
-        reception: Where and when it arrived.
-        max_bytes: The largest event that is let in.
+        reception: Namespace and time of its batch.
+        max_bytes: A larger message is malformed.
     """
     if len(frame) > max_bytes:
         return Malformed("too_large", frame)
     try:
-        if len(frame) > 2 * _DEEPEST:
+        if len(frame) > 2 * _MAX_DEPTH:
             _check_depth(frame)
         wire = _decode_wire(frame)
     except msgspec.ValidationError:
@@ -166,7 +172,7 @@ def normalize(frame: bytes, reception: Reception, max_bytes: int) -> Event | Con
 
 
 def _is_canonical(wire: _Wire, frame: bytes) -> bool:
-    """Whether the message can keep its bytes: all seven fields as we would write them, none of ours, one line of text."""
+    """Check that the message can keep its bytes: all seven fields canonical, none of ours, one line of text."""
     return (
         wire.uuid is not None
         and wire.uuid.encode().translate(_HEX_TO_ZERO) == _CANONICAL_UUID
@@ -193,8 +199,8 @@ def _rewrite(frame: bytes, wire: _Wire, reception: Reception) -> Event | Malform
         body: dict[str, Any] = _decode_any(frame)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Malformed("not_json", frame)
-    for ours in ("namespace", "received_at"):
-        body.pop(ours, None)
+    for own in ("namespace", "received_at"):
+        body.pop(own, None)
     try:
         identity = canonical_uuid(body) if wire.uuid is None else uuid.UUID(wire.uuid)
     except ValueError:
@@ -229,7 +235,7 @@ def canonical_datetime(text: str) -> str | None:
 
     Understood are ISO 8601 with any offset (none means UTC) and RFC 2822, both seen in captures.
     """
-    return _canonical_datetime(text) if len(text) <= _LONGEST_TIME else None
+    return _canonical_datetime(text) if len(text) <= 64 else None  # No time is longer.
 
 
 # The cache is there because the events of one second all carry the same time.
@@ -254,17 +260,13 @@ def namespace_of(resource_uri: str) -> str:
     return match["namespace"] if match else ""
 
 
-def _suffix(namespace: str, received_at: str) -> bytes:
-    return b"," + _encode({"namespace": namespace, "received_at": received_at})[1:]
-
-
 def _check_depth(frame: bytes) -> None:
-    if frame.count(b"[") + frame.count(b"{") <= _DEEPEST:
+    if frame.count(b"[") + frame.count(b"{") <= _MAX_DEPTH:
         return
     depth = 0
     for bracket in _BRACKET.findall(_STRING.sub(b"", frame)):
         depth += 1 if bracket in b"[{" else -1
-        if depth > _DEEPEST:
+        if depth > _MAX_DEPTH:
             raise RecursionError
 
 
@@ -284,7 +286,7 @@ def _why_invalid(frame: bytes) -> MalformedReason:
 
 
 def _error_message(data: Raw | UnsetType) -> str:
-    """The text of `{"type":"error","data":{"errorMessage":"…"}}`, as every client of the API parsed it."""
+    """Read the text of `{"type":"error","data":{"errorMessage":"…"}}`, as every client of the API parsed it."""
     if data is UNSET:
         return ""
     try:

@@ -1,8 +1,7 @@
 """Websocket frames (RFC 6455, section 5): bytes in, messages out; no sockets.
 
 One read of a busy socket brings hundreds of small frames. websocket-client takes them one by one, with two or three system
-calls each; here all complete frames of what one read brought are taken at once (docs/benchmarks.md has the difference).
-Handshake, TLS, proxies and sending stay with websocket-client.
+calls each; here all complete frames of a read are taken at once (docs/benchmarks.md has the difference).
 
 Two deliberate differences from the letter of the RFC: a binary message counts as a message like a text message, and text
 is not checked for UTF-8 here, since the JSON decoder does so and a bad message must not cost the session.
@@ -23,11 +22,10 @@ _FIN: Final = 0x80
 _FIN_TEXT: Final = _FIN | TEXT
 _RESERVED: Final = 0x70
 _MASKED: Final = 0x80
-_SHORTEST: Final = 2
+_MIN_HEADER_BYTES: Final = 2
 _LENGTH_16: Final = 126
 _LENGTH_64: Final = 127
-_MAX_CONTROL: Final = 125
-_TOO_LARGE: Final = 1009
+_MAX_CONTROL_BYTES: Final = 125
 
 
 class ProtocolError(Exception):
@@ -46,7 +44,7 @@ class Control(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """What one read completed: messages and control frames, each in their order, and why nothing can follow, if so."""
+    """Messages and control frames that a read completed, each in their order; and the error after which nothing follows."""
 
     messages: list[bytes]
     controls: list[Control]
@@ -66,22 +64,22 @@ class FrameReader:
 
     Args:
         max_bytes: The largest message that is accepted, over all its fragments.
-        masked: Whether frames must be masked (a server reads a client's) or must not be (a client reads a server's).
+        masked: Frames must be masked (a server reads a client's); otherwise they must not be (a client reads a server's).
     """
 
     def __init__(self, max_bytes: int, *, masked: bool = False) -> None:
         self._max_bytes = max_bytes
         self._masked = masked
         self._tail = bytearray()
-        self._needed = _SHORTEST
+        self._needed = _MIN_HEADER_BYTES
         self._fragments: bytearray | None = None
         self._closed = False
 
     def feed(self, data: bytes | memoryview) -> Taken:
-        """Add what was read and take out what is complete.
+        """Add data, and take out complete messages and control frames.
 
-        A broken protocol is part of the answer, not an exception, so that the messages before it are not lost.
-        Nothing after an error or a close frame is looked at.
+        A protocol error is part of the result, not an exception, so that the messages before it are not lost. Data after an
+        error or a close frame is ignored.
         """
         taken = Taken([], [], None)
         self._tail += data
@@ -97,12 +95,12 @@ class FrameReader:
         return taken
 
     def _take(self, data: bytes, taken: Taken) -> int:
-        """Take all complete frames; return where the first incomplete one begins."""
+        """Take all complete frames; return the position of the first incomplete one."""
         messages, limit = taken.messages, self._max_bytes
         position, end = 0, len(data)
         bulk = self._fragments is None and not self._masked
-        self._needed = _SHORTEST
-        while end - position >= _SHORTEST and not self._closed:
+        self._needed = _MIN_HEADER_BYTES
+        while end - position >= _MIN_HEADER_BYTES and not self._closed:
             # The common case in as few steps as Python allows: a whole text message of a server, up to 64 KiB.
             if bulk and data[position] == _FIN_TEXT and (length := data[position + 1]) <= _LENGTH_16:
                 start = position + 2
@@ -119,12 +117,12 @@ class FrameReader:
                 break
             self._accept(header, data[header.start : header.end], taken)
             bulk = self._fragments is None and not self._masked
-            self._needed = _SHORTEST
+            self._needed = _MIN_HEADER_BYTES
             position = header.end
         return position
 
     def _header(self, data: bytes, position: int) -> _Header:
-        """Read and check the header at `position`; where even that is incomplete, `end` is the end of the header."""
+        """Read and check the header at `position`; if it is incomplete, `end` is the end of the header."""
         first, second = data[position], data[position + 1]
         opcode, length = first & 0x0F, second & 0x7F
         if first & _RESERVED:
@@ -133,7 +131,7 @@ class FrameReader:
             raise ProtocolError(f"unknown opcode {opcode:#x}")
         if bool(second & _MASKED) is not self._masked:
             raise ProtocolError("a server's frame is masked" if second & _MASKED else "a client's frame is not masked")
-        if opcode >= CLOSE and (length > _MAX_CONTROL or not first & _FIN):
+        if opcode >= CLOSE and (length > _MAX_CONTROL_BYTES or not first & _FIN):
             raise ProtocolError("a control frame is fragmented or too long")
         start = position + 2 + {_LENGTH_16: 2, _LENGTH_64: 8}.get(length, 0)
         payload = start + 4 if self._masked else start
@@ -142,7 +140,7 @@ class FrameReader:
         if length >= _LENGTH_16:
             length = int.from_bytes(data[position + 2 : start], "big")
         if length + len(self._fragments or b"") > self._max_bytes and opcode < CLOSE:
-            raise ProtocolError(f"a message is larger than {self._max_bytes} bytes", _TOO_LARGE)
+            raise ProtocolError(f"a message is larger than {self._max_bytes} bytes", 1009)
         return _Header(bool(first & _FIN), opcode, data[start:payload], payload, payload + length)
 
     def _accept(self, header: _Header, payload: bytes, taken: Taken) -> None:

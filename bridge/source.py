@@ -1,7 +1,7 @@
-"""The contract between a stream and the kinds of places that events come from.
+"""The contract of sources, and the settings that all of them share.
 
-A source knows how to open a session; a session is one open connection. Neither knows the journal, retries or metrics: that is
-the business of `bridge.stream`, the same for all kinds.
+A source opens sessions; a session is one open connection. Neither knows the journal, retries or metrics: those are the business
+of `bridge.stream`, the same for all kinds.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ EndReason = Literal[
     "protocol",  # What came is not what it should be.
     "internal",  # A bug of ours.
 ]
-"""Why a session ended or could not be opened: the values of the `reason` label, a small fixed set."""
+"""Reasons for which a session ended or could not be opened: the values of the `reason` label, a small fixed set."""
 
 END_REASONS: Final[tuple[EndReason, ...]] = get_args(EndReason)
 
@@ -60,9 +60,9 @@ class Ended(Exception):
     """A session ended, or could not be opened.
 
     Args:
-        error: Why, in words, without secrets.
-        reason: Why, as a label.
-        retry_after: Seconds that the server asked us to wait.
+        error: Cause as text, without secrets.
+        reason: Cause as a label.
+        retry_after: Seconds to wait, as the server asked.
     """
 
     def __init__(self, error: str, reason: EndReason, *, retry_after: float | None = None) -> None:
@@ -72,13 +72,13 @@ class Ended(Exception):
 
 
 class Read(NamedTuple):
-    """What one read brought.
+    """Result of one read.
 
     Attributes:
         messages: Raw messages for `normalize`, maybe none.
-        heard: Whether anything at all arrived, a pong for example.
-        ignored: How many messages were left out because they have no counterpart among our events.
-        position: From where to resume once these messages are committed; None if the source has no replay.
+        heard: Anything at all arrived, a pong for example.
+        ignored: Number of messages left out because they have no counterpart among our events.
+        position: Position to resume from once these messages are committed; None if the source has no replay.
     """
 
     messages: Sequence[bytes] = ()
@@ -91,7 +91,7 @@ class Session(Protocol):
     """One open connection. It is read by one thread; `abort` may come from another."""
 
     def read(self) -> Read:
-        """Wait a bounded time for what one read brings, keeping the connection alive meanwhile.
+        """Wait a bounded time for messages, keeping the connection alive meanwhile.
 
         Raises:
             Ended: The session is over. What came before was returned by earlier calls.
@@ -105,13 +105,13 @@ class Session(Protocol):
 
 
 class Source(Protocol):
-    """How one kind of stream opens a session; it lives as long as its stream."""
+    """Opens the sessions of one stream, and lives as long as the stream."""
 
     def open(self, position: str | None) -> Session:
         """Open a session in a bounded time.
 
         Args:
-            position: From where to resume: the position of the last read that was committed, also over restarts.
+            position: Position of the last committed read, also over restarts; the session resumes there.
 
         Raises:
             Ended: It could not be opened.

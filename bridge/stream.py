@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 
-from bridge.event import Control, Event, Malformed, Reception, fields_of, normalize
+from bridge.event import Control, Event, fields_of, normalize_all
 from bridge.gaps import GapTracker
 from bridge.journal import Batch
 from bridge.metrics import StreamMetrics
@@ -158,7 +158,8 @@ class Stream:
             self._metrics.last_frame.set(now)
         if read.ignored:
             self._metrics.ignored.inc(read.ignored)
-        events, malformed, controls = self._normalize(read.messages, now)
+        received = datetime.fromtimestamp(now, UTC)
+        events, malformed, controls = normalize_all(read.messages, self._settings.namespace, received, self._max_event_bytes)
         begins = read.position is not None and self._position is None
         if events or malformed or begins:
             self._journal.append(Batch(self.name, now, events, malformed, read.position))
@@ -170,18 +171,6 @@ class Stream:
         self._position = read.position or self._position
         for control in controls:
             self._control(control)
-
-    def _normalize(self, messages: Sequence[bytes], now: float) -> tuple[list[Event], list[Malformed], list[Control]]:
-        reception = Reception.at(self._settings.namespace, datetime.fromtimestamp(now, UTC))
-        results = [normalize(message, reception, self._max_event_bytes) for message in messages]
-        events = [result for result in results if type(result) is Event]
-        if len(events) == len(results):
-            return events, [], []
-        return (
-            events,
-            [result for result in results if isinstance(result, Malformed)],
-            [result for result in results if isinstance(result, Control)],
-        )
 
     def _observe(self, events: Sequence[Event], now: float) -> None:
         undated = sum(not event.dated for event in events)

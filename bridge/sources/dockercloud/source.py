@@ -1,11 +1,8 @@
-"""The Docker Cloud Stream API as a kind of stream: a websocket that talks and never replays.
+"""The Docker Cloud Stream API as a source: a websocket without replay. docs/events.md describes service and clients.
 
-Handshake, TLS, proxies, masking and sending are websocket-client's; this is the only file that knows it. Reading is ours:
-one read takes whatever the socket holds, and `bridge.frames` cuts it into messages. What websocket-client would do wrong
-for a daemon is kept out here, each at its place: it follows redirects with the credentials, keeps cookies for the whole
-process, and knows no limit in time for a connection that is being made.
-
-How the service and its clients behaved: docs/events.md.
+websocket-client does handshake, TLS, proxies, masking and sending. Reading is ours: one read takes whatever the socket holds,
+and `bridge.frames` cuts it into messages. Three habits of websocket-client are wrong for a daemon and are avoided here: it
+follows redirects with the credentials, keeps cookies for the whole process, and has no time limit for connecting.
 """
 
 import math
@@ -14,7 +11,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from email.message import Message
 from http.cookiejar import CookieJar
@@ -39,17 +36,14 @@ from bridge.sources.dockercloud.settings import DockerCloudSettings
 from bridge.sources.dockercloud.url import stream_url
 from bridge.tls import shared_context
 
-_LARGEST_READ: Final = 1024 * 1024
-_SMALLEST_READ: Final = 4 * 1024
-_SIGN_OF_LIFE: Final = 1024
-"""Bytes of an unfinished message that count as life. With less, a server that sends a byte a second would live for ever."""
+_MAX_READ_BYTES: Final = 1024 * 1024
+_MIN_READ_BYTES: Final = 4 * 1024
+_LIFE_BYTES: Final = 1024
+"""So much of an unfinished message counts as life. With less, a server that sends a byte a second would live for ever."""
 
-_TLS_RECORD: Final = 16 * 1024
-_LONGEST_WAIT: Final = 60.0
-# We send little. A small buffer shows soon that the peer has stopped reading; Linux would let it grow to megabytes.
+_TLS_RECORD_BYTES: Final = 16 * 1024
+# A small send buffer shows soon that the peer has stopped reading; Linux would let it grow to megabytes.
 _SEND_BUFFER: Final = (socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
-_NORMAL: Final = 1000
-_GOING_AWAY: Final = 1001
 
 
 class _NoCookies(SimpleCookieJar):
@@ -170,19 +164,19 @@ class DockerCloudSession:
         self._clock = clock
         self._keepalive = Keepalive(settings.ping_interval, settings.ping_timeout, settings.idle_timeout, clock())
         self._frames = frames.FrameReader(settings.max_frame_bytes)
-        self._room = _SMALLEST_READ
+        self._room = _MIN_READ_BYTES
         self._unfinished = 0
         self._ending: Ended | None = None
         self._lock = Lock()  # Held by abort and close, so that abort can't meet a file descriptor that was closed and reused.
         self._aborted = False
 
     def read(self) -> Read:
-        """Wait until something arrives or a ping is due, at most a minute, and take all that is there.
+        """Wait until something arrives or a ping is due, at most a minute, and take all that has arrived.
 
         Raises:
             Ended: The session is over. What came before was returned by earlier calls.
         """
-        # What is there to be read comes before the clock: after a pause of this process an answer may be waiting.
+        # Arrived data comes before the clock: after a pause of this process an answer may be waiting.
         if self._ending is None and not self._readable(self._keepalive.wait(self._clock())):
             self._keep_alive()
             return Read()
@@ -200,18 +194,18 @@ class DockerCloudSession:
             _cut(self._web)
 
     def close(self) -> None:
-        """Say goodbye if there is room for it, and release the socket. Never raises, may be called twice."""
+        """Send a close frame if there is room for it, and release the socket. Never raises, may be called twice."""
         with self._lock:
             if self._ending is None:
                 with suppress(websocket.WebSocketException, OSError, ValueError):
-                    self._web.send_close(_GOING_AWAY)
+                    self._web.send_close(1001)
             # Not the library's close: it waits for an answer, and does nothing after a close of the peer's.
             self._web.shutdown()  # type: ignore[no-untyped-call]  # It has no annotations.
 
     def _readable(self, seconds: float) -> bool:
         if self._tls is not None and self._tls.pending():
             return True
-        return bool(self._poll.poll(math.ceil(min(seconds, _LONGEST_WAIT) * 1000)))
+        return bool(self._poll.poll(math.ceil(min(seconds, 60.0) * 1000)))
 
     def _keep_alive(self) -> None:
         match self._keepalive.due(self._clock()):
@@ -224,16 +218,16 @@ class DockerCloudSession:
                 self._ending = Ended(f"alive, but without an event for {self._settings.idle_timeout:g} s", "idle")
 
     def _receive(self) -> bytes:
-        """Take what has arrived; if that was the last, `_ending` says why.
+        """Take what has arrived; if nothing can follow, set `_ending`.
 
-        The room grows with what comes, so that a thousand silent streams don't hold a large buffer each. TLS gives at
-        most one record at a time, of any size, and so is asked again.
+        The room grows with the traffic, so that a thousand silent streams don't hold a large buffer each. TLS gives at most one
+        record at a time, of any size, and so is asked again.
         """
         chunks: list[bytes] = []
-        room = _LARGEST_READ if self._tls is not None else self._room
+        room = _MAX_READ_BYTES if self._tls is not None else self._room
         try:
             while room > 0:
-                chunk = self._socket.recv(min(room, _TLS_RECORD) if self._tls is not None else room)
+                chunk = self._socket.recv(min(room, _TLS_RECORD_BYTES) if self._tls is not None else room)
                 if not chunk:
                     self._ending = Ended("the connection was closed without a close frame", "network")
                     break
@@ -246,29 +240,33 @@ class DockerCloudSession:
         if self._ending is not None and self._aborted:
             self._ending = Ended("closed by us", "closed")
         data = b"".join(chunks)
-        self._room = max(_SMALLEST_READ, min(_LARGEST_READ, 2 * len(data)))
+        self._room = max(_MIN_READ_BYTES, min(_MAX_READ_BYTES, 2 * len(data)))
         return data
 
     def _take(self, data: bytes) -> Read:
         messages, controls, error = self._frames.feed(data)
         self._unfinished += len(data)
-        if messages or controls or self._unfinished >= _SIGN_OF_LIFE:
+        if messages or controls or self._unfinished >= _LIFE_BYTES:
             self._keepalive.heard(self._clock(), event=bool(messages))
             self._unfinished = 0
-        pings = [control.payload for control in controls if control.opcode == frames.PING]
-        if pings:
-            # RFC 6455, section 5.5.3: of several pings only the last needs an answer.
-            self._send(frames.PONG, pings[-1])
+        if controls:
+            self._answer(controls)
         if controls and controls[-1].opcode == frames.CLOSE:
-            self._send(frames.CLOSE, struct.pack("!H", _NORMAL))
+            self._send(frames.CLOSE, struct.pack("!H", 1000))
             self._ending = Ended(f"closed by the server: {close_text(controls[-1].payload)}", "closed")
         if error is not None:
             self._send(frames.CLOSE, struct.pack("!H", error.code))
             self._ending = Ended(f"the server broke the protocol: {error}", "protocol")
         return Read(messages, heard=True)
 
+    def _answer(self, controls: Sequence[frames.Control]) -> None:
+        pings = [control.payload for control in controls if control.opcode == frames.PING]
+        if pings:
+            # RFC 6455, section 5.5.3: of several pings only the last needs an answer.
+            self._send(frames.PONG, pings[-1])
+
     def _send(self, opcode: int, payload: bytes) -> None:
-        """Send a control frame. That the peer is gone is left to reading to find: what it sent before is still there."""
+        """Send a control frame. A closed connection is left for `read` to find: earlier data is still there."""
         self._socket.settimeout(self._settings.ping_timeout)
         try:
             self._web.send(payload, opcode)

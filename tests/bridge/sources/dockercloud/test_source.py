@@ -301,7 +301,7 @@ def test_tls_with_a_private_authority_carries_everything(start_server: StartServ
 def test_what_tls_has_decrypted_but_one_read_did_not_take_is_not_waited_for(
     start_server: StartServer, tls: Tls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.sources.dockercloud.source._LARGEST_READ", 1_000)
+    monkeypatch.setattr("bridge.sources.dockercloud.source._MAX_READ_BYTES", 1_000)
 
     def serve_one(connection: ServerConnection) -> None:
         connection.send("x" * 5_000)  # In one TLS record.
