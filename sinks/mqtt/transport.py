@@ -17,7 +17,6 @@ import contextlib
 import os
 import socket
 import ssl
-import threading
 import time
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple, Protocol, cast
@@ -27,6 +26,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from bridge.deadline import call_within
 from bridge.sink import Unavailable
 from sinks.classification import connection_error
 from sinks.mqtt.packets import Malformed
@@ -109,25 +109,16 @@ class _Websocket(_WebsocketWrapper):
 
 
 class _TimedClient(Client):
-    """paho's client with a total timeout for connecting. For the answer of a websocket, paho has one for each byte only.
+    """paho's client with a total timeout for connecting. For the answer of a websocket, paho has one for each byte only."""
 
-    Attributes:
-        late: True if connecting was ended because it took too long.
-    """
-
-    late = False
     _duplicate: socket.socket | None = None
 
     def connect_within(self, seconds: float, *args: Any, **kwargs: Any) -> MQTTErrorCode:
-        """Call `connect` with a total timeout, which does not cover the look-up of the host's name."""
-        timer = threading.Timer(seconds, self._end)
-        timer.daemon = True
-        timer.start()
+        """Call `connect` with a total timeout."""
+        connect = partial(self.connect, *args, **kwargs)
         try:
-            return self.connect(*args, **kwargs)
+            return call_within(seconds, connect, cut=self._shut_down, discard=lambda _: self._sock_close())
         finally:
-            timer.cancel()
-            timer.join()
             if self._duplicate is not None:
                 self._duplicate.close()
 
@@ -152,8 +143,7 @@ class _TimedClient(Client):
             extra_headers=self._websocket_extra_headers,
         )
 
-    def _end(self) -> None:
-        self.late = True
+    def _shut_down(self) -> None:
         if self._duplicate is not None:
             with contextlib.suppress(OSError):
                 self._duplicate.shutdown(socket.SHUT_RDWR)
@@ -181,8 +171,8 @@ class Transport:
                 code = connect(address.host, address.port, profile.keepalive)
         except (OSError, ValueError) as error:
             reason, words = connection_error(error)
-            if self._client.late or reason == "timeout":
-                reason, words = "timeout", f"no connection within {round(time.monotonic() - began, 1):g} s"
+            if reason == "timeout":
+                words = f"no connection within {round(time.monotonic() - began, 1):g} s"
             raise Unavailable(f"{address}: {words}", reason) from error
         connected = self._client.socket()
         # CONNECT has a few hundred bytes, which fit into the send buffer of a new socket.
