@@ -1,6 +1,6 @@
-"""Every metric, named in one place.
+"""The names of all metrics.
 
-Counts that belong to the books (`received = accepted + duplicate + malformed`; per sink `accepted + replayed = delivered +
+The counters of the journal (`received = accepted + duplicate + malformed`; per sink `accepted + replayed = delivered +
 filtered + dead + dropped + pending` and `dead = dead_letters + replayed + discarded`) live in the journal and are read at the
 scrape, all at one instant, so they balance and survive restarts. The rest is counted here, once per batch and never per event;
 a histogram gets the oldest event of each batch.
@@ -30,7 +30,7 @@ _SLOW: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5,
 
 
 class Observed(Protocol):
-    """What is looked at when somebody scrapes."""
+    """The values that are read at a scrape."""
 
     def counters(self) -> Counters:
         """All counts at one instant, of every configured stream and sink."""
@@ -39,10 +39,10 @@ class Observed(Protocol):
         """For how long each stream was disconnected, all in all, the present gap included."""
 
     def lag_seconds(self) -> Mapping[str, float]:
-        """How old the oldest event is that each sink has not delivered; 0 if there is none."""
+        """Return the age of the oldest pending event of each sink; 0 if there is none."""
 
     def damaged_journals(self) -> int:
-        """How many damaged journals were set aside and are still there."""
+        """Return the number of damaged journals that were set aside and are still there."""
 
 
 class StreamMetrics:

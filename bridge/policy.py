@@ -29,9 +29,9 @@ def backoff(first: float, ceiling: float, uniform: Uniform) -> Iterator[float]:
 
 
 def obey(asked: float, ceiling: float, uniform: Uniform) -> float:
-    """Seconds to wait when the far side asked for `asked` (`Retry-After`): never less, up to our own ceiling.
+    """Return the seconds to wait when the receiver asked for `asked` (`Retry-After`): never less, up to `ceiling`.
 
-    A little longer at random, since everybody else was told the same.
+    A little longer at random, since all clients got the same answer.
     """
     return min(ceiling, asked * uniform(1.0, 1.1))
 
@@ -39,7 +39,7 @@ def obey(asked: float, ceiling: float, uniform: Uniform) -> float:
 def retry_delay(attempts: int, first: float, ceiling: float, asked: float | None, uniform: Uniform) -> float:
     """Seconds until an event that failed `attempts` times (at least 1) is due again.
 
-    Exponential from `first` to `ceiling` with full jitter, unless the far side asked for a time. It may have asked for none at
+    Exponential from `first` to `ceiling` with full jitter, unless the receiver asked for a time. It may have asked for none at
     all, or for one that has passed by its clock: it is not hammered then, half of the first delay is kept in any case.
     """
     if asked is None:
@@ -83,14 +83,14 @@ class Keepalive:
         self._pinged: float | None = None
 
     def heard(self, now: float, *, event: bool) -> None:
-        """Something arrived; `event` tells whether it was more than a control frame."""
+        """Note that something arrived; `event` is False for a control frame."""
         self._life = now
         self._pinged = None
         if event:
             self._event = now
 
     def due(self, now: float) -> Literal["ping", "dead", "idle"] | None:
-        """What to do now; a returned "ping" counts as sent."""
+        """Return the action that is due now; a returned "ping" counts as sent."""
         if self._idle_timeout is not None and now - self._event >= self._idle_timeout:
             return "idle"
         if self._pinged is not None:
@@ -115,7 +115,7 @@ Rule = Mapping[str, Sequence[str]]
 
 
 class Filter:
-    """Whether a sink gets an event: some `match` rule fits (or there is none), and no `drop` rule fits.
+    """Accepts an event if some `match` rule fits (or there is none), and no `drop` rule fits.
 
     Patterns are those of a shell (`*`, `?`, `[...]`), compared without regard to case, since the original service wrote
     `Not Running` here and `Not running` there. `parents` fits if any parent does.

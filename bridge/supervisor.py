@@ -5,8 +5,8 @@ One thread per stream, one per forwarder (`bridge.threads`); they share the jour
 
 What has changed replaces what runs under the same name. Of a stream, the new session opens before the old one ends, since there
 is no replay; it is read when the old one commits nothing any more, so that order holds, and the journal takes every event once.
-Of a sink, the new forwarder begins when the delivery of the old one has returned, since a cursor has one owner; whoever hangs
-in a delivery delays nothing but its own replacement.
+Of a sink, the new forwarder begins when the delivery of the old one has returned, since a cursor has one owner. A delivery
+that hangs delays only its own replacement.
 """
 
 import queue
@@ -33,7 +33,7 @@ _LAST_SECONDS: Final = 1.0
 
 Request = Literal["stop", "reload", "wake"]
 Requests = queue.SimpleQueue[Request]
-"""What the main thread is asked to do. Of all that can wake a thread, only this may be used in a signal handler: an event's
+"""Requests to the main thread. Of all that can wake a thread, only this may be used in a signal handler: an event's
 lock may be held at that moment by the very thread that the signal interrupted."""
 
 
@@ -52,7 +52,7 @@ class Running(NamedTuple):
 
 
 class Supervisor:
-    """Runs streams and forwarders over one journal until it is told to stop.
+    """Runs streams and forwarders over one journal until `stop` is called.
 
     Args:
         journal: Shared by all; closed in the end.
@@ -93,7 +93,7 @@ class Supervisor:
         self._to_forget = False
 
     def running(self) -> Running:
-        """What runs now. Any thread may ask."""
+        """Return the streams and forwarders that run now. Any thread may ask."""
         streams = {name: thread.stream for name, thread in self._streams.items()}
         for name, old in self._handovers.items():
             if name in streams and old.thread.stream.status.connected and not streams[name].status.connected:

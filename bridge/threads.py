@@ -1,4 +1,4 @@
-"""One thread per stream and one per sink: each keeps calling `step` until it is told to end.
+"""One thread per stream and one per sink: each keeps calling `step` until it is stopped.
 
 All are daemons: a thread that hangs in a call to the outside must not keep the process from ending.
 """

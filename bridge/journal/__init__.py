@@ -2,7 +2,7 @@
 
 Invariants
     1. An event is stored, and its uuid is remembered, in one transaction; `append` returns after that transaction is on disk.
-    2. Every accepted event has a place (`seq`). Places grow by one, over all streams, and are never used twice.
+    2. Every accepted event has a sequence number (`seq`). Numbers grow by one, over all streams, and are never used twice.
     3. A sink has seen the outcome of every event before its cursor: delivered, filtered, dropped, a dead letter, or waiting in
        its retry queue. `settle` records outcomes and moves the cursor in one transaction.
     4. The counts are written in the transactions that they count, so they survive restarts, and they balance at any instant:
@@ -17,21 +17,21 @@ Format
     One SQLite file in WAL mode (its tables: `bridge.journal.file`). One row holds all events of one committed batch, as lines
     of JSON with a checksum; a row per event would cost five times as much and grow with the dedup window. The batch's uuids
     are a row of another table: they are needed longer than the events (for `dedup.window`) or shorter (a sink is behind).
-    Events in the retry queue and dead letters are copies, so that nobody's failure keeps a whole batch; each of those rows
-    has a checksum over all that it says. A dead letter keeps its lane, by which its order is kept if it is sent back.
+    Events in the retry queue and dead letters are copies, so that one failure does not keep a whole batch; each of those
+    rows has a checksum over all its columns. A dead letter keeps its ordering key (the column `lane`) for a replay.
     This is format 2; a file of another format is refused.
 
 Operations
-    `append` is a group commit: whoever gets the write lock commits everything that waits, from all streams, with one fsync.
-    The first one waits until a thread has read the uuids that are to be remembered; whoever reads or settles does not.
+    `append` is a group commit: the thread that gets the write lock commits all batches that wait, with one fsync. The first
+    one waits until the dedup window is read; reading and settling do not.
     `settle` writes without an fsync of its own: the process may be killed and loses nothing; after a power failure the lost
     part of it means that some events are delivered again. The next `append` or the next `prune` makes it durable.
-    `read` returns what lies after a sink's cursor, and does not move it. `prune` deletes what nobody needs.
+    `next_work` returns due retries and the events after a sink's cursor, and does not move it. `prune` deletes old rows.
     `replay` sends dead letters back to the retry queue, `discard` deletes them; both are one short transaction a call.
     `dead_letters`, `quarantine`, `events` and `verify` look inside, in pages: each looks at a bounded part, and tells up to
     where, so that one goes on from there until nothing more was looked at. `JournalReader` does the same on the file of
     another process, running or dead, and changes nothing in it.
-    What is damaged is never believed: a batch or a retry is dropped, counted and said; a dead letter stays to be looked at.
+    Damaged rows are never delivered: a batch or a retry is dropped, counted and logged; a dead letter stays for inspection.
     When the disk fails, `append` and `settle` wait and try again; when the journal is full or little is left on the disk,
     only `append` does, so that what is delivered can make room. `counters().last_error` says why.
 

@@ -22,11 +22,11 @@ class Cursor:
     `row`, `retrying` and `dead_letters` change under the journal's lock; `read` belongs to the sink's thread.
 
     Attributes:
-        reading: Held while `db` is used, so that nobody closes it then.
-        row: What the journal's table says of the sink.
-        retrying: How many events wait in its retry queue.
-        dead_letters: How many dead letters it has.
-        next_unread: The place after what was read last, and may be on its way to the far side now.
+        reading: Held while `db` is used, so that it is not closed then.
+        row: The row of the table of sinks.
+        retrying: The number of events in its retry queue.
+        dead_letters: The number of its dead letters.
+        next_unread: The sequence number after the last event that was read, and may be in delivery.
     """
 
     def __init__(self, row: SinkRow, retrying: int, dead_letters: int, db: sqlite3.Connection) -> None:
@@ -44,7 +44,7 @@ class Cursor:
         self._heads: dict[str, float] = {}
 
     def counters(self, next_seq: int) -> SinkCounters:
-        """The sink's counts, if the journal's next event would get place `next_seq`."""
+        """Return the sink's counters; `next_seq` is the sequence number of the journal's next event."""
         return self.row.counters(next_seq, self.retrying, self.dead_letters)
 
     def next_work(self, sink: str, now: float, limits: Limits, end: int, *, new_first: bool) -> tuple[Work, list[int]]:
@@ -62,7 +62,7 @@ class Cursor:
         return Work(due.retries, entries, heads.keys(), next_due, self.retrying), due.damaged
 
     def read(self, end: int, limit: int, max_bytes: int) -> list[Entry]:
-        """Take events from the cursor on, up to place `end` and the limits; stop before a row that is missing or damaged."""
+        """Read events from the cursor on, before `end` and within the limits, up to a row that is missing or damaged."""
         seq = self.row.cursor
         entries: list[Entry] = []
         while seq < end and len(entries) < limit and max_bytes > 0:
@@ -82,14 +82,14 @@ class Cursor:
             self.db.close()
 
     def row_at(self, seq: int) -> Row | None:
-        """The row that holds a place; None if it is not there."""
+        """Return the row with a sequence number; None if it is not there."""
         row = self._ahead
         if row is None or not row.first <= seq < row.first + len(row.lines):
             row = self._ahead = tables.load_row(self.db, seq)
         return row
 
     def heads(self, sink: str) -> dict[str, float]:
-        """The lanes of the retry queue, and when the first event of each is due; asked of the table once a change of it."""
+        """Return the ordering keys of the retry queue, each with the due time of its first event; cached until a change."""
         # Taken before the look: what another thread changes meanwhile is looked up next time.
         version = self._queue_version
         if version != self._heads_version:
@@ -98,19 +98,19 @@ class Cursor:
         return self._heads
 
     def settled(self, row: SinkRow, retrying: int, dead_letters: int) -> None:
-        """A settlement was recorded, by which the retry queue and the dead letters grew so much."""
+        """Take over a recorded settlement, by which the retry queue and the dead letters grew so much."""
         self.row = row
         self.dead_letters += dead_letters
         self.queue_grew(retrying)
 
     def queue_grew(self, count: int) -> None:
-        """The retry queue changed, and grew by a count."""
+        """Note a change of the retry queue, which grew by a count."""
         self.retrying += count
-        # After the count: whoever sees this number sees that one.
+        # After the count: a thread that sees this number sees that one.
         self._queue_version += 1
 
     def after(self, outcome: Settlement) -> SinkRow:
-        """What the table says once the outcome is recorded."""
+        """Return the row of the table as it is once the outcome is recorded."""
         row = self.row
         return row._replace(
             cursor=max(row.cursor, outcome.next_seq),
@@ -120,9 +120,9 @@ class Cursor:
         )
 
     def jumped(self, end: int) -> SinkRow:
-        """What the table says once all before `end` is dropped.
+        """Return the row of the table as it is once all events before `end` are dropped.
 
-        What is on its way to the far side is dropped as a whole or not at all, so that its settlement can tell.
+        Events that are being delivered are dropped all or none, so that their settlement can tell.
         """
         end = max(end, self.next_unread)
         return self.row._replace(cursor=end, dropped=self.row.dropped + end - self.row.cursor)
@@ -200,7 +200,7 @@ class Sinks(dict[str, Cursor]):
 
 
 def _slice(row: Row, seq: int, limit: int, max_bytes: int) -> list[Entry]:
-    """Entries of a row from a place on: at most `limit`, about `max_bytes`, but at least one."""
+    """Return entries of a row from `seq` on: at most `limit`, about `max_bytes`, but at least one."""
     lines = row.lines[seq - row.first : seq - row.first + limit]
     if sum(map(len, lines)) > max_bytes:
         total = 0

@@ -40,10 +40,10 @@ class Window:
         seconds: How long uuids are remembered.
         max_events: How many of them.
         now: The monotonic time.
-        first: The place of the first event that will be remembered.
+        first: The sequence number of the first event that will be remembered.
 
     Attributes:
-        oldest_seq: The place in the journal before which nothing is remembered, so that its uuids need not be kept on disk.
+        oldest_seq: The first sequence number that is remembered; older uuids need not be kept on disk.
     """
 
     def __init__(self, seconds: float, max_events: int, now: float, first: int = 0) -> None:
@@ -70,7 +70,7 @@ class Window:
         return {event.key: event.json for event in events if event.key not in current and event.key not in previous}
 
     def remember(self, keys: Iterable[bytes], first: int, now: float) -> None:
-        """Remember uuids of events that were stored from place `first` on, at monotonic time `now`."""
+        """Remember uuids of events that were stored from `first` on, at monotonic time `now`."""
         if len(self._current) >= self._half or now - self._began > self._seconds:
             self._previous, self._current = self._current, {}
             self.oldest_seq, self._began_at, self._began = self._began_at, first, now
@@ -171,12 +171,12 @@ class Remembered:
     """Reads the dedup window of a file that was just opened.
 
     Args:
-        store: Where they are read, and where trouble with it is noted.
+        store: Where errors are recorded.
         settings: How much is remembered.
-        following: The place of the next event.
+        following: The sequence number of the next event.
         closing: Set once the journal is being closed, which ends the reading.
         clock: The time of day in seconds since the epoch.
-        monotonic: Seconds of a clock that nobody sets.
+        monotonic: Monotonic clock.
 
     Attributes:
         done: Set when all uuids are remembered, or the journal is being closed.
@@ -250,11 +250,11 @@ class Remembered:
 
 
 def oldest_seen(db: sqlite3.Connection, since: float, limit: int) -> int | None:
-    """The first place whose uuids are to be remembered: of batches received after `since`, at most about `limit` uuids."""
+    """Return the first sequence number to remember: of batches received after `since`, at most about `limit` uuids."""
     # Most often all of them fit, which SQLite finds out ten times as fast by itself.
     oldest, size = db.execute("SELECT min(first), total(length(uuids)) FROM seen WHERE received > ?", (since,)).fetchone()
     if size // _UUID_BYTES <= limit:
-        return oldest  # type: ignore[no-any-return] # a place, or None if there is none
+        return oldest  # type: ignore[no-any-return] # None if there is none
     for first, uuids in db.execute("SELECT first, length(uuids) FROM seen WHERE received > ? ORDER BY first DESC", (since,)):
         oldest = first
         limit -= uuids // _UUID_BYTES
@@ -264,7 +264,7 @@ def oldest_seen(db: sqlite3.Connection, since: float, limit: int) -> int | None:
 
 
 class Keys(NamedTuple):
-    """Some of the uuids of batches, from the batch at place `first` on; of so many batches they are damaged."""
+    """A page of uuids, from the batch at `first` on; those of `damaged` batches are missing."""
 
     first: int
     keys: list[bytes]
@@ -272,7 +272,7 @@ class Keys(NamedTuple):
 
 
 def seen_keys(db: sqlite3.Connection, oldest: int, following: int) -> Iterator[Keys]:
-    """The uuids of all batches from a place on and before another, oldest first.
+    """Yield the uuids of all batches of `[oldest, following)`, oldest first.
 
     Some at a time, since a million of them would take 200 MiB. SQLite joins what many batches of one event have: to take it row
     by row takes twice as long. A row whose uuids are not whole is left out, since all that follow would be cut wrongly.
@@ -291,6 +291,6 @@ def seen_keys(db: sqlite3.Connection, oldest: int, following: int) -> Iterator[K
 
 
 def _first_seen(db: sqlite3.Connection, at: int) -> int | None:
-    """The place of the first batch from a place on whose uuids are stored."""
+    """Return the first batch from `at` on whose uuids are stored."""
     first: int | None = db.execute("SELECT min(first) FROM seen WHERE first >= ?", (at,)).fetchone()[0]
     return first

@@ -1,4 +1,4 @@
-"""Opening the journal's file: lock, damage, format. What the tables mean is told in `bridge.journal`."""
+"""Opening the journal's file: lock, damage, format. The tables are described in `bridge.journal`."""
 
 import fcntl
 import os
@@ -15,7 +15,7 @@ from bridge.journal.schema import find_damage, is_damage
 log = structlog.get_logger(__name__)
 
 _ASIDE: Final = ".damaged-"
-"""What stands between a journal's name and the time at which it was set aside."""
+"""Stands between the name of a damaged journal and the time at which it was set aside."""
 
 
 _LOCK_TRIES: Final = 5
@@ -78,7 +78,7 @@ def _raise_full(path: Path) -> None:
 
 
 def _locked(file: TextIO) -> bool:
-    """Get the lock; more than one try, since whoever asks for the holder has it for a moment."""
+    """Get the lock; try more than once, since `holder` takes it for a moment."""
     for _ in range(_LOCK_TRIES):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -90,7 +90,7 @@ def _locked(file: TextIO) -> bool:
 
 
 def holder(path: Path) -> str | None:
-    """The process that holds the journal (its id, as far as it is known); None if nobody does.
+    """Return the id of the process that holds the journal, or "unknown"; None if no process does.
 
     Raises:
         JournalError: It can't be found out.
@@ -116,7 +116,7 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
 
 
 def connect_to_any(path: Path) -> sqlite3.Connection:
-    """Open a connection for reading to a file whoever has it, or had it last.
+    """Open a connection for reading to a file that another process may have open.
 
     A file that was closed in order is all there is, and is read as it is: SQLite makes no files beside it then.
 
@@ -161,7 +161,7 @@ def _text(raw: bytes) -> str:
 
 
 def damage(db: sqlite3.Connection) -> str | None:
-    """What is wrong with the structure of the file, by SQLite's own check; None if nothing is."""
+    """Run SQLite's own check of the structure; return what is wrong, or None."""
     try:
         verdict: str = db.execute("PRAGMA quick_check(1)").fetchone()[0]
     except sqlite3.OperationalError:
@@ -213,7 +213,7 @@ def _prepare(path: Path) -> sqlite3.Connection:
 
 
 def _is_misfit(error: sqlite3.Error, path: Path) -> bool:
-    """Whether a file can't be used because of what it says: other tables, or that only a newer SQLite may write it."""
+    """Return True for a file with other tables, or one that only a newer SQLite may write."""
     code = getattr(error, "sqlite_errorcode", None)
     if code != sqlite3.SQLITE_READONLY:
         # The statements are right: where SQLite finds them wrong, it is the file that has other tables.
@@ -239,7 +239,7 @@ def damaged_files(path: Path) -> list[Path]:
 
 
 def _set_aside(path: Path, found: str) -> None:
-    """Keep the damaged file for whoever wants to look, out of the way."""
+    """Rename a damaged file, so that it can be looked into later."""
     when = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     aside = path.with_name(path.name + _ASIDE + when)
     while aside.exists():

@@ -88,11 +88,11 @@ class Journal(Inside):
 
     @property
     def accepts(self) -> bool:
-        """Whether `append` goes on at once: false for a moment after a start, while uuids are read."""
+        """False for a moment after a start, while uuids are read and `append` waits."""
         return self._remembered.done.is_set()
 
     def position(self, stream: str) -> str | None:
-        """From where a stream resumes: the position that was committed last."""
+        """Return the position that was committed last, from which a stream resumes."""
         with self._changed:
             counters = self._appender.streams.get(stream)
             return counters.position if counters else None
@@ -195,7 +195,7 @@ class Journal(Inside):
     # Everybody
 
     def counters(self) -> Counters:
-        """All counts at one instant; they balance."""
+        """Return all counts at one instant; they add up."""
         with self._changed:
             return Counters(
                 {
@@ -209,15 +209,15 @@ class Journal(Inside):
 
     @property
     def damaged(self) -> bool:
-        """Whether the file was found damaged since it was opened: to be closed, and opened anew, which sets it aside."""
+        """True if damage was found since the file was opened: close it and open it again, which sets it aside."""
         return self._store.damaged
 
     def damaged_files(self) -> list[Path]:
-        """Damaged journals that were set aside when this one was opened, now or before, and are still there."""
+        """Return the damaged journals that were set aside, now or before, and are still there."""
         return file.damaged_files(self._settings.path)
 
     def oldest(self, sink: str) -> bytes | None:
-        """The JSON of the oldest event that the sink has neither got nor given up; None if there is none.
+        """Return the JSON of the oldest pending event of a sink; None if there is none.
 
         Raises:
             Closed: The journal was closed.
@@ -231,7 +231,7 @@ class Journal(Inside):
             return reader.event_at(seq) if seq < self._appender.next_seq else None
 
     def prune(self) -> bool:
-        """Delete what no cursor and no dedup window needs, and make settled outcomes durable. Meant for every second or so.
+        """Delete events behind all cursors and old uuids, and make settlements durable. Call it every second or so.
 
         Takes a quarter of a second at most, and lets others commit meanwhile. Returns whether there may be more to delete.
         """
@@ -245,11 +245,11 @@ class Journal(Inside):
         with self._write:
             if not self._closing.is_set():
                 self._store.sync()
-        # Which uuids nobody needs is known when it is known which are remembered.
+        # Uuids can be pruned once the dedup window is read.
         return more or not self._remembered.done.is_set()
 
     def close(self) -> None:
-        """Wake everybody who waits, bring the file into order and let go of it. May be called twice."""
+        """End all waits, write the log into the file and unlock it. May be called twice."""
         self._closing.set()
         self.wake()
         self._reader.interrupt()
@@ -289,7 +289,7 @@ class Journal(Inside):
 
     @contextmanager
     def _rearranging(self, sink: str | None = None) -> Iterator[None]:
-        """Change dead letters, for an operator who is told of failures; takes the write lock."""
+        """Take the write lock to change dead letters; a failure is raised, for the operator to see."""
         with self._write:
             if self._closing.is_set():
                 raise Closed

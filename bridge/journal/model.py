@@ -1,4 +1,4 @@
-"""What goes into the journal and what comes out of it."""
+"""The records that go into the journal and come out of it."""
 
 from collections.abc import Set as AbstractSet
 from typing import Literal, NamedTuple
@@ -17,14 +17,14 @@ class Closed(Exception):
 
 
 class Appended(NamedTuple):
-    """What became of a batch: how many events were new, and how many were seen before."""
+    """The outcome of an append: the number of new events, and of duplicates."""
 
     accepted: int
     duplicate: int
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """What one read of a stream brought, normalized.
+    """The normalized messages of one read of a stream.
 
     Attributes:
         stream: The stream's name.
@@ -43,10 +43,10 @@ class Retry(msgspec.Struct, frozen=True):
     """An event of one sink that failed by itself, or waits behind one that did.
 
     Attributes:
-        seq: Its place in the journal.
+        seq: Its sequence number.
         received: When it was received, in seconds since the epoch.
         json: The event.
-        lane: What keeps its order: the resource URI, or something of its own if the sink's ordering is `none`.
+        ordering_key: Events with the same key keep their order: the resource URI, or the uuid if the sink's ordering is `none`.
         attempts: How often it was tried.
         due: When it is due again, in seconds since the epoch; 0 while it waits behind another.
         since: When it entered the queue.
@@ -69,7 +69,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     """An event that a sink will not be offered again unless somebody replays it.
 
     Attributes:
-        lane: What keeps its order if it is replayed, as for a `Retry`.
+        ordering_key: Keeps its order if it is replayed, as for a `Retry`.
         attempts: How often it was tried.
         first_failed: When it failed first, in seconds since the epoch.
         died: When it was given up.
@@ -203,7 +203,7 @@ class Settlement(msgspec.Struct, frozen=True):
 
 
 class Limits(NamedTuple):
-    """What a sink takes at once.
+    """Limits of the work that a sink gets at once.
 
     Attributes:
         max_events: How many events at most.
@@ -219,7 +219,7 @@ class Limits(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What a sink has to deliver next.
+    """The events that a sink has to deliver next.
 
     Attributes:
         due: Events of the retry queue that are due, in order, each with those that wait behind it under its ordering key.
@@ -237,7 +237,7 @@ class Work(NamedTuple):
 
 
 class StreamCounters(msgspec.Struct):
-    """What came in through one stream: `received = accepted + duplicate + sum(malformed)`."""
+    """The counters of one stream: `received = accepted + duplicate + sum(malformed)`."""
 
     received: int = 0
     accepted: int = 0
@@ -247,7 +247,7 @@ class StreamCounters(msgspec.Struct):
 
 
 class SinkCounters(msgspec.Struct):
-    """What became of it at one sink.
+    """The counters of one sink.
 
     `accepted + replayed = delivered + filtered + dead + dropped + pending`, and `dead = dead_letters + replayed + discarded`.
 

@@ -1,4 +1,4 @@
-"""Space in the journal: what is deleted because nobody needs it, and what has to go when the journal is full."""
+"""Space in the journal: pruning, dropping the oldest when it is full, and stepping over damaged rows."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -14,17 +14,17 @@ from bridge.journal.writer import RESERVE, Store
 log = structlog.get_logger(__name__)
 
 _PRUNE_ROWS: Final = 256
-"""Rows deleted in one transaction at most, so that nobody waits long for the write lock."""
+"""Rows deleted in one transaction at most, so that other threads soon get the write lock."""
 
 _DROP_ROWS: Final = 16
 """Batches dropped at a time, when the oldest have to go."""
 
 _ENOUGH_SHARE: Final = 64
-"""Which part of the journal has to be free before it takes events again, once it was full."""
+"""Part of the journal that has to be free before it takes events again, once it was full."""
 
 
 class Space:
-    """Makes room in the journal. It has no state of its own; every method is for whoever holds the journal's write lock.
+    """Makes room in the journal. It has no state of its own; every method belongs to the holder of the journal's write lock.
 
     Args:
         store: Where room is made.
@@ -50,20 +50,20 @@ class Space:
         self._when_full = when_full
 
     def prune_some(self, oldest_seq: int) -> bool:
-        """Delete some rows that nobody needs; tell whether there may be more.
+        """Delete some rows behind all cursors or out of the window; return whether there may be more.
 
         Args:
-            oldest_seq: The place before which no uuid is remembered.
+            oldest_seq: The first sequence number whose uuid is remembered.
         """
         deleted = 0
         with self._store.swallow_errors("prune"), self._store.transaction(synced=False) as db:
-            # The table, not memory: sinks that nobody has added yet keep their events, too.
+            # The table, not memory: sinks that are not added yet keep their events, too.
             passed = tables.least_cursor(db) or tables.next_seq(db)
             deleted = max(tables.delete_batches(db, passed, _PRUNE_ROWS), tables.delete_seen(db, oldest_seq, _PRUNE_ROWS))
         return deleted == _PRUNE_ROWS
 
     def jump(self, sinks: Mapping[str, Cursor], end: int) -> None:
-        """Move cursors to a place and count what they jump over as dropped.
+        """Move cursors to a sequence number and count the events that they jump over as dropped.
 
         Raises:
             sqlite3.Error: It can't be recorded; no cursor has moved.

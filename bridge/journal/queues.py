@@ -23,7 +23,7 @@ _AMONG: Final = "id IN (SELECT value FROM json_each(?))"
 
 
 class DueRetries(NamedTuple):
-    """What is due, and the row ids of what is damaged."""
+    """Due retries, and the row ids of damaged ones."""
 
     retries: list[Retry]
     damaged: list[int]
@@ -41,14 +41,14 @@ def _retry_row(sink: str, r: Retry) -> tuple[Any, ...]:
 
 
 def save_retries(db: sqlite3.Connection, sink: str, retries: Iterable[Retry]) -> None:
-    """Put events into the retry queue, or replace what it says of them."""
+    """Put events into the retry queue, or replace their rows."""
     db.executemany(
         "INSERT OR REPLACE INTO retries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [_retry_row(sink, r) for r in retries]
     )
 
 
 def add_retries(db: sqlite3.Connection, sink: str, retries: Iterable[Retry]) -> int:
-    """Put events into the retry queue, but those that wait there already; return how many."""
+    """Put events into the retry queue, except those that are there already; return how many."""
     return db.executemany(
         "INSERT OR IGNORE INTO retries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [_retry_row(sink, r) for r in retries]
     ).rowcount
@@ -60,24 +60,24 @@ def delete_retries(db: sqlite3.Connection, sink: str, seqs: Iterable[int]) -> No
 
 
 def delete_damaged_retries(db: sqlite3.Connection, rows: Iterable[int]) -> None:
-    """Take rows out of the retry queue by their row ids, since nothing else that they say can be believed."""
+    """Take rows out of the retry queue by their row ids, since no other column is reliable."""
     db.executemany("DELETE FROM retries WHERE rowid = ?", [(row,) for row in rows])
 
 
 def count_retries(db: sqlite3.Connection) -> dict[str, int]:
-    """How many events wait in each sink's retry queue."""
+    """Return the number of events in each sink's retry queue."""
     return dict(db.execute("SELECT sink, count(*) FROM retries GROUP BY sink"))
 
 
 def heads(db: sqlite3.Connection, sink: str) -> dict[str, float]:
-    """The lanes in which something waits, and when the first event of each is due."""
+    """Return the ordering keys of a retry queue, each with the due time of its first event."""
     # With min(), SQLite takes the bare column `due` from the row that has the minimum.
     found = db.execute("SELECT lane, min(seq), due FROM retries WHERE sink = ? GROUP BY lane", (sink,))
     return {ordering_key: due for ordering_key, _, due in found}
 
 
 def due_retries(db: sqlite3.Connection, sink: str, *, now: float, horizon: float, limit: int, max_bytes: int) -> DueRetries:
-    """Events whose lane is due, in order: the first of a lane is due, and what waits behind it comes along.
+    """Return retries in order: the first of an ordering key is due, and those that wait behind it come along.
 
     At most `limit` rows and `max_bytes` bytes, but at least one. A due time beyond the horizon can't be meant, the clock
     was set back since: it counts as due.
@@ -155,7 +155,7 @@ def delete_dead(db: sqlite3.Connection, ids: Sequence[int]) -> dict[str, int]:
 
 
 def count_dead_letters(db: sqlite3.Connection) -> dict[str, int]:
-    """How many dead letters each sink has."""
+    """Return the number of dead letters of each sink."""
     return dict(db.execute("SELECT sink, count(*) FROM dead_letters GROUP BY sink"))
 
 
@@ -166,6 +166,6 @@ def _list(ids: Sequence[int]) -> str:
 def _stored(id_: int, sink: Any, crc: Any, *row: Any) -> StoredDeadLetter:
     if checksum(sink, *row) == crc:
         return StoredDeadLetter(id_, sink, DeadLetter(*row))
-    # What a damaged row says may be of any type; whoever looks gets what they expect, and knows not to believe it.
+    # The values of a damaged row may be of any type; the reader gets the types that it expects.
     values: list[Any] = [value if isinstance(value, kind) else kind() for value, kind in zip(row, _LETTER_TYPES, strict=True)]
     return StoredDeadLetter(id_, sink if isinstance(sink, str) else "", DeadLetter(*values), damaged=True)

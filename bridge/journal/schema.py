@@ -52,7 +52,7 @@ def create(db: sqlite3.Connection) -> None:
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether an error tells of a damaged file, and not of a lock, a disk that fails or a statement that is wrong."""
+    """Return True for an error that means a damaged file, not a lock, a failing disk or a wrong statement."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
     if code is None:
         return type(error) is sqlite3.DatabaseError
@@ -73,7 +73,7 @@ def find_damage(db: sqlite3.Connection) -> str | None:
 
 
 def _of_tables(db: sqlite3.Connection) -> Iterator[str]:
-    """Tables and indexes that are not what they should be."""
+    """Yield the tables and indexes with other columns than expected."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
         create(fresh)
         for shape in sorted(_shapes(fresh) ^ _shapes(db)):
@@ -81,7 +81,7 @@ def _of_tables(db: sqlite3.Connection) -> Iterator[str]:
 
 
 def _shapes(db: sqlite3.Connection) -> set[tuple[object, ...]]:
-    """Every column of every table and index: its type, and its place in the key."""
+    """Return every column of every table and index, with its type and its position in the key."""
     return set(
         db.execute(
             "SELECT m.name, c.name, c.type, c.pk FROM sqlite_schema m, pragma_table_info(m.name) c WHERE m.type = 'table'"
@@ -93,7 +93,7 @@ def _shapes(db: sqlite3.Connection) -> set[tuple[object, ...]]:
 
 
 def _of_books(db: sqlite3.Connection) -> Iterator[str]:
-    """Places and counts that can't be right."""
+    """Yield the sequence numbers and counts that can't be right."""
     following = tables.next_seq(db)
     streams, retrying = tables.stream_counters(db), queues.count_retries(db)
     if following != 1 + sum(stream.accepted for stream in streams.values()):

@@ -11,17 +11,17 @@ from bridge.journal import queues
 from bridge.journal.model import Batch, Quarantined, Settlement, SinkCounters, StreamCounters
 
 QUARANTINE_FRAMES: Final = 250
-"""How many malformed messages are kept, the latest ones: all of them take a third of the smallest journal at most."""
+"""Malformed messages that are kept, the latest ones: they take a third of the smallest journal at most."""
 
 QUARANTINE_BYTES: Final = 16 * 1024
-"""How much of a malformed message is kept."""
+"""Bytes of a malformed message that are kept."""
 
 _LATEST: Final = 253_402_300_799.0
 """The last second of the year 9999: nothing was received later."""
 
 
 class Row(NamedTuple):
-    """One committed batch: `first` is the place of `lines[0]`. A damaged row has no lines."""
+    """One committed batch: `first` is the sequence number of `lines[0]`. A damaged row has no lines."""
 
     first: int
     received: float
@@ -42,7 +42,7 @@ class SinkRow(NamedTuple):
     discarded: int = 0
 
     def counters(self, next_seq: int, retrying: int, dead_letters: int) -> SinkCounters:
-        """What that says, if the journal's next event would get place `next_seq`."""
+        """Return the counters; `next_seq` is the sequence number of the journal's next event."""
         return SinkCounters(
             accepted=next_seq - self.start,
             delivered=self.delivered,
@@ -57,7 +57,7 @@ class SinkRow(NamedTuple):
         )
 
     def balanced(self, next_seq: int, retrying: int, dead_letters: int) -> "SinkRow":
-        """The same row, if the books balance; else with what is missing or too much counted, and no count lower than before.
+        """Return a row whose counters add up. No counter decreases; a difference is added to another one.
 
         They do not if a sink comes back and finds its dead letters: they count as dead, and as accepted before. Nor do they
         if a row of a queue was lost with damage: it counts as dropped, or as discarded.
@@ -70,7 +70,7 @@ class SinkRow(NamedTuple):
 
 
 def next_seq(db: sqlite3.Connection) -> int:
-    """The place that the next event will get; places are never used twice."""
+    """Return the sequence number of the next event; none is used twice."""
     found = db.execute("SELECT next_seq FROM meta").fetchone()
     if found is None or not isinstance(found[0], int):
         raise sqlite3.DatabaseError("the place of the next event is damaged")
@@ -140,7 +140,7 @@ def _is_time(received: Any) -> bool:
 
 
 def stream_counters(db: sqlite3.Connection) -> dict[str, StreamCounters]:
-    """All streams' counts."""
+    """Return the counters of all streams."""
     counters = {
         name: StreamCounters(received, accepted, duplicate, {}, position)
         for name, received, accepted, duplicate, position in db.execute("SELECT * FROM streams")
@@ -151,7 +151,7 @@ def stream_counters(db: sqlite3.Connection) -> dict[str, StreamCounters]:
 
 
 def load_row(db: sqlite3.Connection, seq: int) -> Row | None:
-    """The row that holds place `seq`; None if it is gone."""
+    """Return the row that holds `seq`; None if it is gone."""
     # The cast does nothing, unless the bit that tells bytes from text was flipped.
     found = db.execute(
         "SELECT first, count, received, crc, CAST(body AS BLOB) FROM batches WHERE first <= ? ORDER BY first DESC LIMIT 1",
@@ -171,29 +171,29 @@ def load_row(db: sqlite3.Connection, seq: int) -> Row | None:
 
 
 def first_after(db: sqlite3.Connection, seq: int) -> int | None:
-    """The place of the first event that is stored after a place."""
+    """Return the first sequence number of the next row after `seq`."""
     first: int | None = db.execute("SELECT min(first) FROM batches WHERE first > ?", (seq,)).fetchone()[0]
     return first
 
 
 def is_stored_before(db: sqlite3.Connection, seq: int) -> bool:
-    """Whether an event is stored before a place."""
+    """Return whether an event before `seq` is stored."""
     return db.execute("SELECT 1 FROM batches WHERE first < ? LIMIT 1", (seq,)).fetchone() is not None
 
 
 def last_first(db: sqlite3.Connection) -> int | None:
-    """The place at which the last stored batch begins."""
+    """Return the first sequence number of the last stored batch."""
     first: int | None = db.execute("SELECT max(first) FROM batches").fetchone()[0]
     return first
 
 
 def sinks(db: sqlite3.Connection) -> dict[str, SinkRow]:
-    """All sinks that the journal knows."""
+    """Return all sinks that the journal knows."""
     return {name: SinkRow(*rest) for name, *rest in db.execute("SELECT * FROM sinks")}
 
 
 def least_cursor(db: sqlite3.Connection) -> int | None:
-    """The place that all sinks have passed; None if there is no sink."""
+    """Return the sequence number that all cursors have reached; None if there is no sink."""
     cursor: int | None = db.execute("SELECT min(cursor) FROM sinks").fetchone()[0]
     return cursor
 
@@ -221,19 +221,19 @@ def delete_sink(db: sqlite3.Connection, name: str) -> None:
 
 
 def newest_first(db: sqlite3.Connection) -> int | None:
-    """The place of the first event of the batch that is stored last."""
+    """Return the first sequence number of the last stored batch."""
     first: int | None = db.execute("SELECT max(first) FROM batches").fetchone()[0]
     return first
 
 
 def oldest_first(db: sqlite3.Connection) -> int | None:
-    """The place of the first event that is still stored."""
+    """Return the first stored sequence number."""
     first: int | None = db.execute("SELECT min(first) FROM batches").fetchone()[0]
     return first
 
 
 def oldest_end(db: sqlite3.Connection, rows: int) -> int | None:
-    """The place after the oldest stored batches, so many of them; None if nothing is stored."""
+    """Return the sequence number after the oldest stored batches, so many of them; None if nothing is stored."""
     end: int | None = db.execute(
         "SELECT max(first + count) FROM (SELECT first, count FROM batches ORDER BY first LIMIT ?)", (rows,)
     ).fetchone()[0]
@@ -241,7 +241,7 @@ def oldest_end(db: sqlite3.Connection, rows: int) -> int | None:
 
 
 def delete_batches(db: sqlite3.Connection, before: int, limit: int) -> int:
-    """Delete at most `limit` batches that lie wholly before a place; return how many."""
+    """Delete at most `limit` batches that lie wholly before a sequence number; return how many."""
     return db.execute(
         # The first condition says nothing new, but keeps SQLite from looking at the whole backlog.
         "DELETE FROM batches WHERE first IN"
@@ -251,12 +251,12 @@ def delete_batches(db: sqlite3.Connection, before: int, limit: int) -> int:
 
 
 def delete_seen_from(db: sqlite3.Connection, at: int) -> int:
-    """Delete the uuids of all batches from a place on; return how many batches."""
+    """Delete the uuids of all batches from a sequence number on; return how many batches."""
     return db.execute("DELETE FROM seen WHERE first >= ?", (at,)).rowcount
 
 
 def delete_seen(db: sqlite3.Connection, before: int, limit: int) -> int:
-    """Delete the uuids of at most `limit` batches that begin before a place; return how many batches."""
+    """Delete the uuids of at most `limit` batches that begin before a sequence number; return how many batches."""
     return db.execute(
         "DELETE FROM seen WHERE first IN (SELECT first FROM seen WHERE first < ? ORDER BY first LIMIT ?)", (before, limit)
     ).rowcount
