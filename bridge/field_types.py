@@ -7,6 +7,7 @@ credentials.
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Final, Self
 from urllib.parse import SplitResult, urlsplit
 
@@ -88,6 +89,10 @@ Secret = Annotated[SecretStr, Field(min_length=1), AfterValidator(_one_line)]
 """A secret that is not empty and has one line."""
 
 HeaderValue = Annotated[Secret, AfterValidator(_ascii)]
+
+
+OptionalFile = Annotated[Path | None, BeforeValidator(lambda value: None if value == "" else value)]
+"""Path of a file; an empty one, as an unset variable leaves it, is none."""
 
 
 def _listen(value: Any) -> Any:

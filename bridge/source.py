@@ -5,12 +5,11 @@ of `bridge.stream`, the same for all kinds.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final, Literal, NamedTuple, Protocol, get_args
 
 from pydantic import Field
 
-from bridge.field_types import Backoff, Namespace, Seconds, Strict
+from bridge.field_types import Backoff, Namespace, OptionalFile, Seconds, Strict
 
 EndReason = Literal[
     "closed",  # The peer ended it in an orderly way.
@@ -53,7 +52,7 @@ class SourceSettings(Strict):
         ge=0,
         description="A session that lasted so long, or brought an event, sets the backoff back to its start.",
     )
-    ca_file: Path | None = Field(default=None, description="CA certificates (PEM) to trust instead of the system's.")
+    ca_file: OptionalFile = Field(default=None, description="CA certificates (PEM) to trust instead of the system's.")
 
 
 class Ended(Exception):

@@ -67,15 +67,15 @@ class TlsFiles(Protocol):
     """Settings of a sink that name PEM files."""
 
     @property
-    def ca_file(self) -> str | None:
+    def ca_file(self) -> str | Path | None:
         """Certificates to trust instead of the system's."""
 
     @property
-    def cert_file(self) -> str | None:
+    def cert_file(self) -> str | Path | None:
         """Our certificate."""
 
     @property
-    def key_file(self) -> str | None:
+    def key_file(self) -> str | Path | None:
         """Its key, if that is in another file."""
 
     @property

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, SecretStr, WithJsonSchema, field_validator, model_validator
 
-from bridge.field_types import Bytes, Seconds
+from bridge.field_types import Bytes, OptionalFile, Seconds
 from bridge.sink import SinkSettings
 from bridge.tls import tls_context
 from sinks.kafka.names import Keys, Topics
@@ -67,9 +67,9 @@ class KafkaSettings(SinkSettings):
         description="How we are called in the brokers' logs and quotas.",
     )
     tls: bool = Field(default=False, description="Whether to speak TLS. A certificate file implies it.")
-    ca_file: str | None = Field(default=None, description="Certificates to trust instead of the system's (PEM).")
-    cert_file: str | None = Field(default=None, description="Our certificate, if the brokers want one (PEM).")
-    key_file: str | None = Field(default=None, description="Its key, if that is in another file (PEM).")
+    ca_file: OptionalFile = Field(default=None, description="Certificates to trust instead of the system's (PEM).")
+    cert_file: OptionalFile = Field(default=None, description="Our certificate, if the brokers want one (PEM).")
+    key_file: OptionalFile = Field(default=None, description="Its key, if that is in another file (PEM).")
     key_password: SecretStr | None = Field(default=None, description="The key's password.")
     sasl: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = Field(
         default=None, description="How to log in: with `username` and `password`, or (OAUTHBEARER) with `token`."

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from bridge.field_types import Seconds
+from bridge.field_types import OptionalFile, Seconds
 from bridge.sink import SinkSettings
 from sinks.mqtt.topic import LONGEST, Topic
 
@@ -117,9 +117,9 @@ class MqttSettings(SinkSettings):
         le=65535,
         description="After so long without a sign of us, and half of it, the broker tells the will.",
     )
-    ca_file: str | None = Field(default=None, description="Certificates to trust instead of the system's (PEM).")
-    cert_file: str | None = Field(default=None, description="Our certificate, if the broker wants one (PEM).")
-    key_file: str | None = Field(default=None, description="Its key, if that is in another file (PEM).")
+    ca_file: OptionalFile = Field(default=None, description="Certificates to trust instead of the system's (PEM).")
+    cert_file: OptionalFile = Field(default=None, description="Our certificate, if the broker wants one (PEM).")
+    key_file: OptionalFile = Field(default=None, description="Its key, if that is in another file (PEM).")
     key_password: SecretStr | None = Field(default=None, description="The key's password.")
 
     @field_validator("url")

@@ -7,7 +7,7 @@ from typing import Final, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from bridge.field_types import Seconds
+from bridge.field_types import OptionalFile, Seconds
 from bridge.sink import SinkSettings
 from sinks.webhook.url import read_url
 
@@ -34,9 +34,9 @@ class WebhookSettings(SinkSettings):
     password: SecretStr | None = Field(default=None, description="Password for basic authentication.")
     timeout: Seconds = Field(default=10.0, gt=0, le=3600, description="How long one request takes at most, all in all.")
     connections: int = Field(default=4, ge=1, le=64, description="How many requests are under way at the same time at most.")
-    ca_file: str | None = Field(default=None, description="Certificates to trust instead of the system's (PEM).")
-    cert_file: str | None = Field(default=None, description="Our certificate, if the receiver wants one (PEM).")
-    key_file: str | None = Field(default=None, description="Its key, if that is in another file (PEM).")
+    ca_file: OptionalFile = Field(default=None, description="Certificates to trust instead of the system's (PEM).")
+    cert_file: OptionalFile = Field(default=None, description="Our certificate, if the receiver wants one (PEM).")
+    key_file: OptionalFile = Field(default=None, description="Its key, if that is in another file (PEM).")
     key_password: SecretStr | None = Field(default=None, description="The key's password.")
 
     @field_validator("url")

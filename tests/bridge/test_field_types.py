@@ -1,5 +1,6 @@
 """Durations, sizes, names, addresses and URLs as people write them."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from bridge.field_types import Bytes, EngineUrl, Listen, Name, Seconds, StreamUrl, UrlPath
+from bridge.field_types import Bytes, EngineUrl, Listen, Name, OptionalFile, Seconds, StreamUrl, UrlPath
 
 SECONDS: TypeAdapter[float] = TypeAdapter(Seconds)
 BYTES: TypeAdapter[int] = TypeAdapter(Bytes)
@@ -112,3 +113,8 @@ def test_what_can_not_be_meant_is_refused_without_repeating_a_secret(kind: Any, 
         TypeAdapter(kind).validate_python(bad)
 
     assert "secret" not in refused.value.errors(include_input=False)[0]["msg"]
+
+
+@pytest.mark.parametrize(("written", "file"), [("certs/ca.pem", Path("certs/ca.pem")), ("", None), (None, None)])
+def test_a_file_may_be_left_out_also_by_an_unset_variable(written: str | None, file: Path | None) -> None:
+    assert TypeAdapter(OptionalFile).validate_python(written) == file

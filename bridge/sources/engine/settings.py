@@ -1,11 +1,10 @@
 """Settings of a Docker Engine's stream."""
 
-from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from bridge.field_types import EngineUrl
+from bridge.field_types import EngineUrl, OptionalFile
 from bridge.source import SourceSettings
 
 
@@ -16,8 +15,8 @@ class EngineSettings(SourceSettings):
     url: EngineUrl = Field(
         default="unix:///var/run/docker.sock", description="The Engine's socket: unix:///path or tcp://host[:port]."
     )
-    cert_file: Path | None = Field(default=None, description="Our certificate (PEM), maybe with its key; only with tcp.")
-    key_file: Path | None = Field(default=None, description="Its key (PEM), if that is in another file.")
+    cert_file: OptionalFile = Field(default=None, description="Our certificate (PEM), maybe with its key; only with tcp.")
+    key_file: OptionalFile = Field(default=None, description="Its key (PEM), if that is in another file.")
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:

@@ -107,7 +107,7 @@ def test_a_certificate_implies_tls_and_is_read_when_connecting(tmp_path: Path) -
         connection_options(KafkaSettings(**PLACE | ours | {"key_password": "wrong"}))
     assert error.value.reason == "tls"
     with pytest.raises(Unavailable, match=r"ca_file /nowhere\.pem: No such file"):
-        connection_options(KafkaSettings(**PLACE, ca_file="/nowhere.pem"))
+        connection_options(KafkaSettings(**PLACE, ca_file=Path("/nowhere.pem")))
 
 
 def test_secrets_do_not_show() -> None:

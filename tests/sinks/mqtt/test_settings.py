@@ -1,4 +1,5 @@
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,7 +79,7 @@ def test_what_does_not_fit_together_is_told(settings: dict[str, Any], words: str
 
 def test_secrets_are_not_shown() -> None:
     secret = SecretStr("s3cret")
-    settings = MqttSettings(url="mqtts://broker", username="a", password=secret, cert_file="c", key_password=secret)
+    settings = MqttSettings(url="mqtts://broker", username="a", password=secret, cert_file=Path("c"), key_password=secret)
 
     assert "s3cret" not in repr(settings)
     assert "s3cret" not in settings.model_dump_json()
