@@ -5,8 +5,9 @@ SOURCES := bridge sinks config tests benchmarks
 
 COUNT ?= 10000
 
-# One worker more than cores: much of a test is waiting. A file's tests stay together, since some share a broker.
-PYTEST = $(BIN)/pytest -n 3 --dist loadfile
+# One worker more than cores: much of a test is waiting. A file's tests stay together, since some share a broker. tests/conftest.py
+# puts the slow files first; xdist by itself would begin with the files that have most tests.
+PYTEST = $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: run check quick lint corrupt bench bench-check chaos soak lock format clean
 .DEFAULT_GOAL := run
