@@ -112,6 +112,7 @@ class _TimedClient(Client):
     """paho's client with a total timeout for connecting. For the answer of a websocket, paho has one for each byte only."""
 
     _duplicate: socket.socket | None = None
+    _late = False
 
     def connect_within(self, seconds: float, *args: Any, **kwargs: Any) -> MQTTErrorCode:
         """Call `connect` with a total timeout."""
@@ -126,6 +127,11 @@ class _TimedClient(Client):
         connection: socket.socket = super()._create_socket_connection()
         # TLS detaches this socket. A second descriptor can still shut the connection down.
         self._duplicate = socket.socket(fileno=os.dup(connection.fileno()))
+        if self._late:
+            # The name's look-up took too long. A CONNECT now would end the session that has been opened meanwhile.
+            self._duplicate.close()
+            connection.close()
+            raise TimeoutError("too late")
         return connection
 
     def _create_socket(self) -> Any:
@@ -144,6 +150,7 @@ class _TimedClient(Client):
         )
 
     def _shut_down(self) -> None:
+        self._late = True
         if self._duplicate is not None:
             with contextlib.suppress(OSError):
                 self._duplicate.shutdown(socket.SHUT_RDWR)

@@ -555,6 +555,26 @@ def test_a_broker_that_answers_drop_by_drop_is_a_timeout(
     assert unavailable.value.reason == "timeout"
 
 
+def test_a_connection_that_comes_too_late_sends_no_connect(
+    broker: Broker, make_sink: MakeSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, resolve = threading.Event(), socket.getaddrinfo
+
+    def hang(*args: Any, **options: Any) -> Any:
+        answer.wait(10)
+        return resolve(*args, **options)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+        sink = make_sink(broker, url=f"mqtt://127.0.0.1:{listener.getsockname()[1]}", timeout=0.1)
+        monkeypatch.setattr(socket, "getaddrinfo", hang)
+        with pytest.raises(Unavailable, match="no connection within"):
+            sink.open()
+        answer.set()
+        with listener.accept()[0] as connection:
+            assert connection.recv(4096) == b""
+
+
 def test_online_comes_first_and_offline_last(broker: Broker, make_sink: MakeSink) -> None:
     sink = make_sink(broker)
     sink.open()
