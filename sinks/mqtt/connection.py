@@ -147,7 +147,7 @@ class Connection:
             waiting = not any(
                 kind == packets.PUBACK and packets.read_acknowledgement(body)[0] == packet_id for kind, body in received
             )
-        self.send(packets.GOODBYE)
+        self.send(packets.DISCONNECT_PACKET)
         while self._unsent and time.monotonic() < until:
             self.receive(min(until, time.monotonic() + 0.1))
 

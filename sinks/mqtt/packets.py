@@ -21,16 +21,12 @@ PINGRESP: Final = 0xD0
 DISCONNECT: Final = 0xE0
 ACKNOWLEDGEMENTS: Final = frozenset({PUBACK, PUBREC, PUBCOMP})
 PING: Final = b"\xc0\x00"
-GOODBYE: Final = b"\xe0\x00"
+DISCONNECT_PACKET: Final = b"\xe0\x00"
 
-_PUBLISH: Final = 0x30
 FAILED: Final = 0x80
 """Reason codes from here on are failures."""
 
 SESSION_TAKEN_OVER: Final = 0x8E
-PACKET_TOO_LARGE: Final = 0x95
-BLAMES_A_PACKET: Final = frozenset({0x81, 0x82})
-"""Reason codes of a DISCONNECT over a packet that do not say what is wrong with it."""
 
 Packet = tuple[int, bytes]
 """The first byte of a packet, and what follows its fixed header."""
@@ -64,7 +60,7 @@ _REFUSALS: Final[dict[int, Classification]] = {
     0x91: Classification("event", "retry", "server_error", "packet identifier in use"),
     0x92: Classification("event", "retry", "server_error", "packet identifier not found"),
     0x93: Classification("sink", "retry", "server_error", "receive maximum exceeded; set a smaller `max_in_flight`"),
-    PACKET_TOO_LARGE: Classification("event", "rejected", "too_large", "packet too large"),
+    0x95: Classification("event", "rejected", "too_large", "packet too large"),
     0x94: Classification("sink", "retry", "server_error", "topic alias invalid"),
     0x96: Classification("sink", "retry", "throttled", "too high a rate"),
     0x97: Classification("sink", "retry", "throttled", "quota exceeded"),
@@ -127,7 +123,7 @@ def encode_publish(topic: bytes, payload: bytes, *, qos: int, retain: bool, pack
         head += _u16(packet_id)
     if properties is not None:
         head += varint(len(properties)) + properties
-    return bytes((_PUBLISH | qos << 1 | retain,)) + varint(len(head) + len(payload)) + head + payload
+    return bytes((0x30 | qos << 1 | retain,)) + varint(len(head) + len(payload)) + head + payload
 
 
 def encode_release(packet_id: int) -> bytes:

@@ -6,7 +6,7 @@ from bridge.event import Fields
 from bridge.sink import Entry, Failure
 from sinks.mqtt.packets import encode_properties, varint
 from sinks.mqtt.settings import MqttSettings
-from sinks.mqtt.topic import LONGEST, Topic
+from sinks.mqtt.topic import MAX_TEXT_BYTES, Topic
 
 
 class Publication(NamedTuple):
@@ -45,7 +45,7 @@ class PublicationEncoder:
         if self._state_topic is not None:
             publications.insert(0, self._state(self._state_topic, fields, entry.json))
         for publication in publications:
-            if len(publication.topic) > LONGEST:
+            if len(publication.topic) > MAX_TEXT_BYTES:
                 return Failure.rejected(entry, "too_large", "its topic would be longer than MQTT allows")
             size = _packet_size(publication)
             if size > self._max_packet:

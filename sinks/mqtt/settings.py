@@ -10,11 +10,9 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from bridge.field_types import OptionalFile, Seconds
 from bridge.sink import SinkSettings
-from sinks.mqtt.topic import LONGEST, Topic
+from sinks.mqtt.topic import MAX_TEXT_BYTES, Topic
 
 _PORTS: Final = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
-_HOST: Final = re.compile(r"[^\s/?#@%\\\x00-\x20\x7f]+")
-_TLS_SETTINGS: Final = ("ca_file", "cert_file", "key_file", "key_password")
 
 
 class Address(NamedTuple):
@@ -41,7 +39,7 @@ def read_address(url: str) -> Address:
         host.encode("idna")
     except ValueError:
         raise ValueError("not a URL") from None
-    if parts.scheme not in _PORTS or not _HOST.fullmatch(host) or port == 0:
+    if parts.scheme not in _PORTS or not re.fullmatch(r"[^\s/?#@%\\\x00-\x20\x7f]+", host) or port == 0:
         raise ValueError("must look like mqtt://host:port, mqtts://host, ws://host/path or wss://host/path")
     if "@" in parts.netloc:
         raise ValueError("has credentials in it: set `username` and `password` instead")
@@ -95,7 +93,7 @@ class MqttSettings(SinkSettings):
         max_length=1000,
         description="Our name at the broker, used by nobody else. Made of the host's and the sink's name if not set.",
     )
-    username: str | None = Field(default=None, max_length=LONGEST, description="User name.")
+    username: str | None = Field(default=None, max_length=MAX_TEXT_BYTES, description="User name.")
     password: SecretStr | None = Field(default=None, description="Password.")
     max_in_flight: int | None = Field(
         default=None,
@@ -151,7 +149,7 @@ class MqttSettings(SinkSettings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        given = [name for name in _TLS_SETTINGS if getattr(self, name) is not None]
+        given = [name for name in ("ca_file", "cert_file", "key_file", "key_password") if getattr(self, name) is not None]
         if given and not read_address(self.url).tls:
             raise ValueError(f"`{given[0]}` is of no use without TLS: write mqtts:// or wss:// in `url`")
         for name in ("key_file", "key_password"):
@@ -164,7 +162,7 @@ class MqttSettings(SinkSettings):
         for name in ("client_id", "username"):
             if any(not character.isprintable() for character in getattr(self, name) or ""):
                 raise ValueError(f"`{name}` has characters that can't stand in it, a line break perhaps")
-        if self.password is not None and len(self.password.get_secret_value().encode()) > LONGEST:
+        if self.password is not None and len(self.password.get_secret_value().encode()) > MAX_TEXT_BYTES:
             raise ValueError("`password` is longer than MQTT allows")
         return self
 

@@ -118,7 +118,8 @@ class MqttSink:
                 self._run(connection, delivery)
         except Unavailable as error:
             code = connection.ended_by
-            self._note_disconnect(delivery, packets.classify(code) if code and code not in packets.BLAMES_A_PACKET else None)
+            # Malformed packet and protocol error do not say which packet is meant, nor what is wrong with it.
+            self._note_disconnect(delivery, packets.classify(code) if code and code not in {0x81, 0x82} else None)
             raise self._with_hint(error, connection.ended_by, delivery.delivered) from error
         self._clear(delivery.delivered)
         if delivery.unavailable is not None:

@@ -13,8 +13,8 @@ from typing import Final
 from bridge.event import Fields
 from sinks.template import Template
 
-LONGEST: Final = 0xFFFF
-"""Bytes of a topic, or of any other text in MQTT, at most."""
+MAX_TEXT_BYTES: Final = 0xFFFF
+"""Longest topic, or any other text in MQTT."""
 
 # Control characters, surrogates and non-characters, which a broker may refuse in any text.
 _UNFIT: Final = "\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\ufdd0-\\ufdef" + "".join(
@@ -28,9 +28,9 @@ _FIELDS: Final = ("namespace", "type", "action", "state", "resource_uuid", "uuid
 
 def clean_text(text: str) -> bytes:
     """Encode a text for a property, without characters that MQTT forbids, and cut to the allowed length."""
-    if text.isascii() and text.isprintable() and len(text) <= LONGEST:
+    if text.isascii() and text.isprintable() and len(text) <= MAX_TEXT_BYTES:
         return text.encode()
-    return _UNFIT_IN_TEXT.sub("_", text).encode()[:LONGEST].decode(errors="ignore").encode()
+    return _UNFIT_IN_TEXT.sub("_", text).encode()[:MAX_TEXT_BYTES].decode(errors="ignore").encode()
 
 
 class Topic:
@@ -53,7 +53,7 @@ class Topic:
         _check(text, self.template.render(["x"] * len(self.template.names)))
 
     def of(self, event: Fields) -> bytes:
-        """Return the topic of an event. It may be longer than `LONGEST`."""
+        """Return the topic of an event. It may be longer than `MAX_TEXT_BYTES`."""
         return self.fill(self.template.values(event))
 
     def _fill(self, values: tuple[str, ...]) -> bytes:
@@ -72,5 +72,5 @@ def _check(template: str, example: str) -> None:
         raise ValueError(f"{template!r}: topics that begin with $ are the broker's own")
     if not all(example.split("/")):
         raise ValueError(f"{template!r}: has an empty level; begin and end without a / and put one between levels")
-    if len(example.encode()) > LONGEST // 2:
+    if len(example.encode()) > MAX_TEXT_BYTES // 2:
         raise ValueError(f"{template[:50]!r}...: is too long for a topic")

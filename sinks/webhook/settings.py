@@ -11,9 +11,7 @@ from bridge.field_types import OptionalFile, Seconds
 from bridge.sink import SinkSettings
 from sinks.webhook.url import read_url
 
-_HEADER_NAME: Final = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
 _OUR_HEADERS: Final = frozenset({"connection", "content-length", "expect", "host", "transfer-encoding", "webhook-id"})
-_CONTENT_TYPES: Final = {"event": "application/json", "batch": "application/json", "lines": "application/x-ndjson"}
 
 
 class WebhookSettings(SinkSettings):
@@ -48,7 +46,7 @@ class WebhookSettings(SinkSettings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         for name, value in self.headers.items():
-            if not _HEADER_NAME.fullmatch(name) or name.lower() in _OUR_HEADERS:
+            if not re.fullmatch(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+", name) or name.lower() in _OUR_HEADERS:
                 raise ValueError(f"headers: {name!r} can't be set")
             _require_printable(f"headers: {name}", value)
         _require_printable("token", self.token)
@@ -74,7 +72,7 @@ def request_headers(settings: WebhookSettings) -> dict[str, str]:
     """Return the headers of every request, secrets included."""
     headers = {
         "user-agent": f"event-bridge/{importlib.metadata.version('event-bridge')}",
-        "content-type": _CONTENT_TYPES[settings.format],
+        "content-type": "application/x-ndjson" if settings.format == "lines" else "application/json",
     }
     headers |= {name.lower(): value.get_secret_value() for name, value in settings.headers.items()}
     if settings.token is not None:

@@ -65,10 +65,10 @@ def test_whatever_a_broker_answers_order_and_window_are_kept_and_nothing_is_forg
     assert all(topics[seq] == (["states", "events"] if seq % 3 else ["events"]) for seq in delivery.delivered)
     if delivery.unavailable is None:
         assert delivery.delivered | failed.keys() == {entry.seq for entry in ENTRIES}
-    fates = defaultdict(list)
+    outcomes = defaultdict(list)
     for entry in ENTRIES:
-        fates[entry.fields.resource_uri].append(failed.get(entry.seq))
-    for lane in fates.values():
+        outcomes[entry.fields.resource_uri].append(failed.get(entry.seq))
+    for lane in outcomes.values():
         behind = lane[lane.index("retry") + 1 :] if "retry" in lane else []
         assert set(behind) <= {"held"}
     order = defaultdict(list)

@@ -57,7 +57,7 @@ def refuse(code: int, wanted: Callable[[Publish], bool]) -> Callable[[Publish], 
     return lambda publish: code if wanted(publish) else 0
 
 
-def fates(failures: Sequence[Failure]) -> dict[int, tuple[str, str]]:
+def outcomes(failures: Sequence[Failure]) -> dict[int, tuple[str, str]]:
     return {failure.seq: (failure.outcome, failure.reason) for failure in failures}
 
 
@@ -100,7 +100,7 @@ def test_a_topic_that_is_denied_stops_nothing_but_its_own_resources(broker: Brok
 
     failures = sink.deliver(entries)
 
-    assert fates(failures) == {
+    assert outcomes(failures) == {
         3: ("retry", "unauthorized"),
         **dict.fromkeys((6, 9, 12), ("held", "held")),
     }
@@ -114,11 +114,11 @@ def test_a_second_half_of_qos_2_that_fails_is_no_delivery(broker: Broker, make_s
     sink = make_sink(broker, qos=2)
     sink.open()
 
-    assert fates(sink.deliver([make_entry(1)])) == {1: ("retry", "server_error")}
+    assert outcomes(sink.deliver([make_entry(1)])) == {1: ("retry", "server_error")}
 
 
 @pytest.mark.parametrize(
-    ("code", "fate"),
+    ("code", "outcome"),
     [
         (0x80, ("retry", "server_error")),
         (0x83, ("retry", "server_error")),
@@ -129,13 +129,13 @@ def test_a_second_half_of_qos_2_that_fails_is_no_delivery(broker: Broker, make_s
     ],
 )
 def test_a_reason_code_decides_what_becomes_of_an_event(
-    broker: Broker, make_sink: MakeSink, code: int, fate: tuple[str, str]
+    broker: Broker, make_sink: MakeSink, code: int, outcome: tuple[str, str]
 ) -> None:
     broker.answer = lambda _: code
     sink = make_sink(broker)
     sink.open()
 
-    assert fates(sink.deliver([make_entry(1)])) == {1: fate}
+    assert outcomes(sink.deliver([make_entry(1)])) == {1: outcome}
 
 
 def test_no_subscriber_is_no_failure(broker: Broker, make_sink: MakeSink) -> None:
@@ -228,7 +228,7 @@ def test_what_the_broker_would_not_take_is_not_sent(broker: Broker, make_sink: M
 
     failures = sink.deliver(entries)
 
-    assert fates(failures) == {2: ("rejected", "too_large")}
+    assert outcomes(failures) == {2: ("rejected", "too_large")}
     assert "the broker takes 2000 at most" in failures[0].error
     assert [publish.payload for publish in broker.tried] == [entries[0].json, entries[2].json]
 
@@ -287,7 +287,7 @@ def test_an_event_that_breaks_every_connection_waits_and_all_others_arrive(
     arrived = {publish.payload for publish in broker.published}
     expected = {entry.json for entry in entries} - {poison.json}
     behind = {entry.json for entry in same[2:]}
-    found = fates(failures)
+    found = outcomes(failures)
     assert found.pop(poison.seq) == ("retry", "server_error")
     if qos:
         assert arrived == expected - behind
@@ -302,7 +302,7 @@ def test_an_event_that_was_poison_once_may_arrive_later(broker: Broker, make_sin
     broker.answer = lambda _: b""
     sink = make_sink(broker)
     failures, _ = forward(sink, [poison])
-    assert fates(failures) == {1: ("retry", "server_error")}
+    assert outcomes(failures) == {1: ("retry", "server_error")}
 
     broker.answer = lambda _: 0
 
@@ -342,7 +342,7 @@ def test_a_packet_that_the_broker_calls_too_large_in_parting_is_rejected(broker:
 
     failures, _ = forward(sink, entries)
 
-    assert fates(failures) == {6: ("rejected", "too_large")}
+    assert outcomes(failures) == {6: ("rejected", "too_large")}
     assert {publish.payload for publish in broker.published} == {entry.json for entry in entries} - {entries[5].json}
 
 
@@ -695,7 +695,7 @@ def test_an_event_whose_state_is_refused_is_not_published_however_often_it_is_tr
 
     for _ in range(3):
         failures = sink.deliver([make_entry(1, "a"), make_entry(2, "a"), make_entry(3, "b")])
-        assert fates(failures) == {1: ("retry", "unauthorized"), 2: ("held", "held"), 3: ("retry", "unauthorized")}
+        assert outcomes(failures) == {1: ("retry", "unauthorized"), 2: ("held", "held"), 3: ("retry", "unauthorized")}
         assert "topic state/container/" in failures[0].error
     assert broker.published == []
 
@@ -705,7 +705,10 @@ def test_an_event_that_is_refused_itself_has_published_its_state_alone(broker: B
     sink = make_sink(broker, state_topic="state/{resource_uuid}")
     sink.open()
 
-    assert fates(sink.deliver([make_entry(1, "a"), make_entry(2, "a")])) == {1: ("retry", "unauthorized"), 2: ("held", "held")}
+    assert outcomes(sink.deliver([make_entry(1, "a"), make_entry(2, "a")])) == {
+        1: ("retry", "unauthorized"),
+        2: ("held", "held"),
+    }
     assert [publish.topic.split("/")[0] for publish in broker.published] == ["state"]
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.event import Fields
-from sinks.mqtt.topic import LONGEST, Topic, clean_text
+from sinks.mqtt.topic import MAX_TEXT_BYTES, Topic, clean_text
 from tests.contract.harness import make_entry
 
 
@@ -109,7 +109,7 @@ def test_text_for_a_property_has_nothing_that_a_broker_refuses(text: str) -> Non
 
 
 def test_text_for_a_property_is_cut_between_characters() -> None:
-    text = clean_text("ä" * LONGEST)
+    text = clean_text("ä" * MAX_TEXT_BYTES)
 
-    assert len(text) == LONGEST - 1
+    assert len(text) == MAX_TEXT_BYTES - 1
     assert set(text.decode()) == {"ä"}

@@ -51,7 +51,7 @@ def anybody(tmp_path: Path) -> Iterator[Broker]:
         yield broker
 
 
-def fates(failures: Sequence[Failure]) -> dict[int, tuple[str, str]]:
+def outcomes(failures: Sequence[Failure]) -> dict[int, tuple[str, str]]:
     return {failure.seq: (failure.outcome, failure.reason) for failure in failures}
 
 
@@ -238,7 +238,7 @@ def test_a_denied_topic_leaves_the_other_topic_alone(tmp_path: Path, make_sink: 
         failures = sink.deliver(entries)
         payloads = subscriber.payloads()
 
-    assert Counter(fates(failures).values()) == {("retry", "unauthorized"): 1, ("held", "held"): 24}
+    assert Counter(outcomes(failures).values()) == {("retry", "unauthorized"): 1, ("held", "held"): 24}
     assert "docker/acme/service/update: not authorized" in failures[0].error
     assert_all_there_in_order(payloads, [entry for entry in entries if entry.seq % 4])
 
@@ -282,7 +282,7 @@ def test_an_event_that_is_too_large_is_rejected_alone(tmp_path: Path, make_sink:
         failures, unavailable = deliver_all(make_sink(broker.url), entries)
         payloads = subscriber.payloads()
 
-    assert fates(failures) == {7: ("rejected", "too_large")}
+    assert outcomes(failures) == {7: ("rejected", "too_large")}
     assert unavailable == []
     assert_all_there_in_order(payloads, [entry for entry in entries if entry.seq != 7])
 
@@ -294,7 +294,7 @@ def test_an_old_broker_that_hangs_up_on_a_large_event_gets_all_others(tmp_path: 
         failures, _ = deliver_all(make_sink(broker.url, protocol="3.1.1"), entries)
         payloads = subscriber.payloads()
 
-    assert fates(failures) == {7: ("retry", "server_error")}
+    assert outcomes(failures) == {7: ("retry", "server_error")}
     assert_all_there_in_order(payloads, [entry for entry in entries if entry.seq != 7])
 
 

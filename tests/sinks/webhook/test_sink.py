@@ -49,7 +49,7 @@ def received(receiver: Receiver) -> list[str]:
     return [uuid for request in receiver.requests for uuid in request.uuids]
 
 
-def fates(failures: Sequence[Failure]) -> dict[int, str]:
+def outcomes(failures: Sequence[Failure]) -> dict[int, str]:
     return {failure.seq: failure.outcome for failure in failures}
 
 
@@ -150,7 +150,7 @@ def test_without_order_a_failure_holds_nothing(receiver: Receiver, open_sink: Ma
     entries = make_entries(6, resources=1)
     receiver.answer = lambda request: reply(500 if request.uuids == [entries[1].fields.uuid] else 200)
 
-    assert fates(open_sink(ordering="none").deliver(entries)) == {2: "retry"}
+    assert outcomes(open_sink(ordering="none").deliver(entries)) == {2: "retry"}
 
     assert sorted(received(receiver)) == sorted(uuids(entries))
 
@@ -185,7 +185,7 @@ def test_a_batch_that_fails_is_retried_and_what_follows_of_its_resources_held(re
     failures = open_sink(format="batch", batch={"max_events": 3}).deliver(entries)
 
     # The second batch is 4, 5, 6, which are of the resources 0, 1, 2; the fourth has one more of resource 3 only.
-    assert fates(failures) == {4: "retry", 5: "retry", 6: "retry", 8: "held", 9: "held", 10: "held", 12: "held"}
+    assert outcomes(failures) == {4: "retry", 5: "retry", 6: "retry", 8: "held", 9: "held", 10: "held", 12: "held"}
     assert {failure.retry_after for failure in failures if failure.outcome == "retry"} == {9}
 
 
@@ -234,12 +234,12 @@ def test_an_event_that_hangs_while_others_are_answered_is_to_blame_itself(receiv
 
     failures = sink.deliver(entries)
 
-    assert fates(failures) == {5: "retry", 12: "held"}
+    assert outcomes(failures) == {5: "retry", 12: "held"}
     assert {failure.reason for failure in failures if failure.outcome == "retry"} == {"timeout"}
     # Offered again it may be alone, and still does not make the receiver unavailable.
     sink.close()
     sink.open()
-    assert fates(sink.deliver(entries[4:5])) == {5: "retry"}
+    assert outcomes(sink.deliver(entries[4:5])) == {5: "retry"}
 
 
 def test_a_receiver_that_answers_nothing_is_unavailable_after_two_rounds_at_most(receiver: Receiver, open_sink: Make) -> None:
@@ -285,9 +285,9 @@ def test_events_that_hang_at_the_head_do_not_keep_the_others_from_being_tried(
         except Unavailable as unavailable:
             waiting = [entry for entry in waiting if entry.seq not in unavailable.delivered]
 
-    assert fates(failures) == dict.fromkeys(range(1, hanging + 1), "retry")
+    assert outcomes(failures) == dict.fromkeys(range(1, hanging + 1), "retry")
     assert set(received(receiver)) == uuids(entries)
-    assert fates(sink.deliver(entries[:hanging])) == dict.fromkeys(range(1, hanging + 1), "retry")
+    assert outcomes(sink.deliver(entries[:hanging])) == dict.fromkeys(range(1, hanging + 1), "retry")
 
 
 def cuts_at(entries: Sequence[Entry]) -> Callable[[Request], bytes | None]:
@@ -310,7 +310,7 @@ def test_events_that_cut_every_connection_wait_and_all_others_arrive(receiver: R
         except Unavailable as unavailable:
             waiting = [entry for entry in waiting if entry.seq not in unavailable.delivered]
 
-    assert fates(failures) == dict.fromkeys(range(1, poison + 1), "retry")
+    assert outcomes(failures) == dict.fromkeys(range(1, poison + 1), "retry")
     assert uuids(entries) <= set(received(receiver))
 
 
@@ -326,7 +326,7 @@ def test_an_event_that_got_no_answer_is_to_blame_when_the_receiver_answers_the_n
     with pytest.raises(Unavailable):
         sink.deliver([poison])
     assert sink.deliver(others) == []
-    assert fates(sink.deliver([poison])) == {poison.seq: "retry"}
+    assert outcomes(sink.deliver([poison])) == {poison.seq: "retry"}
 
 
 def test_a_receiver_that_cuts_every_connection_is_unavailable(receiver: Receiver, open_sink: Make) -> None:
