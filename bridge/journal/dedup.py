@@ -138,7 +138,11 @@ class Appender:
             fresh = window.unseen(ticket.batch.events, taken)
             tickets.append(ticket)
             batches.append((ticket.batch, self.next_seq + len(taken), fresh))
-            taken.update(fresh)
+            if index == 0:
+                taken = fresh
+            else:
+                taken = dict(taken) if index == 1 else taken
+                taken.update(fresh)
         if not self._store.has_room() and not self._space.make_room(window.oldest_seq):
             return False
         began = monotonic()

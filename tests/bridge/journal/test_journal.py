@@ -29,6 +29,7 @@ from bridge.journal import (
     Settlement,
     SinkCounters,
     dedup,
+    tables,
 )
 from bridge.journal import journal as journal_module
 from bridge.sink import Entry
@@ -364,6 +365,30 @@ def test_nothing_is_accepted_while_uuids_can_not_be_read(
     with capture_logs() as logs:
         assert append(open_journal(), 1, 2) == (1, 1), "no duplicate has passed"
     assert [line["log_level"] for line in logs] == levels
+
+
+@pytest.mark.parametrize(("durability", "appending"), [("full", 2), ("normal", 1)])
+def test_an_append_is_synced_as_durability_says_and_a_settlement_never_is(
+    open_journal: Open, monkeypatch: pytest.MonkeyPatch, durability: str, appending: int
+) -> None:
+    levels: list[tuple[str, int]] = []
+
+    def noting(name: str) -> None:
+        save = getattr(tables, name)
+
+        def noted(db: sqlite3.Connection, *args: Any, **kwargs: Any) -> None:
+            levels.append((name, db.execute("PRAGMA synchronous").fetchone()[0]))
+            save(db, *args, **kwargs)
+
+        monkeypatch.setattr(tables, name, noted)
+
+    noting("save_batches")
+    noting("save_settlement")
+    journal = open_journal(durability=durability)
+    for number in (1, 2):
+        append(journal, number)
+        deliver(journal)
+    assert levels == [("save_batches", appending), ("save_settlement", 1)] * 2
 
 
 # Group commit

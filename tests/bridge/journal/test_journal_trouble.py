@@ -8,6 +8,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -490,5 +491,8 @@ def test_a_step_over_damage_that_can_not_be_recorded_is_taken_later(open_journal
         assert read(journal) == []
         assert "the disk is on fire" in trouble(journal)
         assert journal.counters().sinks["a"].dropped == 0
+        began = time.monotonic()
+        assert read(journal) == []
+        assert time.monotonic() - began >= 0.2, "it pauses while the disk fails"
     assert read_all(journal) == [2]
     assert trouble(journal) == ""

@@ -154,3 +154,22 @@ def test_a_jump_that_can_not_be_recorded_moves_nobody(store: Store, add_sink: Ad
         make(store, sinks).jump(sinks, 3)
     assert cursor.row == ROW
     assert tables.sinks(store.db) == {"a": ROW}
+
+
+def test_a_journal_that_is_full_of_something_else_drops_what_it_has_and_stays_full(store: Store, add_sink: Add) -> None:
+    sinks: Sinks = {}
+    cursor = add_sink(sinks, "a", 1)
+    put(store, 3)
+    with store.transaction(synced=False) as db:
+        db.execute("INSERT INTO quarantine (stream, received, reason, frame) VALUES ('s', 1.0, 'not_json', zeroblob(300000))")
+    assert not make(store, sinks, "drop_oldest").make_room(1)
+    assert (stored(store), cursor.row.dropped, cursor.row.cursor) == ([], 3, 4)
+    assert "full, journal.max_bytes is 200000" in (store.last_error() or "")
+
+
+def test_nothing_is_skipped_that_is_sound(store: Store, add_sink: Add) -> None:
+    sinks: Sinks = {}
+    cursor = add_sink(sinks, "a", 1)
+    put(store, 3)
+    assert make(store, sinks).skip("a", cursor, 4)
+    assert cursor.row == ROW
