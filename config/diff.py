@@ -1,4 +1,4 @@
-"""What differs between two configurations: pure, and without a word about what is done then."""
+"""Differences between two configurations; pure."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple

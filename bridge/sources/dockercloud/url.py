@@ -6,7 +6,7 @@ from bridge.sources.dockercloud.settings import DockerCloudSettings
 
 
 def stream_url(settings: DockerCloudSettings) -> str:
-    """Build the address of a stream; filters are comma-joined, one parameter each, sorted, as the Go client sent them."""
+    """Build the address of a stream. Filters are comma-joined, one parameter each, sorted, as the Go client sent them."""
     url = urlsplit(settings.url)
     namespace = quote(settings.namespace, safe="") + "/" if settings.namespace else ""
     path = settings.path or f"/api/audit/v1/{namespace}events"

@@ -1,13 +1,13 @@
-"""A Docker Engine's events, and what they mean: how they become ours, and from where reading them resumes; no sockets.
+"""Mapping of a Docker Engine's events to ours, and the position from which reading them resumes; no sockets.
 
-An Engine says what was done to a container; a Docker Cloud event says in what state it is. `to_event` turns the one into
-the other, after the principle of Docker Cloud's own agent: `create`, `start`, `die` and `destroy` tell the state, so does a
-`kill` that stops; everything else has no counterpart (docs/events.md has the table). Only containers are mapped.
+An Engine's event has an action on a container, a Docker Cloud event has its state. `to_event` maps them as Docker Cloud's own
+agent did: `create`, `start`, `die`, `destroy` and a `kill` that stops determine the state; other actions have no counterpart
+(docs/events.md has the table). Only containers are mapped.
 
 **Resuming.** A position is the greatest `timeNano` seen. The Engine is asked for everything `since` a little earlier, because
-its events are not strictly in order of time, and the journal recognises what it has already. The replay is small: 256 events
-of all types, in memory, gone when the daemon restarts (moby, daemon/events/events.go). Every event that was seen must
-come again in the replay of the next session; if the last one does not, events may be missing.
+its events are not strictly in order of time; the journal drops duplicates. The replay is small: 256 events of all types, in
+memory, gone when the daemon restarts (moby, daemon/events/events.go). Every event that was seen must come again in the replay
+of the next session; if the last one does not, events may be missing.
 
 **Clocks.** Positions are times of the Engine's clock and are compared with nothing else. If that clock was set back behind the
 position, everything that the Engine still has is read again, and positions start anew from it.
@@ -26,10 +26,10 @@ import msgspec
 from bridge.event import NAMESPACE
 
 OVERLAP: Final = 30 * 10**9
-"""Nanoseconds before the position from which a session resumes."""
+"""Nanoseconds between the position and the earlier time from which a session resumes."""
 
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What decoding JSON raises, be it none or another thing than expected."""
+"""Exceptions of decoding something that is no JSON, or another JSON than expected."""
 
 _SECOND: Final = 10**9
 
@@ -40,22 +40,22 @@ _STATES: Final = {
     "die": ("update", "Stopped"),
     "destroy": ("delete", "Terminated"),
 }
-"""Action of a container at the Engine: action and state at Docker Cloud. `stop`, `restart` and `oom` are told by `die` and
-`start` already; there was no paused state."""
+"""Action of a container at the Engine: action and state at Docker Cloud. `stop`, `restart` and `oom` come with `die` and
+`start`; there was no paused state."""
 
 _STOPPING: Final = frozenset({"", "2", "3", "9", "15", "INT", "QUIT", "KILL", "TERM"})
-"""Signals that stop a container; none is KILL, the API's default. `HUP`, `USR1` and the like are messages to it."""
+"""Signals that stop a container; an empty one is KILL, the API's default. `HUP`, `USR1` and the like are messages to it."""
 
 
 class Actor(msgspec.Struct, frozen=True):
-    """What an Engine event is about: its id, and its labels mixed with what the Engine adds (`image`, `name`, …)."""
+    """Subject of an Engine's event: its id, and its labels mixed with the Engine's own (`image`, `name`, …)."""
 
     id: str = msgspec.field(default="", name="ID")
     attributes: dict[str, str] | None = msgspec.field(default=None, name="Attributes")
 
 
 class EngineEvent(msgspec.Struct, frozen=True):
-    """One event as the Engine says it (moby, api/types/events/events.go); `status`, `id` and `from` before API 1.22."""
+    """One event of the Engine (moby, api/types/events/events.go); `status`, `id` and `from` before API 1.22."""
 
     type: str = msgspec.field(default="", name="Type")
     action: str = msgspec.field(default="", name="Action")
@@ -72,7 +72,7 @@ class EngineEvent(msgspec.Struct, frozen=True):
 
     @property
     def nanos(self) -> int:
-        """When it happened, in nanoseconds since the epoch by the Engine's clock."""
+        """Time of the event, in nanoseconds since the epoch by the Engine's clock."""
         return self.time_nano or self.time * _SECOND
 
 
@@ -81,7 +81,7 @@ decode_event: Final = msgspec.json.Decoder(EngineEvent).decode
 
 
 class Identity(NamedTuple):
-    """Who the Engine is, from `GET /info`: its own ID; its node's and cluster's in a swarm, if it is in one and knows."""
+    """Identity of an Engine, from `GET /info`: its own ID; its node's and cluster's if it is in a swarm and knows them."""
 
     daemon: str
     node: str = ""
@@ -97,7 +97,7 @@ class _Swarm(msgspec.Struct, frozen=True):
 
 
 class Info(msgspec.Struct, frozen=True):
-    """What we need of `GET /info`."""
+    """The used fields of `GET /info`."""
 
     id: str = msgspec.field(name="ID")
     time: Annotated[datetime, msgspec.Meta(tz=True)] = msgspec.field(name="SystemTime")
@@ -105,13 +105,13 @@ class Info(msgspec.Struct, frozen=True):
 
     @property
     def identity(self) -> Identity:
-        """Who the Engine says it is."""
+        """Identity of the Engine."""
         swarm = self.swarm or _Swarm()
         return Identity(self.id, swarm.node, swarm.cluster.id if swarm.cluster else "")
 
     @property
     def nanos(self) -> int:
-        """What its clock says, in nanoseconds since the epoch, cut to microseconds."""
+        """Time of its clock, in nanoseconds since the epoch, cut to microseconds."""
         return (self.time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
 
 
@@ -158,7 +158,7 @@ def _details(action: str, attributes: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _parents(labels: Mapping[str, str], identity: Identity, namespace: str) -> list[str]:
-    """Service, node, stack and node cluster, in the original's order, each if it is known from labels or identity."""
+    """List service, node, stack and node cluster in the original's order, each if labels or identity have it."""
     service, stack = labels.get("com.docker.swarm.service.id"), labels.get("com.docker.stack.namespace")
     project, compose = labels.get("com.docker.compose.project"), labels.get("com.docker.compose.service")
     node = labels.get("com.docker.swarm.node.id") or identity.node
@@ -184,7 +184,7 @@ def _uri(area: str, kind: str, key: str, namespace: str) -> str:
 
 
 class Position(NamedTuple):
-    """From where to resume: a time of the Engine's clock, and whether an event with exactly this time was seen."""
+    """Position in an Engine's events: a time of its clock, and whether an event with exactly this time was seen."""
 
     nanos: int
     seen: bool
@@ -200,24 +200,24 @@ class Position(NamedTuple):
 
 
 def resume(position: Position | None, engine_time: int) -> tuple[int, Position]:
-    """Decide from when to ask the Engine, in nanoseconds, and with which position a session begins.
+    """Return the time from which to ask the Engine, in nanoseconds, and the position of the new session.
 
     Args:
-        position: That of the session before; None at the very first, which begins with what happens from now on.
+        position: Position of the session before; None at the very first, which begins now.
         engine_time: The Engine's clock now, in nanoseconds, cut to microseconds.
     """
     if position is None:
         return engine_time, Position(engine_time, seen=False)
-    if position.nanos >= engine_time + 1000:  # The clock was set back: the position says nothing about it.
+    if position.nanos >= engine_time + 1000:  # The clock was set back: the position means nothing to it.
         return 0, Position(0, seen=False)
     return max(0, position.nanos - (OVERLAP if position.seen else 0)), position
 
 
 class Progress:
-    """How far a session has got.
+    """Progress of a session.
 
     Args:
-        start: The position with which it begins.
+        start: Its first position.
     """
 
     def __init__(self, start: Position) -> None:
@@ -225,7 +225,7 @@ class Progress:
         self._awaited: float = start.nanos if start.seen else math.inf
 
     def advance(self, nanos: int) -> bool:
-        """Note the time of an event; False if the last one seen before did not come again, so that events may be missing."""
+        """Note the time of an event; return False if the last event seen before did not come again: events may be missing."""
         complete = nanos <= self._awaited
         if nanos >= self._awaited:
             self._awaited = math.inf

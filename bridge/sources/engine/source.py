@@ -1,12 +1,11 @@
-"""A Docker Engine's `/events` as a stream: the other kind of source, one that can resume.
+"""A Docker Engine's `/events` as a source that can resume.
 
 `events` decides what the Engine's events mean and from where to resume, `connection` speaks HTTP, and `wire` finds the events
 in the bytes read. A session takes two connections: one for `/info`, which tells who the Engine is and what time its clock says,
 then one for `/events`.
 
-**Life.** An idle Engine is silent. After `quiet` seconds, `/_ping` on another connection proves that the daemon lives.
-
-The Engine's API is powerful (who may create containers is root), so this module only ever sends GET.
+An idle Engine is silent. After `quiet` seconds, `/_ping` on another connection proves that the daemon lives. Only GET is sent:
+the Engine's API is powerful, since creating containers means being root.
 """
 
 import contextlib
@@ -43,7 +42,7 @@ class EngineSource:
     """Opens sessions with one Docker Engine; implements `bridge.source.Source`.
 
     Args:
-        settings: How to reach it.
+        settings: Address, certificates and timeouts.
         clock: Monotonic clock.
         read_timeout: Seconds after which a read of a silent stream returns.
         quiet: Seconds of silence after which the Engine must prove that it lives.
@@ -65,7 +64,7 @@ class EngineSource:
         self.address = Address.parse(settings.url, tls=self._secure)
 
     def open(self, position: str | None) -> "EngineSession":
-        """Ask who the Engine is and what its clock says, then for its events; see `bridge.source.Source`."""
+        """Ask for the Engine's identity and time, then for its events; see `bridge.source.Source`."""
         info = self._info()
         known = Position.parse(position) if position else None
         since, start = resume(known, info.nanos)
@@ -85,7 +84,7 @@ class EngineSource:
         return self._get(f"/events?{query}", begin)
 
     def ping(self) -> None:
-        """Have the Engine prove that it lives, on a connection of its own; a refusal is a proof, too.
+        """Ask the Engine for a sign of life on a connection of its own; a refusal is one, too.
 
         Raises:
             Ended: It does not answer.
@@ -110,10 +109,10 @@ class EngineSource:
         return self._get(path, read)
 
     def _get(self, path: str, use: Callable[[Connection], T]) -> T:
-        """Ask for `path` and return what `use` makes of the answer, all within `connect_timeout`.
+        """Ask for `path` and return the result of `use` on the answer, all within `connect_timeout`.
 
         Raises:
-            Ended: That failed, for whatever reason; the connection is closed.
+            Ended: It failed; the connection is closed.
         """
         connection = Connection(self.address, self.settings.connect_timeout, self._context())
 
@@ -134,7 +133,7 @@ class EngineSource:
             raise Ended(f"{self.address}: {text}", reason) from error
 
     def _explain(self, error: Exception) -> tuple[str, EndReason]:
-        """Say why the Engine can't be reached, and what helps."""
+        """Describe why the Engine can't be reached, with advice."""
         match error:
             case TimeoutError():
                 return f"no answer within {self.settings.connect_timeout:g} s", "network"
@@ -168,7 +167,7 @@ class EngineSource:
 
 
 def _remedy(path: str) -> str:
-    """Say which group may use a socket."""
+    """Name the group that may use a socket."""
     try:
         group = Path(path).stat().st_gid
         name = grp.getgrgid(group).gr_name
@@ -209,9 +208,9 @@ class EngineSession:
         self._heard_at = source.clock()
 
     def read(self) -> Read:
-        """Wait up to `read_timeout` (and `connect_timeout` for a ping) for what one read brings.
+        """Wait up to `read_timeout` (and `connect_timeout` for a ping) for events.
 
-        The first read waits for nothing: it says from where to resume should nothing ever come.
+        The first read does not wait: it returns the position from which to resume if no event ever comes.
         """
         if not self._begun:
             self._begun = True
@@ -249,7 +248,7 @@ class EngineSession:
         return content
 
     def _lives(self) -> bool:
-        """Ask for a proof of life after a long silence."""
+        """Ping the Engine after a long silence; tell whether that was done."""
         if self._source.clock() - self._heard_at < self._source.quiet:
             return False
         self._source.ping()

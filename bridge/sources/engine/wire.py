@@ -16,8 +16,8 @@ _raw_decode: Final = json.JSONDecoder().raw_decode
 class ObjectReader:
     """Takes JSON texts out of a byte stream that arrives in arbitrary pieces.
 
-    They may follow each other in lines (what Engines write), with record separators before them (RFC 7464, what newer ones
-    can write) or with nothing in between. What is no JSON comes out as it is, up to the next line.
+    They may stand in lines (Engines), have record separators before them (RFC 7464, newer Engines) or have nothing between
+    them. Anything else comes out as it is, up to the next line.
 
     Args:
         max_bytes: A longer text is cut off here, and the rest of its line is left out.
@@ -29,7 +29,7 @@ class ObjectReader:
         self._skipping = False
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Add what was read, and take out the texts that are complete."""
+        """Add data, and take out the texts that are complete."""
         *lines, self._tail = (self._tail + data).replace(b"\x1e", b"\n").split(b"\n")
         if self._skipping and lines:
             self._skipping = False
@@ -50,7 +50,7 @@ class ObjectReader:
 
 
 def _objects(line: bytes) -> tuple[list[bytes], bytes]:
-    """Separate JSON texts that follow each other with nothing or white space in between, and what is incomplete."""
+    """Separate JSON texts with nothing or white space between them; return them and the incomplete rest."""
     text, objects, position = line.decode("latin-1"), [], 0  # Every byte a character, so that positions are the same.
     with contextlib.suppress(ValueError, RecursionError):
         while match := _NOT_SPACE.search(text, position):
