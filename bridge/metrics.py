@@ -24,9 +24,9 @@ from bridge.source import END_REASONS
 
 MALFORMED_REASONS: Final[tuple[str, ...]] = get_args(MalformedReason)
 
-_FAST: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_FAST_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 # Retries and outages make latencies hours long.
-_SLOW: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 300, 1800, 7200, 43200)
+_SLOW_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 300, 1800, 7200, 43200)
 
 
 class Observed(Protocol):
@@ -95,7 +95,7 @@ class Metrics:
             "stream_last_frame_timestamp_seconds", "When anything at all arrived last, a pong for example.", "stream"
         )
         self.stream_lag = histogram(
-            "stream_lag_seconds", "Time from an event to its reception; the oldest of each batch.", _SLOW, "stream"
+            "stream_lag_seconds", "Time from an event to its reception; the oldest of each batch.", _SLOW_SECONDS, "stream"
         )
         self.stream_control = counter("stream_control_frames", "Messages that are no events, by type.", "stream", "type")
         self.stream_ignored = counter("stream_ignored", "What has no counterpart among the events of Docker Cloud.", "stream")
@@ -105,10 +105,10 @@ class Metrics:
             "sink_failures", "Deliveries that failed as a whole, and events that failed by themselves.", "sink", "reason"
         )
         self.sink_latency = histogram(
-            "sink_latency_seconds", "Time from reception to acknowledgement; the oldest of each batch.", _SLOW, "sink"
+            "sink_latency_seconds", "Time from reception to acknowledgement; the oldest of each batch.", _SLOW_SECONDS, "sink"
         )
-        self.sink_delivery = histogram("sink_delivery_seconds", "Duration of one delivery.", _FAST, "sink")
-        self.journal_commit = histogram("journal_commit_seconds", "Duration of one commit of events.", _FAST)
+        self.sink_delivery = histogram("sink_delivery_seconds", "Duration of one delivery.", _FAST_SECONDS, "sink")
+        self.journal_commit = histogram("journal_commit_seconds", "Duration of one commit of events.", _FAST_SECONDS)
         self.journal_limit = gauge("journal_limit_bytes", "How large the journal may become.")
         self.reload_successful = gauge("config_last_reload_successful", "1 if the configuration was read without errors.")
         self.reload_successful.set(1)
