@@ -10,44 +10,18 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from pydantic import Field, SecretStr, field_validator
+from pydantic import SecretStr
 
-from bridge.field_types import Seconds, Strict
 from bridge.sink import SinkSettings
 from config.load import ConfigError, load
 from config.plugins import Plugins
 from config.settings import Settings
-
-
-class Tls(Strict):
-    pin: SecretStr | None = None
-
-
-class QueueSettings(SinkSettings):
-    type: Literal["queue"]
-    url: str = Field(description="Where the queue is.")
-    servers: list[str] = Field(default=[])
-    table: dict[str, int] = Field(default={})
-    headers: dict[str, SecretStr] = Field(default={})
-    token: SecretStr | None = None
-    tls: Tls | None = None
-    every: Seconds = 1.0
-
-    @field_validator("url")
-    @classmethod
-    def _known_scheme(cls, url: str) -> str:
-        if not url.startswith("queue://"):
-            raise ValueError(f"{url} must begin with queue://")
-        return url
+from tests.support.queue_plugin import QueueSettings, plugin
 
 
 class LockedSettings(SinkSettings):
     type: Literal["locked"]
     secret: SecretStr
-
-
-def plugin(model: type[SinkSettings]) -> Any:
-    return type("Plugin", (), {"Settings": model, "__init__": lambda *_: None})
 
 
 def broken() -> Any:

@@ -1,48 +1,20 @@
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import pytest
-from pydantic import Field, SecretStr
 
-from bridge.field_types import Seconds, Strict
 from bridge.sink import SinkSettings
 from bridge.sources.dockercloud.settings import DockerCloudSettings
 from bridge.sources.engine.settings import EngineSettings
 from config.load import ConfigError, load, load_http
 from config.plugins import Plugins
 from config.settings import Settings
-
-
-class Tls(Strict):
-    ca_file: Path | None = None
-    pin: SecretStr | None = None
-
-
-class QueueSettings(SinkSettings):
-    type: Literal["queue"]
-    url: str = Field(description="Where the queue is.")
-    servers: list[str] = Field(default=[])
-    table: dict[str, int] = Field(default={})
-    token: SecretStr | None = None
-    headers: dict[str, SecretStr] = Field(default={})
-    tls: Tls | None = None
-    template: str = "{type}"
-    every: Seconds = 1.0
+from tests.support.queue_plugin import QueueSettings, Tls, plugin
 
 
 class StdoutSettings(SinkSettings):
     type: Literal["stdout"]
-
-
-def plugin(model: type[SinkSettings]) -> Any:
-    class Plugin:
-        Settings: ClassVar = model
-
-        def __init__(self, name: str, settings: Any) -> None:
-            self.made = (name, settings)
-
-    return Plugin
 
 
 PLUGINS: Plugins = {

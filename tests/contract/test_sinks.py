@@ -3,13 +3,13 @@
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bridge.sink import Entry, Failure, Sink, Unavailable
 from tests.contract.harness import Ability, Harness, make_entries, make_entry, strangers
+from tests.support.processes import open_descriptors
 from tests.support.waiting import until
 
 if not (HARNESSES := strangers()):
@@ -43,10 +43,6 @@ def by_resource(events: Sequence[bytes]) -> dict[str, list[bytes]]:
     for event in events:
         found[Entry(0, 0.0, event).fields.resource_uri].append(event)
     return found
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 class Delivery(threading.Thread):

@@ -35,8 +35,8 @@ from kafka.admin import (  # type: ignore[import-untyped]
 from kafka.consumer import KafkaConsumer  # type: ignore[import-untyped]
 from kafka.structs import TopicPartition  # type: ignore[import-untyped]
 
-from tests.support.freezing import freeze
 from tests.support.ports import free_ports
+from tests.support.processes import freeze
 from tests.support.receiver import make_certificate
 
 VERSION: Final = "4.1.1"

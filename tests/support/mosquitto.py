@@ -23,8 +23,8 @@ from typing import Any, Self
 
 import psutil
 
-from tests.support.freezing import freeze
 from tests.support.ports import free_port
+from tests.support.processes import freeze
 
 _SYNC = "sync/"
 

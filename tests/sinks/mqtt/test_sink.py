@@ -16,6 +16,7 @@ from sinks.mqtt.settings import MqttSettings
 from sinks.mqtt.sink import MqttSink
 from tests.contract.harness import make_entries, make_entry
 from tests.contract.mqtt_broker import Answer, Broker, Publish
+from tests.support.failures import outcomes
 from tests.support.waiting import until
 
 MakeSink = Callable[..., MqttSink]
@@ -55,10 +56,6 @@ def connack(*properties: bytes) -> bytes:
 
 def refuse(code: int, wanted: Callable[[Publish], bool]) -> Callable[[Publish], Answer]:
     return lambda publish: code if wanted(publish) else 0
-
-
-def outcomes(failures: Sequence[Failure]) -> dict[int, tuple[str, str]]:
-    return {failure.seq: (failure.outcome, failure.reason) for failure in failures}
 
 
 def wait_until_gone(sink: MqttSink) -> Unavailable:

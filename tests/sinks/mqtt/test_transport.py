@@ -21,7 +21,9 @@ from sinks.mqtt.settings import MqttSettings
 from sinks.mqtt.sink import MqttSink
 from tests.contract.harness import make_entries, make_entry
 from tests.support import mosquitto
+from tests.support.failures import outcomes
 from tests.support.mosquitto import Broker, Certificates, Mosquitto, Subscriber, user_properties, write_passwords
+from tests.support.processes import open_descriptors
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(mosquitto.any_available() is not None, reason=str(mosquitto.any_available()))
@@ -49,10 +51,6 @@ def make_sink() -> Iterator[MakeSink]:
 def anybody(tmp_path: Path) -> Iterator[Broker]:
     with mosquitto.anybody(tmp_path) as broker:
         yield broker
-
-
-def outcomes(failures: Sequence[Failure]) -> dict[int, tuple[str, str]]:
-    return {failure.seq: (failure.outcome, failure.reason) for failure in failures}
 
 
 def deliver_all(
@@ -436,10 +434,6 @@ def abort_connections_to(port: int) -> None:
         if getattr(connection.raddr, "port", None) == port:
             with socket.socket(fileno=os.dup(connection.fd)) as same:
                 same.shutdown(socket.SHUT_RDWR)
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def reached(subscriber: Subscriber, count: int) -> bool:

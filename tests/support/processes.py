@@ -1,4 +1,4 @@
-"""Freezing a process: SIGSTOP takes effect a moment later, thread by thread."""
+"""Freezing a process, and counting the descriptors of this one."""
 
 import os
 import signal
@@ -10,7 +10,10 @@ _PATIENCE: Final = 10.0
 
 
 def freeze(pid: int) -> None:
-    """Stop a process, and wait until none of its threads runs any more; SIGCONT lets them go on."""
+    """Stop a process, and wait until none of its threads runs any more; SIGCONT lets them go on.
+
+    SIGSTOP takes effect a moment later, thread by thread.
+    """
     os.kill(pid, signal.SIGSTOP)
     deadline = time.monotonic() + _PATIENCE
     while not all(_is_stopped(task) for task in Path(f"/proc/{pid}/task").iterdir()):
@@ -24,3 +27,8 @@ def _is_stopped(task: Path) -> bool:
         return (task / "stat").read_text().rpartition(")")[2].split()[0] in "TtZX"
     except OSError:
         return True  # The thread has ended.
+
+
+def open_descriptors() -> int:
+    """Count the open descriptors of this process."""
+    return len(list(Path("/proc/self/fd").iterdir()))
