@@ -24,8 +24,7 @@ class Reload:
     """Reads the configuration again and applies what is new in it; only the main thread calls it.
 
     Args:
-        bridge: What runs.
-        settings: What it runs with.
+        settings: The running configuration.
         log_as: Changes how the process logs.
     """
 

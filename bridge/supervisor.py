@@ -56,8 +56,6 @@ class Supervisor:
 
     Args:
         journal: Shared by all; closed in the end.
-        streams: The streams.
-        forwarders: The forwarders.
         restarts: Counts threads that died of a bug.
         grace: Seconds that forwarders have, after the streams have stopped, to deliver what is left.
         requests: A queue that may hold requests from before the supervisor was made.

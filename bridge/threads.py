@@ -41,13 +41,7 @@ class Count(Protocol):
 
 
 class StreamThread(threading.Thread):
-    """Follows one stream.
-
-    Args:
-        stream: The stream.
-        restarts: Counts the times that the thread died of a bug.
-        at_end: Called by the thread before it ends.
-    """
+    """Follows one stream. `at_end` is called by the thread before it ends."""
 
     def __init__(self, stream: Stream, restarts: Count, at_end: Callable[[], None]) -> None:
         super().__init__(name=f"stream-{stream.name}", daemon=True)
@@ -98,12 +92,7 @@ class Handover:
 
 
 class SinkThread(threading.Thread):
-    """Forwards to one sink.
-
-    Args:
-        forwarder: The forwarder of the sink.
-        restarts: Counts the times that the thread died of a bug.
-        at_end: Called by the thread before it ends.
+    """Forwards to one sink. `at_end` is called by the thread before it ends.
 
     Attributes:
         ended: True once nothing is delivered and the journal is not used any more.

@@ -23,9 +23,6 @@ class Cursor:
 
     Attributes:
         reading: Held while `db` is used, so that it is not closed then.
-        row: The row of the table of sinks.
-        retrying: The number of events in its retry queue.
-        dead_letters: The number of its dead letters.
         next_unread: The sequence number after the last event that was read, and may be in delivery.
     """
 
@@ -129,12 +126,7 @@ class Cursor:
 
 
 class Sinks(dict[str, Cursor]):
-    """The cursors by the sinks' names. `add` and `forget_except` belong to the holder of the journal's write lock.
-
-    Args:
-        store: Where the cursors are recorded.
-        changed: The journal's lock under which counts change.
-    """
+    """The cursors by the sinks' names. All methods belong to the holder of the journal's write lock."""
 
     def __init__(self, store: Store, changed: threading.Condition) -> None:
         super().__init__()

@@ -36,12 +36,6 @@ class Window:
     Two generations make expiry free: new uuids go into the current one; when it is full or old it becomes the previous one,
     and what was the previous one is forgotten as a whole. Evicting one by one costs a hundred times as much.
 
-    Args:
-        seconds: How long uuids are remembered.
-        max_events: How many of them.
-        now: The monotonic time.
-        first: The sequence number of the first event that will be remembered.
-
     Attributes:
         oldest_seq: The first sequence number that is remembered; older uuids need not be kept on disk.
     """
@@ -88,16 +82,8 @@ class Ticket:
 class Appender:
     """Commits batches, many of all streams at once: group commit. `commit` belongs to the holder of the write lock.
 
-    Args:
-        store: Where batches are stored.
-        space: Makes room when the journal is full.
-        remembered: Reads the dedup window.
-        changed: The journal's lock under which counts change.
-        next_seq: The sequence number of the next event.
-        observe_commit: Called with the seconds that a commit took.
-
     Attributes:
-        next_seq: As above.
+        next_seq: The sequence number of the next event.
         streams: The counters of the streams.
         waiting: The batches that wait.
     """
@@ -175,12 +161,8 @@ class Remembered:
     """Reads the dedup window of a file that was just opened.
 
     Args:
-        store: Where errors are recorded.
-        settings: How much is remembered.
         following: The sequence number of the next event.
         closing: Set once the journal is being closed, which ends the reading.
-        clock: The time of day in seconds since the epoch.
-        monotonic: Monotonic clock.
 
     Attributes:
         done: Set when all uuids are remembered, or the journal is being closed.

@@ -27,12 +27,7 @@ class Space:
     """Makes room in the journal. It has no state of its own; every method belongs to the holder of the journal's write lock.
 
     Args:
-        store: Where room is made.
-        sinks: The journal's cursors, by the sinks' names; as it adds and forgets sinks, they change.
-        changed: The journal's lock under which cursors move.
-        letters: The dead letters.
-        when_full: "block" leaves all that is not delivered; "drop_oldest" drops the oldest dead letters, and then the oldest
-            of the rest.
+        when_full: "block" keeps all pending events; "drop_oldest" drops the oldest dead letters, then the oldest events.
     """
 
     def __init__(
@@ -52,8 +47,7 @@ class Space:
     def prune_some(self, oldest_seq: int) -> bool:
         """Delete some rows behind all cursors or out of the window; return whether there may be more.
 
-        Args:
-            oldest_seq: The first sequence number whose uuid is remembered.
+        The uuids of events before `oldest_seq` are not remembered.
         """
         deleted = 0
         with self._store.swallow_errors("prune"), self._store.transaction(synced=False) as db:
@@ -110,11 +104,7 @@ class Space:
             log.error("events in the retry queue are damaged and were dropped", sink=sink, events=len(rows))
 
     def make_room(self, oldest_seq: int) -> bool:
-        """Delete as `prune_some` does and `when_full` says; return whether the journal may take events again.
-
-        Args:
-            oldest_seq: The first sequence number whose uuid is remembered.
-        """
+        """Delete as `prune_some` does and `when_full` says; return whether the journal may take events again."""
         store = self._store
         limit = store.limit()
         # Well below it, so that a sink that is a little too slow does not make it full and not full all the time.

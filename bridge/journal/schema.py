@@ -98,7 +98,7 @@ def _of_books(db: sqlite3.Connection) -> Iterator[str]:
     streams, retrying = tables.stream_counters(db), queues.count_retries(db)
     if following != 1 + sum(stream.accepted for stream in streams.values()):
         yield f"the next event can't have place {following}"
-    if (tables.newest_first(db) or 0) >= following:
+    if (tables.last_first(db) or 0) >= following:
         yield f"an event has a place after {following}, the next one"
     for name, stream in streams.items():
         if stream.received != stream.accepted + stream.duplicate + sum(stream.malformed.values()):

@@ -220,12 +220,6 @@ def delete_sink(db: sqlite3.Connection, name: str) -> None:
     db.execute("DELETE FROM retries WHERE sink = ?", (name,))
 
 
-def newest_first(db: sqlite3.Connection) -> int | None:
-    """Return the first sequence number of the last stored batch."""
-    first: int | None = db.execute("SELECT max(first) FROM batches").fetchone()[0]
-    return first
-
-
 def oldest_first(db: sqlite3.Connection) -> int | None:
     """Return the first stored sequence number."""
     first: int | None = db.execute("SELECT min(first) FROM batches").fetchone()[0]

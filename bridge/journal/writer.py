@@ -28,14 +28,10 @@ class Store:
     else may be called from any thread. The errors have a lock of their own, under which no other one is taken.
 
     Args:
-        path: The file.
         durability: "full" syncs the commits that ask for it; "normal" leaves it to `sync`.
         max_bytes: How large the file may become, if the disk has room for that.
 
     Attributes:
-        path: The file.
-        db: The connection. Changes are made in a `transaction`.
-        max_bytes: As above.
         used: Bytes of the file in use after the last commit.
         damaged: True once damage was found that only opening the file anew puts right.
 
