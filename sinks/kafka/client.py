@@ -3,18 +3,17 @@
 What kafka-python 3.0 does wrong, and what is done about it:
 
 - Its idempotent producer wedges for ever after a long outage, and dies of a single refused record: idempotence is off.
-- Its buffer has no bound: at most one batch per partition is handed over at a time, and its fate is awaited.
+- Its buffer has no bound: at most one batch per partition is handed over at a time, and its outcome is awaited.
 - It may never tell what became of a batch: there is a deadline of our own, after which the producer is thrown away. It is never
   waited for: `close` ends it by force, what is under way included.
-- It tells causes only in its log: what its threads log is overheard while something is awaited, and kept from everybody else.
+- It tells causes only in its log: what its threads log is captured while something is awaited, and goes to no other handler.
 
 A batch is put into the producer's own buffer as a whole; metadata, connections, TLS, SASL, requests and retries remain the
 library's. That touches its inner parts, which are looked at first: where they do not look as expected, records are handed over
 one by one by `send`, lingering so long that those of a partition become one batch, too. What asks the library about topics is
-in `kafka_metadata` and `kafka_admin`.
+in `metadata` and `preflight`.
 """
 
-import inspect
 import random
 import threading
 import time
@@ -28,27 +27,20 @@ from kafka.net.compat import KafkaNetClient  # type: ignore[import-untyped]
 from kafka.net.manager import KafkaConnectionManager  # type: ignore[import-untyped]
 from kafka.net.sasl.oauth import AbstractTokenProvider  # type: ignore[import-untyped]
 from kafka.net.selector import NetworkSelector  # type: ignore[import-untyped]
-from kafka.producer.producer_batch import ProducerBatch  # type: ignore[import-untyped]
-from kafka.record.default_records import DefaultRecordBatchBuilder  # type: ignore[import-untyped]
-from kafka.record.memory_records import MemoryRecordsBuilder  # type: ignore[import-untyped]
-from kafka.structs import TopicPartition  # type: ignore[import-untyped]
 
 from bridge.sink import Unavailable
-from sinks.kafka.errors import BYSTANDER, LOGIN_REFUSED, Refusal, overheard, without
-from sinks.kafka.log import Overheard
-from sinks.kafka.metadata import Metadata
-from sinks.kafka.preflight import describe
-from sinks.kafka.pulse import INTERVAL, Pulse
-from sinks.kafka.records import Partition, Record, encode
-from sinks.kafka.remarks import About
+from sinks.kafka.errors import LOGIN_REFUSED, NOT_AT_FAULT, LogCapture, Refusal, logged_reason, without
+from sinks.kafka.metadata import IDLE_SECONDS, Liveness, Metadata
+from sinks.kafka.preflight import About, describe
+from sinks.kafka.records import Partition, Record, looks_as_expected, whole_batch
 from sinks.kafka.settings import KafkaSettings, connection_options, milliseconds, producer_options
 
 Outcome = Sequence[Refusal | None]
 """What became of each record of a batch: None if it was acknowledged. Empty if all were."""
 
-_MARGIN: Final = 1.0
+_MARGIN_SECONDS: Final = 1.0
 """Seconds beyond the delivery timeout after which the producer is not trusted any more."""
-_PATIENCE: Final = 5.0
+_CLOSE_SECONDS: Final = 5.0
 """Seconds that ending a producer by force may take."""
 
 
@@ -74,7 +66,7 @@ class _Connections(KafkaConnectionManager):  # type: ignore[misc]  # The library
         ends = [connection._throttle_time for connection in tuple(self._conns.values())]
         return max([end - time.monotonic() for end in ends], default=0.0)
 
-    async def knock(self, seconds: float) -> None:
+    async def probe(self, seconds: float) -> None:
         """Connect to one of the brokers and log in, or fail at once and say why; the library would try again and again."""
         deadline = time.monotonic() + seconds
         brokers = self.cluster.bootstrap_brokers()
@@ -113,14 +105,6 @@ class _Connections(KafkaConnectionManager):  # type: ignore[misc]  # The library
         return transport
 
 
-class _WholeBatch(ProducerBatch):  # type: ignore[misc]  # The library has no types.
-    """A batch that the producer does not cut in halves when it is too large, since that would be nobody's futures."""
-
-    @property
-    def record_count(self) -> int:
-        return 1
-
-
 class Client:
     """A producer, and everything around it. To be used by one thread; when anything was wrong, to be closed and made anew.
 
@@ -132,16 +116,16 @@ class Client:
         whole_batches: Whether batches are handed over as a whole.
     """
 
-    def __init__(self, settings: KafkaSettings, interval: float = INTERVAL) -> None:
+    def __init__(self, settings: KafkaSettings, interval: float = IDLE_SECONDS) -> None:
         self.whole_batches = False
         self._settings = settings
-        self._overheard = Overheard()
+        self._log = LogCapture()
         self._interval = interval
         self._net: Any = None
         self._connections: Any = None
         self._producer: Any = None
         self._metadata: Metadata
-        self._pulse: Pulse
+        self._liveness: Liveness
 
     def connect(self) -> None:
         """Connect to the first broker that answers, and log in.
@@ -149,7 +133,7 @@ class Client:
         Raises:
             Unavailable: That was not possible.
         """
-        self._overheard.listen([threading.current_thread()])
+        self._log.listen([threading.current_thread()])
         try:
             self._producer = KafkaProducer(
                 **self._options(),
@@ -157,12 +141,12 @@ class Client:
                 kafka_client=self._make_net,
             )
         except KafkaError as error:
-            self._overheard.lines.append(str(error))
+            self._log.lines.append(str(error))
             raise self.unavailable(f"no connection within {self._settings.connect_timeout:g} s") from error
-        self._overheard.listen([threading.current_thread(), self._producer._sender])
+        self._log.listen([threading.current_thread(), self._producer._sender])
         self.whole_batches = looks_as_expected(self._producer)
-        self._metadata = Metadata(self._settings, self._producer, self._overheard, self.unavailable)
-        self._pulse = Pulse(self._metadata.ask, self._settings.connect_timeout, self._interval)
+        self._metadata = Metadata(self._settings, self._producer, self._log, self.unavailable)
+        self._liveness = Liveness(self._metadata.ask, self._settings.connect_timeout, self._interval)
 
     def notice(self) -> None:
         """Notice that no broker is there any more, without waiting for anything.
@@ -173,8 +157,8 @@ class Client:
         self._alive()
         if self._connections.throttled() > 0:
             # They answer nothing until that is over.
-            self._pulse.heard()
-        elif self._pulse.is_gone():
+            self._liveness.heard()
+        elif self._liveness.is_gone():
             raise self.unavailable(f"no answer within {self._settings.connect_timeout:g} s")
 
     def partitions(self, topics: Collection[str]) -> dict[str, int | Refusal]:
@@ -199,15 +183,15 @@ class Client:
         pause = self._connections.throttled()
         if pause > self._settings.delivery_timeout / 2:
             raise Unavailable(f"{self._settings.where}: our quota is used up", "throttled", retry_after=pause)
-        self._overheard.lines.clear()
+        self._log.lines.clear()
         outcomes = self._produce_whole(batches) if self.whole_batches else self._produce_one_by_one(batches)
-        self._pulse.heard()
+        self._liveness.heard()
         return outcomes
 
     def unavailable(self, otherwise: str, delivered: Collection[int] = ()) -> Unavailable:
-        """Say why we do not get through, from what was overheard; if that was nothing, otherwise."""
+        """Say why we do not get through, from the captured log, or else with the message `otherwise`."""
         settings = self._settings
-        reason, words = overheard(tuple(self._overheard.lines)) or ("timeout", otherwise)
+        reason, words = logged_reason(tuple(self._log.lines)) or ("timeout", otherwise)
         if reason == "unauthorized" and words == LOGIN_REFUSED:
             who = f"user {settings.username}" if settings.username else "our token"
             words = f"login refused: {who} with {settings.sasl} is not accepted"
@@ -224,14 +208,14 @@ class Client:
         if producer is not None:
             with suppress(Exception):
                 producer._sender.force_close()  # The public `close` waits for what is under way.
-                producer._sender.join(_PATIENCE)
+                producer._sender.join(_CLOSE_SECONDS)
             with suppress(Exception):
                 producer.close(timeout=0)
             producer._closed = True  # Or its finalizer tries again.
         if net is not None:
             with suppress(Exception):
                 net.close()
-        self._overheard.stop()
+        self._log.stop()
 
     def _alive(self) -> Any:
         if self._producer is None:
@@ -243,7 +227,7 @@ class Client:
         selector = NetworkSelector(**options)
         manager = self._connections = _Connections(selector, **options)
         self._net = KafkaNetClient(net=selector, manager=manager, **options)
-        manager.run(manager.knock, self._settings.connect_timeout)
+        manager.run(manager.probe, self._settings.connect_timeout)
         return self._net
 
     def _options(self) -> dict[str, Any]:
@@ -255,13 +239,13 @@ class Client:
     def _produce_whole(self, batches: Mapping[Partition, Sequence[Record]]) -> dict[Partition, Outcome]:
         producer = self._producer
         buffer = producer._accumulator
-        waiting = {partition: _whole_batch(producer, partition, records) for partition, records in batches.items()}
+        waiting = {partition: whole_batch(producer, partition, records) for partition, records in batches.items()}
         for batch in waiting.values():
             with buffer._tp_lock(batch.topic_partition):
                 buffer._batches[batch.topic_partition].append(batch)
                 buffer._incomplete.add(batch)
         producer._sender.wakeup()
-        deadline = time.monotonic() + self._settings.delivery_timeout + _MARGIN
+        deadline = time.monotonic() + self._settings.delivery_timeout + _MARGIN_SECONDS
         found: dict[Partition, Outcome] = {}
         for partition, batch in waiting.items():
             future = batch.produce_future
@@ -285,7 +269,7 @@ class Client:
                 except KafkaError as error:
                     futures[partition].append(error)
         with suppress(KafkaError):
-            self._producer.flush(self._settings.delivery_timeout + _MARGIN)
+            self._producer.flush(self._settings.delivery_timeout + _MARGIN_SECONDS)
         return {partition: [self._result(future) for future in each] for partition, each in futures.items()}
 
     def _result(self, future: Any) -> Refusal | None:
@@ -299,30 +283,6 @@ class Client:
         return Refusal(None, f"no acknowledgement within {self._settings.delivery_timeout:g} s")
 
 
-def looks_as_expected(producer: Any) -> bool:
-    """Whether the library's inner parts are those that whole batches are made for."""
-    buffer = producer._accumulator
-    there = all(hasattr(buffer, name) for name in ("_tp_lock", "_batches", "_incomplete")) and hasattr(producer, "_sender")
-    version = producer.max_usable_produce_magic(producer.config["api_version"])
-    records = MemoryRecordsBuilder(version, 0, 1024)
-    builder = getattr(records, "_builder", None)
-    fields = ("_buffer", "_num_records", "_last_offset", "_first_timestamp", "_max_timestamp")
-    made = isinstance(builder, DefaultRecordBatchBuilder) and all(hasattr(builder, name) for name in fields)
-    return there and made and "records" in inspect.signature(ProducerBatch).parameters
-
-
-def _whole_batch(producer: Any, partition: Partition, records: Sequence[Record]) -> _WholeBatch:
-    body, first, latest = encode(records)
-    whole = MemoryRecordsBuilder(2, producer.config["compression_attrs"], len(body))
-    builder = whole._builder
-    builder._buffer += body
-    builder._num_records = len(records)
-    builder._last_offset = len(records) - 1
-    builder._first_timestamp, builder._max_timestamp = first, latest
-    whole.close()  # A batch that is closed counts as full, and is sent at once.
-    return _WholeBatch(TopicPartition(*partition), whole)
-
-
 def _outcome(refusals: Any, count: int) -> Outcome:
     errors = [refusals(index) for index in range(count)]
     return [_refusal(error) for error in errors]
@@ -333,5 +293,5 @@ def _refusal(error: Exception) -> Refusal:
         words = str(error.args[0]) if error.args and isinstance(error.args[0], str) else ""
         return Refusal(error.errno, words)
     if type(error) is KafkaError:
-        return BYSTANDER
+        return NOT_AT_FAULT
     return Refusal(None)

@@ -1,11 +1,15 @@
-"""What it means that a record was not acknowledged: whose fault it is, and in which words to say it; pure.
+"""Classify why a record was not acknowledged.
 
-kafka-python says little by its exceptions: a wrong password, an unknown certificate authority and a broker that is gone all
-look like a timeout. What really happened stands in what it logs; `overheard` finds the most telling line.
+kafka-python's exceptions say little: a wrong password, an unknown certificate authority and an unreachable broker all look
+like a timeout. The cause stands only in its log, which `LogCapture` keeps; `logged_reason` picks the line that says most.
 """
 
+import logging
 import re
+import threading
+from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from bridge.sink import Reason
@@ -13,19 +17,19 @@ from sinks.classification import Classification
 
 
 class Refusal(NamedTuple):
-    """Why a record was not acknowledged.
+    """The answer to a record that was not acknowledged.
 
     Attributes:
-        code: The error code of Kafka's protocol; None if the client said it by itself.
-        words: What was said.
+        code: The error code of Kafka's protocol, or None for an error of the client.
+        words: The message.
     """
 
     code: int | None
     words: str = ""
 
 
-BYSTANDER: Final = Refusal(None, "another record of the same batch was refused")
-"""Why a record was refused that nothing is wrong with."""
+NOT_AT_FAULT: Final = Refusal(None, "another record of the same batch was refused")
+"""The refusal of a valid record whose batch holds an invalid one."""
 
 MISSING: Final = 3
 INVALID: Final = 17
@@ -73,13 +77,13 @@ def classify(refusal: Refusal) -> Classification:
     known = _CODES.get(refusal.code)
     if known is None:
         return Classification("event", "retry", "server_error", f"error {refusal.code}: {refusal.words or 'unknown'}")
-    # What the library says about topics and the cluster is their name, or meant for producers of another kind.
+    # For topics and the cluster the library's message is only their name, or concerns idempotent producers.
     more = refusal.words if known.scope == "event" or known.outcome == "rejected" else ""
     return known._replace(error=f"{known.error}: {more}") if more else known
 
 
 _SIGNS: Final[tuple[tuple[str, Reason, str], ...]] = (
-    # What tells most comes first: of all that was overheard, the first kind that occurs is the reason.
+    # Most specific first: the first pattern that any line matches is the reason.
     (r"UnsupportedSaslMechanism", "unauthorized", "the broker does not know the mechanism of `sasl`"),
     (r"IllegalSaslState", "unauthorized", "the broker expects no login at this port"),
     (r"SaslAuthenticationFailed", "unauthorized", LOGIN_REFUSED),
@@ -101,8 +105,43 @@ _SIGNS: Final[tuple[tuple[str, Reason, str], ...]] = (
 )
 
 
-def overheard(lines: Iterable[str]) -> tuple[Reason, str] | None:
-    """Find out from what the client logged why it did not get through: as a label and in words."""
+class LogCapture(logging.Handler):
+    """Keeps the last lines that kafka-python logged in the threads of one producer.
+
+    Attributes:
+        lines: The lines.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._threads: set[int] = set()
+        self.lines: deque[str] = deque(maxlen=100)
+
+    def listen(self, threads: Iterable[threading.Thread]) -> None:
+        """Capture the lines of these threads from now on, and pass nothing of the library's log on.
+
+        Its warnings come with every attempt. Its debug lines contain keys, values and passwords.
+        """
+        self._threads = {thread.ident for thread in threads if thread.ident is not None}
+        library = logging.getLogger("kafka")
+        library.setLevel(logging.WARNING)
+        library.propagate = False
+        library.addHandler(self)
+
+    def stop(self) -> None:
+        """Stop capturing."""
+        logging.getLogger("kafka").removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line with its exception, which for some lines is the only content."""
+        if record.thread in self._threads:
+            with suppress(Exception):
+                error = record.exc_info[1] if record.exc_info else ""
+                self.lines.append(f"{record.getMessage()} {error}")
+
+
+def logged_reason(lines: Iterable[str]) -> tuple[Reason, str] | None:
+    """Find the reason of a failure in logged lines: the label and the message."""
     text = list(lines)
     for pattern, reason, words in _SIGNS:
         for line in reversed(text):
@@ -112,7 +151,7 @@ def overheard(lines: Iterable[str]) -> tuple[Reason, str] | None:
 
 
 def without(secrets: Iterable[str], text: str) -> str:
-    """A text without secrets, if it should have any."""
+    """Mask secrets in a text."""
     for secret in secrets:
         text = text.replace(secret, "***")
     return text

@@ -1,29 +1,49 @@
-"""Asking the brokers about a topic without writing to it; with `kafka_client` the only modules that know kafka-python."""
+"""Preflight checks of a topic: ask the brokers without writing, and report what an operator should change."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 from kafka.admin import ConfigResource, ConfigResourceType  # type: ignore[import-untyped]
 from kafka.net.compat import KafkaNetClient  # type: ignore[import-untyped]
 
 from sinks.kafka.errors import MISSING, UNAUTHORIZED
-from sinks.kafka.remarks import About
+from sinks.kafka.names import Topics
+from sinks.kafka.settings import KafkaSettings
+
+_OVERHEAD_BYTES: Final = 1024
+"""Room for key, headers and batch header beyond an event."""
+
+
+class About(NamedTuple):
+    """A topic as the brokers describe it; None where unknown or not shown to us.
+
+    Attributes:
+        exists: True if it exists.
+        may_write: True if we may write to it.
+        limit: Its `max.message.bytes`.
+        default_limit: The brokers' `message.max.bytes`, which counts for topics that are to be created.
+    """
+
+    exists: bool | None = None
+    may_write: bool | None = None
+    limit: int | None = None
+    default_limit: int | None = None
 
 
 def describe(options: Mapping[str, Any], topic: str | None) -> About:
-    """Tell what the brokers know of a topic, or only of themselves; nothing is created by that.
+    """Describe a topic, or with None the brokers' default; nothing is created.
 
     Args:
-        options: What connections are made with.
+        options: Connection options of kafka-python.
         topic: The topic, if there is one.
     """
     about = About()
     # It is only advice: whatever is wrong shows when something is delivered.
     with suppress(Exception), _admin(options) as admin:
         if topic is not None:
-            about = about._replace(**_existence(admin.describe_topics([topic])[0]))
+            about = about._replace(**_described(admin.describe_topics([topic])[0]))
         kind, name, setting = (ConfigResourceType.TOPIC, topic, "max.message.bytes")
         if not about.exists:
             node = next(it["broker_id"] for it in admin.describe_cluster()["brokers"] if not it.get("is_fenced"))
@@ -51,11 +71,60 @@ def _admin(options: Mapping[str, Any]) -> Iterator[KafkaAdminClient]:
                 net.close()
 
 
-def _existence(described: Mapping[str, Any]) -> dict[str, bool | None]:
-    """Read what a topic's description says."""
+def _described(described: Mapping[str, Any]) -> dict[str, bool | None]:
+    """Read a topic's description."""
     code, operations = described["error_code"], described.get("authorized_operations")
     if code == MISSING:
         return {"exists": False}
     if code == UNAUTHORIZED:
         return {"may_write": False}
     return {"exists": True, "may_write": "WRITE" in operations if operations else None}
+
+
+def preflight(settings: KafkaSettings, about: About, max_event_bytes: int) -> Iterator[str]:
+    """Report the state of the topic, and problems with events of up to `max_event_bytes` bytes."""
+    topic = Topics(settings.topic).fixed
+    if topic is None:
+        yield (
+            f"topics are made of the events (`{settings.topic}`), so that it can't be checked whether they exist and whether "
+            "we may write to them"
+        )
+    else:
+        yield _existence(topic, about)
+    if topic is not None and about.exists:
+        limit, whose = about.limit, f"topic {topic}'s `max.message.bytes`"
+    else:
+        limit, whose = about.default_limit, "the brokers' `message.max.bytes`, which topics without their own limit have,"
+    if limit is None:
+        yield (
+            f"how large events may be is not known: {whose} could not be read; allow us DescribeConfigs there, "
+            f"or see to it that it is {max_event_bytes + _OVERHEAD_BYTES} or more"
+        )
+    else:
+        yield from _sizes(settings, limit, whose, max_event_bytes)
+
+
+def _existence(topic: str, about: About) -> str:
+    if about.exists is None:
+        return f"whether topic {topic} exists is not known: the brokers do not tell"
+    if not about.exists:
+        return (
+            f"topic {topic} does not exist; with `allow_auto_create_topics` its first event creates it, if the brokers allow it"
+        )
+    if about.may_write is None:
+        return f"topic {topic} exists; whether we may write to it is not known, since the brokers do not tell"
+    return f"topic {topic} exists, and we may write to it"
+
+
+def _sizes(settings: KafkaSettings, limit: int, whose: str, max_event_bytes: int) -> Iterator[str]:
+    needed = max_event_bytes + _OVERHEAD_BYTES
+    if limit < needed:
+        yield (
+            f"large events will become dead letters: {whose} is {limit}, and events may have {max_event_bytes} bytes; "
+            f"set it to {needed} or more, or `journal.max_event_bytes` to {max(1, limit - _OVERHEAD_BYTES)} or less"
+        )
+    if limit < settings.record_batch_bytes:
+        yield (
+            f"full batches will be refused and sent again in halves: {whose} is {limit}; "
+            f"set `record_batch_bytes` ({settings.record_batch_bytes}) to that or less"
+        )

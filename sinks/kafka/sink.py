@@ -1,13 +1,12 @@
 """Events as Kafka records, acknowledged by the brokers.
 
-A delivery goes in rounds. In each, every partition gets one record batch at most, and the next round begins when the fate of
-all is known. That is what keeps order: a batch is stored as a whole or not at all, so that nothing can overtake an event that
-failed. Events of one resource that go to different partitions go in different rounds. Usually one round is all.
+A delivery goes in rounds. In each round every partition gets at most one record batch, and the next round begins when the
+outcome of all batches is known. This keeps the order: a batch is stored as a whole or not at all, so no event can overtake one
+that failed. Events of one resource that go to different partitions go in different rounds. Usually one round is enough.
 
-What is nobody's fault but the event's is found by halves: a batch that is refused as a whole is sent again in smaller ones,
-until the record that is to blame stands alone; so is one in which several are, since the library then tells of each only that
-it is invalid. When the brokers are to blame, the whole client is thrown away
-(`sinks.kafka.client` tells why) and `open` makes a new one.
+If a batch is rejected because of one record, it is split and resent until that record stands alone. Batches with several bad
+records are split too, because kafka-python then reports only that each is invalid. If the brokers are the cause, the client is
+closed (`sinks.kafka.client` tells why) and `open` makes a new one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,11 +16,11 @@ from typing import ClassVar, Final
 from bridge.sink import Entry, Failure, Reason, Unavailable
 from sinks.classification import Classification
 from sinks.kafka.client import Client
-from sinks.kafka.errors import BYSTANDER, INVALID, UNAUTHORIZED, Refusal, classify
+from sinks.kafka.errors import INVALID, NOT_AT_FAULT, UNAUTHORIZED, Refusal, classify
+from sinks.kafka.metadata import IDLE_SECONDS
 from sinks.kafka.names import Keys, Topics, problem_of
-from sinks.kafka.pulse import INTERVAL
+from sinks.kafka.preflight import About, preflight
 from sinks.kafka.records import Partition, Record, record_of, spread
-from sinks.kafka.remarks import About, remarks
 from sinks.kafka.settings import KafkaSettings
 
 _UNLIMITED: Final = 1 << 30
@@ -54,8 +53,8 @@ class _Batch:
         return True
 
 
-class _Call:
-    """What one `deliver` has come to so far.
+class Delivery:
+    """The state of one delivery.
 
     Args:
         limit: Bytes of a record batch at most.
@@ -142,7 +141,7 @@ class KafkaSink:
 
     Settings: ClassVar = KafkaSettings
 
-    def __init__(self, name: str, settings: KafkaSettings, interval: float = INTERVAL) -> None:
+    def __init__(self, name: str, settings: KafkaSettings, interval: float = IDLE_SECONDS) -> None:
         self.name = name
         self._settings = settings
         self._interval = interval
@@ -175,16 +174,16 @@ class KafkaSink:
             Unavailable: The brokers are not available, with what they have acknowledged.
         """
         client = self._opened()
-        call = _Call(self._settings.record_batch_bytes)
+        delivery = Delivery(self._settings.record_batch_bytes)
         try:
-            self._place(client, call, [self._record(place, entry) for place, entry in enumerate(entries)])
-            while call.todo:
-                self._send(client, call, call.next_round())
+            self._place(client, delivery, [self._record(place, entry) for place, entry in enumerate(entries)])
+            while delivery.todo:
+                self._send(client, delivery, delivery.next_round())
         except Unavailable as error:
             # Only here is it known what was acknowledged before.
-            error.delivered = call.delivered
+            error.delivered = delivery.delivered
             raise
-        return call.failures()
+        return delivery.failures()
 
     def check_connection(self) -> None:
         """Ask now and then whether a broker is still there.
@@ -203,7 +202,7 @@ class KafkaSink:
     def remarks(self, max_event_bytes: int) -> Sequence[str]:
         """Say what the brokers tell about the topic, and whether it is too small for our events; nothing is written."""
         about = About() if self._client is None else self._client.describe(self._topics.fixed)
-        return list(remarks(self._settings, about, max_event_bytes))
+        return list(preflight(self._settings, about, max_event_bytes))
 
     def _opened(self) -> Client:
         if self._client is None:
@@ -215,7 +214,7 @@ class KafkaSink:
         lane = event.resource_uri if self._settings.ordering == "resource" else event.uuid
         return record_of(entry, place, lane, (self._topics.name(event), _UNPLACED), self._keys.key(event))
 
-    def _place(self, client: Client, call: _Call, records: Sequence[Record]) -> None:
+    def _place(self, client: Client, delivery: Delivery, records: Sequence[Record]) -> None:
         """Give each record its partition; those that can have none fail."""
         names = {record.partition[0] for record in records}
         wrong = {name: Refusal(INVALID, problem) for name in names if (problem := problem_of(name))}
@@ -228,13 +227,13 @@ class KafkaSink:
             topic = record.partition[0]
             known = found[topic]
             if isinstance(known, Refusal):
-                self._refuse(call, topic, [record], classify(known))
+                self._refuse(delivery, topic, [record], classify(known))
             else:
                 record.partition = places[topic][(turn if record.key is None else spread(record.key)) % known]
-                call.todo.append(record)
-        call.hold()
+                delivery.todo.append(record)
+        delivery.hold()
 
-    def _send(self, client: Client, call: _Call, batches: Mapping[Partition, Sequence[Record]]) -> None:
+    def _send(self, client: Client, delivery: Delivery, batches: Mapping[Partition, Sequence[Record]]) -> None:
         """Send a round of batches, and classify what was refused.
 
         Raises:
@@ -245,17 +244,19 @@ class KafkaSink:
             refused = {index for index, refusal in enumerate(outcome) if refusal is not None}
             stored = [record for index, record in enumerate(batches[partition]) if index not in refused]
             if stored:
-                call.acknowledge(partition, stored)
+                delivery.acknowledge(partition, stored)
         for partition, outcome in outcomes.items():
             refused_records = [(batches[partition][index], refusal) for index, refusal in enumerate(outcome) if refusal]
             if refused_records:
-                self._classify(client, call, partition, refused_records)
-        call.hold()
+                self._classify(client, delivery, partition, refused_records)
+        delivery.hold()
 
-    def _classify(self, client: Client, call: _Call, partition: Partition, refused: Sequence[tuple[Record, Refusal]]) -> None:
-        blamed = [(record, classify(refusal)) for record, refusal in refused if refusal is not BYSTANDER]
+    def _classify(
+        self, client: Client, delivery: Delivery, partition: Partition, refused: Sequence[tuple[Record, Refusal]]
+    ) -> None:
+        blamed = [(record, classify(refusal)) for record, refusal in refused if refusal is not NOT_AT_FAULT]
         if not blamed:
-            call.divide(partition, [record for record, _ in refused])
+            delivery.divide(partition, [record for record, _ in refused])
             return
         topic = partition[0]
         refused_for = blamed[0][1]
@@ -263,24 +264,24 @@ class KafkaSink:
             silent = all(refusal.code is None for _, refusal in refused)
             raise client.unavailable(refused_for.error) if silent else self._unavailable(refused_for, topic)
         if refused_for.scope == "topic":
-            self._refuse(call, topic, [record for record, _ in refused], refused_for)
+            self._refuse(delivery, topic, [record for record, _ in refused], refused_for)
         elif len(blamed) > 1:
             # What exactly is wrong is told of one record only. Where some are known to be innocent, few parts have several.
             parts = 2 if len(blamed) == len(refused) else 2 * len(blamed)
-            call.divide(partition, [record for record, _ in refused], parts)
+            delivery.divide(partition, [record for record, _ in refused], parts)
         else:
-            call.again([record for record, refusal in refused if refusal is BYSTANDER])
-            self._fail(call, topic, blamed[0][0], refused_for)
+            delivery.again([record for record, refusal in refused if refusal is NOT_AT_FAULT])
+            self._fail(delivery, topic, blamed[0][0], refused_for)
 
-    def _refuse(self, call: _Call, topic: str, records: Sequence[Record], refused_for: Classification) -> None:
+    def _refuse(self, delivery: Delivery, topic: str, records: Sequence[Record], refused_for: Classification) -> None:
         """A topic takes nothing: if there is but one, that is the sink's trouble, else that of the events for it."""
         if self._topics.fixed is not None:
             raise self._unavailable(refused_for, topic)
         for record in records:
-            self._fail(call, topic, record, refused_for)
+            self._fail(delivery, topic, record, refused_for)
 
-    def _fail(self, call: _Call, topic: str, record: Record, refused_for: Classification) -> None:
-        fail = call.reject if refused_for.outcome == "rejected" else call.retry
+    def _fail(self, delivery: Delivery, topic: str, record: Record, refused_for: Classification) -> None:
+        fail = delivery.reject if refused_for.outcome == "rejected" else delivery.retry
         fail(record, refused_for.reason, f"topic {topic}: {refused_for.error}")
 
     def _unavailable(self, refused_for: Classification, topic: str) -> Unavailable:

@@ -207,7 +207,7 @@ def test_a_topic_that_is_missing_is_waited_for_once_and_found_some_time_after_it
             assert sink.deliver(entries) == [Failure.retry(entries[1], "not_found", words)]
 
     mock.create_topic("Missing")
-    monkeypatch.setattr("sinks.kafka.missing._REMEMBERED", 0.0)
+    monkeypatch.setattr("sinks.kafka.metadata._MISSING_SECONDS", 0.0)
     assert sink.deliver(entries) == []
 
 

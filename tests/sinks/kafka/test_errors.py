@@ -1,7 +1,10 @@
+import logging
+import threading
+
 import pytest
 
 from bridge.sink import REASONS
-from sinks.kafka.errors import Refusal, classify, overheard, without
+from sinks.kafka.errors import LogCapture, Refusal, classify, logged_reason, without
 
 
 @pytest.mark.parametrize(
@@ -86,15 +89,48 @@ UNKNOWN_CA = (
     ],
 )
 def test_the_true_reason_is_found_in_what_the_client_logged(line: str, reason: str, words: str) -> None:
-    assert overheard(["Sending username and password in the clear ", LOST, line, LOST]) == (reason, words)
+    assert logged_reason(["Sending username and password in the clear ", LOST, line, LOST]) == (reason, words)
 
 
 def test_what_says_nothing_is_no_reason() -> None:
     assert (
-        overheard(["Sending username and password in the clear", "Bootstrap bootstrap-0 not ready; waiting 0.2 secs"]) is None
+        logged_reason(["Sending username and password in the clear", "Bootstrap bootstrap-0 not ready; waiting 0.2 secs"])
+        is None
     )
-    assert overheard([]) is None
+    assert logged_reason([]) is None
 
 
 def test_secrets_are_taken_out() -> None:
     assert without(["hunter2", "token"], "user alice with hunter2 and token") == "user alice with *** and ***"
+
+
+class Everywhere(logging.Handler):
+    """What a log that gets everything gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+def test_only_what_the_own_threads_log_is_overheard_and_nobody_else_sees_it() -> None:
+    heard, everywhere = LogCapture(), Everywhere()
+    log = logging.getLogger("kafka.net.manager")
+    heard.listen([threading.current_thread()])
+    logging.getLogger().addHandler(everywhere)
+    try:
+        log.warning("ours: %s", "refused")
+        other = threading.Thread(target=lambda: log.warning("theirs"))
+        other.start()
+        other.join()
+        log.debug("value=%r", "a payload")
+        log.warning("failed", exc_info=ConnectionError("the cause"))
+    finally:
+        heard.stop()
+        logging.getLogger().removeHandler(everywhere)
+    log.warning("later")
+
+    assert [line.strip() for line in heard.lines] == ["ours: refused", "failed the cause"]
+    assert everywhere.records == []

@@ -1,4 +1,4 @@
-"""What is asked of a library that is played here; test_kafka_client.py and test_kafka.py try it on brokers."""
+"""What is asked of a library that is played here; test_client.py and test_sink.py try it on brokers."""
 
 import time
 from typing import Any
@@ -12,9 +12,8 @@ from kafka.errors import (  # type: ignore[import-untyped]
 from kafka.future import Future  # type: ignore[import-untyped]
 
 from bridge.sink import Unavailable
-from sinks.kafka.errors import MISSING, UNAUTHORIZED, Refusal
-from sinks.kafka.log import Overheard
-from sinks.kafka.metadata import Metadata
+from sinks.kafka.errors import MISSING, UNAUTHORIZED, LogCapture, Refusal
+from sinks.kafka.metadata import Liveness, Metadata, MissingTopics
 from sinks.kafka.settings import KafkaSettings
 
 
@@ -50,15 +49,15 @@ class Library:
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> Library:
-    monkeypatch.setattr("sinks.kafka.metadata._PROPAGATION", 0.05)
-    monkeypatch.setattr("sinks.kafka.metadata._PAUSE", 0.05)
+    monkeypatch.setattr("sinks.kafka.metadata._PROPAGATION_SECONDS", 0.05)
+    monkeypatch.setattr("sinks.kafka.metadata._PAUSE_SECONDS", 0.05)
     return Library()
 
 
 @pytest.fixture
 def metadata(library: Library) -> Metadata:
     settings = KafkaSettings(bootstrap_servers=["kafka:9092"], topic="{type}", connect_timeout=0.5)
-    return Metadata(settings, library, Overheard(), Unavailable)
+    return Metadata(settings, library, LogCapture(), Unavailable)
 
 
 def test_a_topic_that_is_known_is_not_asked_for_again(library: Library, metadata: Metadata) -> None:
@@ -110,3 +109,148 @@ def test_that_something_is_wrong_with_a_topic_is_an_answer(library: Library, met
 
     assert metadata.ask()() is True
     assert metadata.ask().wait(0)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_topic_that_was_missing_is_looked_for_again_after_half_a_minute() -> None:
+    clock = Clock()
+    missing = MissingTopics(clock)
+    missing.note("late")
+
+    clock.now += 29
+    assert missing.is_certain("late")
+    clock.now += 2
+    assert not missing.is_certain("late")
+    assert missing.is_known("late")
+    missing.note("late")
+    assert missing.is_certain("late")
+
+
+def test_a_topic_that_was_found_is_not_missing_any_more() -> None:
+    missing = MissingTopics()
+    missing.note("late")
+
+    missing.forget("late")
+    missing.forget("never heard of")
+
+    assert not missing.is_known("late")
+    assert not missing.is_certain("late")
+    assert not missing.is_certain("never heard of")
+
+
+def test_of_too_many_topics_those_looked_for_least_recently_are_forgotten() -> None:
+    missing = MissingTopics()
+    for number in range(10_000):
+        missing.note(f"topic-{number}")
+    missing.note("topic-0")
+    missing.note("one more")
+
+    assert missing.is_certain("topic-0")
+    assert not missing.is_known("topic-1")
+    assert missing.is_certain("topic-2")
+
+
+class Answer:
+    def __init__(self) -> None:
+        self.is_known: bool | None = None
+
+    def __call__(self) -> bool | None:
+        return self.is_known
+
+    def arrives(self) -> None:
+        self.is_known = True
+
+    def fails(self) -> None:
+        self.is_known = False
+
+
+class Brokers:
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.asked: list[Answer] = []
+        self.pulse = Liveness(self.ask, patience=5, interval=10, clock=lambda: self.now)
+
+    def ask(self) -> Answer:
+        self.asked.append(Answer())
+        return self.asked[-1]
+
+    def is_gone_after(self, seconds: float) -> bool:
+        self.now += seconds
+        return self.pulse.is_gone()
+
+
+@pytest.fixture
+def brokers() -> Brokers:
+    return Brokers()
+
+
+def test_it_asks_every_interval_and_who_answers_is_there(brokers: Brokers) -> None:
+    assert [brokers.is_gone_after(1) for _ in range(9)] == [False] * 9
+    assert brokers.asked == []
+
+    for turn in range(1, 4):
+        assert not brokers.is_gone_after(10)
+        assert len(brokers.asked) == turn
+        brokers.asked[-1].arrives()
+        assert not brokers.is_gone_after(1)
+
+
+def test_who_does_not_answer_in_time_is_gone(brokers: Brokers) -> None:
+    brokers.is_gone_after(10)
+
+    assert not brokers.is_gone_after(4.9)
+    assert brokers.is_gone_after(0.2)
+    assert len(brokers.asked) == 1
+
+
+def test_an_answer_counts_however_late_it_is_looked_for(brokers: Brokers) -> None:
+    brokers.is_gone_after(10)
+    brokers.asked[-1].arrives()
+
+    assert not brokers.is_gone_after(60)
+
+
+def test_a_question_that_fails_is_asked_again_at_once_and_only_then_nobody_is_there(brokers: Brokers) -> None:
+    brokers.is_gone_after(10)
+    brokers.asked[-1].fails()
+    assert not brokers.is_gone_after(0.1)
+    assert len(brokers.asked) == 2
+    assert not brokers.is_gone_after(0.1)
+
+    brokers.asked[-1].fails()
+
+    assert brokers.is_gone_after(0.1)
+    assert len(brokers.asked) == 2
+
+
+def test_another_broker_that_answers_after_one_failed_makes_up_for_it(brokers: Brokers) -> None:
+    for _ in range(3):
+        brokers.is_gone_after(10)
+        brokers.asked[-1].fails()
+        assert not brokers.is_gone_after(0.1)
+        brokers.asked[-1].arrives()
+        assert not brokers.is_gone_after(0.1)
+
+
+def test_who_fails_and_then_is_silent_is_gone_in_the_time_that_one_answer_may_take(brokers: Brokers) -> None:
+    brokers.is_gone_after(10)
+    brokers.asked[-1].fails()
+    assert not brokers.is_gone_after(4)
+
+    assert brokers.is_gone_after(1.1)
+
+
+def test_what_is_heard_meanwhile_makes_the_question_needless(brokers: Brokers) -> None:
+    brokers.is_gone_after(10)
+    brokers.asked[-1].fails()
+    brokers.pulse.heard()
+
+    assert not brokers.is_gone_after(9)
+    assert len(brokers.asked) == 1

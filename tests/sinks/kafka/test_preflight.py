@@ -1,4 +1,4 @@
-"""What is left behind by asking brokers; what they tell is tried in test_kafka.py on real ones."""
+"""What is left behind by asking brokers; what they tell is tried in test_sink.py on real ones."""
 
 import gc
 import logging
@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from sinks.kafka.preflight import describe
-from sinks.kafka.remarks import About
+from sinks.kafka.preflight import About, describe, preflight
 from sinks.kafka.settings import KafkaSettings, connection_options
 from tests.support.ports import free_port
 from tests.support.waiting import until
@@ -37,3 +36,46 @@ def test_asking_in_vain_tells_nothing_and_leaves_nothing_behind(
 
     assert threading.active_count() == threads
     until(lambda: descriptors() <= before)
+
+
+ENOUGH = 1_001_024
+FINE = About(exists=True, may_write=True, limit=ENOUGH)
+
+
+def said(about: About, max_event_bytes: int = 1_000_000, **settings: Any) -> list[str]:
+    base = {"bootstrap_servers": "kafka", "topic": "events"}
+    return list(preflight(KafkaSettings.model_validate(base | settings), about, max_event_bytes))
+
+
+def test_of_what_is_fine_it_is_said_that_it_is_there() -> None:
+    assert said(FINE) == ["topic events exists, and we may write to it"]
+
+
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        (FINE._replace(may_write=None), "topic events exists; whether we may write to it is not known"),
+        (FINE._replace(exists=None), "whether topic events exists is not known"),
+        (About(exists=False, default_limit=ENOUGH), "topic events does not exist; with `allow_auto_create_topics`"),
+    ],
+)
+def test_what_is_not_known_is_said(about: About, words: str) -> None:
+    assert said(about)[0].startswith(words)
+
+
+def test_a_limit_is_compared_with_what_events_and_batches_may_have() -> None:
+    assert len(said(FINE, max_event_bytes=1_000_001)) == 2
+    assert "`max.message.bytes` is 1001024, and events may have 1000001 bytes" in said(FINE, max_event_bytes=1_000_001)[1]
+    assert "set it to 1001025 or more, or `journal.max_event_bytes` to 1000000 or less" in said(FINE, 1_000_001)[1]
+    assert said(FINE, record_batch_bytes=ENOUGH) == said(FINE)
+    assert "set `record_batch_bytes` (1001025) to that or less" in said(FINE, record_batch_bytes=ENOUGH + 1)[1]
+
+
+def test_topics_that_are_not_there_yet_have_the_brokers_limit() -> None:
+    for topic in ("events", "docker.{type}"):
+        _, size = said(About(exists=False, default_limit=1000), topic=topic, record_batch_bytes=1000)
+        assert "the brokers' `message.max.bytes`, which topics without their own limit have, is 1000" in size
+
+
+def test_a_limit_that_can_not_be_read_is_said_with_what_it_should_be() -> None:
+    assert "allow us DescribeConfigs there, or see to it that it is 1001024 or more" in said(FINE._replace(limit=None))[1]
