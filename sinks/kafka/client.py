@@ -54,20 +54,20 @@ class _Token(AbstractTokenProvider):  # type: ignore[misc]  # The library has no
 
 
 class _Connections(KafkaConnectionManager):  # type: ignore[misc]  # The library has no types.
-    """The library's connections, with three things put right, and a question that it does not answer."""
+    """The library's connections with three corrections, and the time for which brokers throttle us."""
 
     def __init__(self, net: Any, **options: Any) -> None:
         super().__init__(net, **options)
-        # The producer takes this setting and forgets it: topics would be created in any case.
+        # The producer accepts this setting but does not pass it on: topics would always be created.
         self.cluster.config["allow_auto_create_topics"] = options["allow_auto_create_topics"]
 
     def throttled(self) -> float:
-        """For how many seconds brokers want nothing from us, because a quota is used up."""
+        """Return the seconds for which brokers throttle us because a quota is used up."""
         ends = [connection._throttle_time for connection in tuple(self._conns.values())]
         return max([end - time.monotonic() for end in ends], default=0.0)
 
     async def probe(self, seconds: float) -> None:
-        """Connect to one of the brokers and log in, or fail at once and say why; the library would try again and again."""
+        """Connect to one of the brokers and log in, or raise the cause at once; the library would retry."""
         deadline = time.monotonic() + seconds
         brokers = self.cluster.bootstrap_brokers()
         random.shuffle(brokers)
@@ -89,7 +89,7 @@ class _Connections(KafkaConnectionManager):  # type: ignore[misc]  # The library
                 self.reset_backoff(node)
 
     async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
-        """Connect; and do not forget what the broker said if it hung up right after, as it does when it refuses a login."""
+        """Connect, and keep data that came right before the end of the connection, such as a refused login."""
         transport = await super()._build_transport(node, timeout_at)
         receive = transport._sock_recv
         ended: list[Exception] = []
@@ -106,14 +106,14 @@ class _Connections(KafkaConnectionManager):  # type: ignore[misc]  # The library
 
 
 class Client:
-    """A producer, and everything around it. To be used by one thread; when anything was wrong, to be closed and made anew.
+    """A producer and its connections. Used by one thread; after an error it is closed and replaced.
 
     Args:
         settings: The sink's settings.
-        interval: Seconds without anything to deliver after which brokers are asked whether they are there.
+        interval: Idle seconds before the brokers are asked for an answer.
 
     Attributes:
-        whole_batches: Whether batches are handed over as a whole.
+        whole_batches: True if batches are handed over as a whole.
     """
 
     def __init__(self, settings: KafkaSettings, interval: float = IDLE_SECONDS) -> None:
@@ -131,7 +131,7 @@ class Client:
         """Connect to the first broker that answers, and log in.
 
         Raises:
-            Unavailable: That was not possible.
+            Unavailable: No broker accepted us.
         """
         self._log.listen([threading.current_thread()])
         try:
@@ -149,35 +149,35 @@ class Client:
         self._liveness = Liveness(self._metadata.ask, self._settings.connect_timeout, self._interval)
 
     def notice(self) -> None:
-        """Notice that no broker is there any more, without waiting for anything.
+        """Check that a broker still answers, without waiting.
 
         Raises:
-            Unavailable: That is so.
+            Unavailable: No broker answers.
         """
         self._alive()
         if self._connections.throttled() > 0:
-            # They answer nothing until that is over.
+            # Throttling brokers do not answer.
             self._liveness.heard()
         elif self._liveness.is_gone():
             raise self.unavailable(f"no answer within {self._settings.connect_timeout:g} s")
 
     def partitions(self, topics: Collection[str]) -> dict[str, int | Refusal]:
-        """Tell how many partitions topics have, or why one can't be written to.
+        """Return the number of partitions of each topic, or the refusal.
 
         Raises:
-            Unavailable: The brokers do not tell.
+            Unavailable: The brokers do not answer.
         """
         self._alive()
         return self._metadata.partitions(topics)
 
     def produce(self, batches: Mapping[Partition, Sequence[Record]]) -> dict[Partition, Outcome]:
-        """Hand over one batch per partition, and wait for what becomes of them.
+        """Hand over one batch per partition, and wait for the outcomes.
 
         Returns:
             The outcome of each batch.
 
         Raises:
-            Unavailable: The brokers want us to wait so long that no acknowledgement could come in time.
+            Unavailable: The brokers throttle us for too long to acknowledge in time.
         """
         self._alive()
         pause = self._connections.throttled()
@@ -189,7 +189,7 @@ class Client:
         return outcomes
 
     def unavailable(self, otherwise: str, delivered: Collection[int] = ()) -> Unavailable:
-        """Say why we do not get through, from the captured log, or else with the message `otherwise`."""
+        """Make the exception, with the cause from the captured log or else with the message `otherwise`."""
         settings = self._settings
         reason, words = logged_reason(tuple(self._log.lines)) or ("timeout", otherwise)
         if reason == "unauthorized" and words == LOGIN_REFUSED:
@@ -198,11 +198,11 @@ class Client:
         return Unavailable(without(settings.secrets, f"{settings.where}: {words}"), reason, delivered=delivered)
 
     def describe(self, topic: str | None) -> About:
-        """Tell what the brokers know of a topic, or only of themselves; nothing is created by that."""
+        """Describe a topic, or with None the brokers' default; nothing is created."""
         return describe(self._options(), topic)
 
     def close(self) -> None:
-        """End everything by force. Never raises; nothing under way is waited for."""
+        """Close by force, without waiting for requests in flight. Never raises."""
         producer, self._producer = self._producer, None
         net, self._net = self._net, None
         if producer is not None:
@@ -223,7 +223,7 @@ class Client:
         return self._producer
 
     def _make_net(self, **options: Any) -> KafkaNetClient:
-        """Make the library's network part, which is ours to close if it does not get as far as a producer, and try it."""
+        """Make and probe the library's network client, which we must close if no producer is made of it."""
         selector = NetworkSelector(**options)
         manager = self._connections = _Connections(selector, **options)
         self._net = KafkaNetClient(net=selector, manager=manager, **options)
@@ -231,7 +231,7 @@ class Client:
         return self._net
 
     def _options(self) -> dict[str, Any]:
-        """What every connection is made with."""
+        """Return the options of every connection."""
         options = connection_options(self._settings)
         token = self._settings.token
         return options if token is None else options | {"sasl_oauth_token_provider": _Token(token.get_secret_value())}

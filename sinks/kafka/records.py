@@ -29,7 +29,7 @@ _MASK: Final = 0xFFFFFFFF
 
 
 class SharedHeaders(NamedTuple):
-    """The headers that all events of a kind have: as pairs, and as they stand in a record."""
+    """The headers that all events of a kind share: as pairs, and encoded."""
 
     pairs: tuple[tuple[str, bytes], ...]
     encoded: bytes
@@ -44,11 +44,11 @@ class Record(msgspec.Struct, gc=False):
 
     Attributes:
         entry: The event.
-        place: Its place among those that are delivered together.
-        lane: What it has in common with those that it must not overtake.
-        partition: Where it goes.
+        place: Its position in the delivery.
+        lane: The ordering key: records that share it keep their order.
+        partition: Its partition.
         key: The record's key.
-        encoded: What stands in it in any batch: key, value and headers.
+        encoded: Key, value and headers, which are the same in any batch.
     """
 
     entry: Entry
@@ -60,12 +60,12 @@ class Record(msgspec.Struct, gc=False):
 
     @property
     def timestamp(self) -> int:
-        """When we heard it, in milliseconds. Not the event's own time: retention would delete what was heard late."""
+        """Time of reception in milliseconds. By the event's own time, retention would delete events received late."""
         return int(self.entry.received * 1000)
 
     @property
     def size(self) -> int:
-        """Bytes that it takes in a batch at most."""
+        """Maximum bytes in a batch."""
         return len(self.encoded) + _OVERHEAD
 
     @property
@@ -76,7 +76,7 @@ class Record(msgspec.Struct, gc=False):
 
 
 def record_of(entry: Entry, place: int, lane: str, partition: Partition, key: bytes | None) -> Record:
-    """Make the record of an event; what all the arguments mean says `Record`."""
+    """Make the record of an event; `Record` documents the arguments."""
     event, value = entry.fields, entry.json
     uuid = event.uuid.encode()
     shared = _shared_headers(event.namespace, event.type, event.action)
@@ -97,7 +97,7 @@ def _shared_headers(namespace: str, kind: str, action: str) -> SharedHeaders:
 
 @lru_cache(1 << 17)
 def spread(key: bytes) -> int:
-    """The number by which a key is given to a partition: murmur2, as in Java's client (Utils.murmur2, Utils.toPositive)."""
+    """Hash a key to choose its partition: murmur2, as in Java's client (Utils.murmur2, Utils.toPositive)."""
     found = 0x9747B28C ^ len(key)
     for word in _words(len(key) // 4)(key):
         mixed = word * _MIX & _MASK
@@ -150,7 +150,7 @@ def _header_name(name: str) -> bytes:
 
 @lru_cache(1 << 16)
 def _varint(number: int) -> bytes:
-    """A signed number with as few bytes as it takes: zigzag, then seven bits a byte."""
+    """Encode a signed number in as few bytes as possible: zigzag, then seven bits a byte."""
     rest = number << 1 if number >= 0 else (-number << 1) - 1
     found = bytearray()
     while rest > 0x7F:
@@ -162,7 +162,7 @@ def _varint(number: int) -> bytes:
 
 _NO_KEY: Final = _varint(-1)
 _UUID: Final = _varint(_HEADER_COUNT) + _header_name("uuid")
-"""What stands before the uuid: how many headers there are, and the name of the first one."""
+"""The bytes before the uuid: the number of headers, and the name of the first one."""
 
 
 class _WholeBatch(ProducerBatch):  # type: ignore[misc]  # The library has no types.

@@ -141,18 +141,18 @@ class KafkaSettings(SinkSettings):
 
     @property
     def uses_tls(self) -> bool:
-        """Whether connections are to be TLS."""
+        """Return True if connections use TLS."""
         return self.tls or self.ca_file is not None or self.cert_file is not None
 
     @property
     def where(self) -> str:
-        """The brokers, for the words."""
+        """The brokers, for messages."""
         first, *more = self.bootstrap_servers
         return f"{first} and {len(more)} more" if more else first
 
     @property
     def secrets(self) -> list[str]:
-        """What must not appear anywhere."""
+        """Values that must never be shown."""
         given = [self.password, self.token, self.key_password]
         return [secret.get_secret_value() for secret in given if secret is not None and secret.get_secret_value()]
 

@@ -31,8 +31,8 @@ class _Batch:
     """The records that go to a partition in one round.
 
     Args:
-        room: Bytes that it holds at most, if there is more than one record.
-        most: Records that it holds at most.
+        room: Maximum bytes, unless one record alone is larger.
+        most: Maximum number of records.
 
     Attributes:
         records: The records.
@@ -57,7 +57,7 @@ class Delivery:
     """The state of one delivery.
 
     Args:
-        limit: Bytes of a record batch at most.
+        limit: Maximum bytes of a record batch.
     """
 
     def __init__(self, limit: int) -> None:
@@ -65,13 +65,13 @@ class Delivery:
         self._sizes: dict[Partition, int] = {}
         self._rejected: list[Failure] = []
         self._failed: list[tuple[Record, Reason, str]] = []
-        # For each lane in which something failed for now: the place of the first such record.
+        # For each ordering key with a record to retry: the position of the first such record.
         self._waiting: dict[str, int] = {}
         self.todo: list[Record] = []
         self.delivered: set[int] = set()
 
     def next_round(self) -> dict[Partition, list[Record]]:
-        """Take what goes now out of what is to do: one batch per partition, and each lane in one partition only."""
+        """Take the next round: one batch per partition, and each ordering key in one partition only."""
         batches: dict[Partition, _Batch] = {}
         place: dict[str, Partition | None] = {}
         left: list[Record] = []
@@ -83,45 +83,45 @@ class Delivery:
                     batch = batches[partition] = _Batch(self._limit, self._sizes.get(partition, _UNLIMITED))
                 if batch.takes(record):
                     continue
-            # Neither may anything later of its lane go now.
+            # Later records of this ordering key must wait, too.
             place[record.lane] = None
             left.append(record)
         self.todo = left
         return {partition: batch.records for partition, batch in batches.items()}
 
     def acknowledge(self, partition: Partition, records: Sequence[Record]) -> None:
-        """Note what was acknowledged; after that, a batch may be larger again."""
+        """Note acknowledged records, and let the next batch be larger again."""
         self.delivered.update([record.entry.seq for record in records])
         if partition in self._sizes:
             self._sizes[partition] *= 2
 
     def divide(self, partition: Partition, records: Sequence[Record], parts: int = 2) -> None:
-        """Send records again, in so many parts."""
+        """Send records again, split into `parts` batches."""
         self._sizes[partition] = max(1, len(records) // parts)
         self.again(records)
 
     def again(self, records: Sequence[Record]) -> None:
-        """Send records again, in their old place."""
+        """Send records again, at their old position."""
         self.todo = sorted([*records, *self.todo], key=lambda record: record.place)
 
     def reject(self, record: Record, reason: Reason, words: str) -> None:
-        """Note that a record failed for ever."""
+        """Note a record that will never succeed."""
         self._rejected.append(Failure.rejected(record.entry, reason, words))
 
     def retry(self, record: Record, reason: Reason, words: str) -> None:
-        """Note that a record failed for now; what comes after it in its lane waits for it."""
+        """Note a record to retry. Later records with its ordering key wait for it."""
         self._failed.append((record, reason, words))
         self._waiting[record.lane] = min(record.place, self._waiting.get(record.lane, record.place))
 
     def hold(self) -> None:
-        """Take what has to wait out of what is to do."""
+        """Hold the records that wait for an earlier one with their ordering key."""
         if self._waiting:
             held = {record.place for record in self.todo if self._waiting.get(record.lane, record.place) < record.place}
             self._failed += [(record, "held", "") for record in self.todo if record.place in held]
             self.todo = [record for record in self.todo if record.place not in held]
 
     def failures(self) -> list[Failure]:
-        """What was not delivered."""
+        """Return the failures."""
         return self._rejected + [
             Failure.held(record.entry)
             if self._waiting[record.lane] < record.place
@@ -136,7 +136,7 @@ class KafkaSink:
     Args:
         name: The sink's name in the configuration.
         settings: Its settings.
-        interval: Seconds without anything to deliver after which brokers are asked whether they are there.
+        interval: Idle seconds before the brokers are asked for an answer.
     """
 
     Settings: ClassVar = KafkaSettings
@@ -152,10 +152,10 @@ class KafkaSink:
         self._may_write = False
 
     def open(self) -> None:
-        """Connect, and look for the topic, if it is always the same.
+        """Connect, and look up the topic if it is fixed.
 
         Raises:
-            Unavailable: Either is not possible.
+            Unavailable: One of these failed.
         """
         self.close()
         client = self._client = Client(self._settings, self._interval)
@@ -171,7 +171,7 @@ class KafkaSink:
         """Send all entries.
 
         Raises:
-            Unavailable: The brokers are not available, with what they have acknowledged.
+            Unavailable: The brokers are not available; `delivered` holds what they acknowledged.
         """
         client = self._opened()
         delivery = Delivery(self._settings.record_batch_bytes)
@@ -180,7 +180,7 @@ class KafkaSink:
             while delivery.todo:
                 self._send(client, delivery, delivery.next_round())
         except Unavailable as error:
-            # Only here is it known what was acknowledged before.
+            # Acknowledgements of earlier rounds are known only here.
             error.delivered = delivery.delivered
             raise
         return delivery.failures()
@@ -194,13 +194,13 @@ class KafkaSink:
         self._opened().notice()
 
     def close(self) -> None:
-        """Drop all connections; what is under way is not waited for."""
+        """Drop all connections without waiting for requests in flight."""
         client, self._client = self._client, None
         if client is not None:
             client.close()
 
     def remarks(self, max_event_bytes: int) -> Sequence[str]:
-        """Say what the brokers tell about the topic, and whether it is too small for our events; nothing is written."""
+        """Report the state of the topic, and limits that are too small for our events. Writes nothing."""
         about = About() if self._client is None else self._client.describe(self._topics.fixed)
         return list(preflight(self._settings, about, max_event_bytes))
 
@@ -215,7 +215,7 @@ class KafkaSink:
         return record_of(entry, place, lane, (self._topics.name(event), _UNPLACED), self._keys.key(event))
 
     def _place(self, client: Client, delivery: Delivery, records: Sequence[Record]) -> None:
-        """Give each record its partition; those that can have none fail."""
+        """Give each record its partition; fail those whose topic takes none."""
         names = {record.partition[0] for record in records}
         wrong = {name: Refusal(INVALID, problem) for name in names if (problem := problem_of(name))}
         found = wrong | client.partitions(names - wrong.keys())
@@ -266,7 +266,7 @@ class KafkaSink:
         if refused_for.scope == "topic":
             self._refuse(delivery, topic, [record for record, _ in refused], refused_for)
         elif len(blamed) > 1:
-            # What exactly is wrong is told of one record only. Where some are known to be innocent, few parts have several.
+            # The exact error is reported for single records only. If some are not at fault, smaller parts isolate the others.
             parts = 2 if len(blamed) == len(refused) else 2 * len(blamed)
             delivery.divide(partition, [record for record, _ in refused], parts)
         else:
