@@ -45,7 +45,7 @@ class Record(msgspec.Struct, gc=False):
     Attributes:
         entry: The event.
         place: Its position in the delivery.
-        lane: The ordering key: records that share it keep their order.
+        ordering_key: Records that share it keep their order.
         partition: Its partition.
         key: The record's key.
         encoded: Key, value and headers, which are the same in any batch.
@@ -53,7 +53,7 @@ class Record(msgspec.Struct, gc=False):
 
     entry: Entry
     place: int
-    lane: str
+    ordering_key: str
     partition: Partition
     key: bytes | None
     encoded: bytes
@@ -75,13 +75,13 @@ class Record(msgspec.Struct, gc=False):
         return [("uuid", event.uuid.encode()), *_shared_headers(event.namespace, event.type, event.action).pairs]
 
 
-def record_of(entry: Entry, place: int, lane: str, partition: Partition, key: bytes | None) -> Record:
+def record_of(entry: Entry, place: int, ordering_key: str, partition: Partition, key: bytes | None) -> Record:
     """Make the record of an event; `Record` documents the arguments."""
     event, value = entry.fields, entry.json
     uuid = event.uuid.encode()
     shared = _shared_headers(event.namespace, event.type, event.action)
     encoded = b"".join((_keyed(key), _varint(len(value)), value, _UUID, _varint(len(uuid)), uuid, shared.encoded))
-    return Record(entry, place, lane, partition, key, encoded)
+    return Record(entry, place, ordering_key, partition, key, encoded)
 
 
 @lru_cache(4096)

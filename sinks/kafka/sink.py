@@ -77,14 +77,14 @@ class Delivery:
         left: list[Record] = []
         for record in self.todo:
             partition = record.partition
-            if place.setdefault(record.lane, partition) == partition:
+            if place.setdefault(record.ordering_key, partition) == partition:
                 batch = batches.get(partition)
                 if batch is None:
                     batch = batches[partition] = _Batch(self._limit, self._sizes.get(partition, _UNLIMITED))
                 if batch.takes(record):
                     continue
             # Later records of this ordering key must wait, too.
-            place[record.lane] = None
+            place[record.ordering_key] = None
             left.append(record)
         self.todo = left
         return {partition: batch.records for partition, batch in batches.items()}
@@ -111,12 +111,12 @@ class Delivery:
     def retry(self, record: Record, reason: Reason, words: str) -> None:
         """Note a record to retry. Later records with its ordering key wait for it."""
         self._failed.append((record, reason, words))
-        self._waiting[record.lane] = min(record.place, self._waiting.get(record.lane, record.place))
+        self._waiting[record.ordering_key] = min(record.place, self._waiting.get(record.ordering_key, record.place))
 
     def hold(self) -> None:
         """Hold the records that wait for an earlier one with their ordering key."""
         if self._waiting:
-            held = {record.place for record in self.todo if self._waiting.get(record.lane, record.place) < record.place}
+            held = {record.place for record in self.todo if self._waiting.get(record.ordering_key, record.place) < record.place}
             self._failed += [(record, "held", "") for record in self.todo if record.place in held]
             self.todo = [record for record in self.todo if record.place not in held]
 
@@ -124,7 +124,7 @@ class Delivery:
         """Return the failures."""
         return self._rejected + [
             Failure.held(record.entry)
-            if self._waiting[record.lane] < record.place
+            if self._waiting[record.ordering_key] < record.place
             else Failure.retry(record.entry, reason, words)
             for record, reason, words in self._failed
         ]
@@ -211,8 +211,8 @@ class KafkaSink:
 
     def _record(self, place: int, entry: Entry) -> Record:
         event = entry.fields
-        lane = event.resource_uri if self._settings.ordering == "resource" else event.uuid
-        return record_of(entry, place, lane, (self._topics.name(event), _UNPLACED), self._keys.key(event))
+        ordering_key = event.resource_uri if self._settings.ordering == "resource" else event.uuid
+        return record_of(entry, place, ordering_key, (self._topics.name(event), _UNPLACED), self._keys.key(event))
 
     def _place(self, client: Client, delivery: Delivery, records: Sequence[Record]) -> None:
         """Give each record its partition; fail those whose topic takes none."""
