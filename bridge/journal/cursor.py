@@ -66,8 +66,8 @@ class Cursor:
             row = self.row_at(seq)
             if row is None or row.damaged:
                 break
-            some = _slice(row, seq, min(limit - len(entries), end - seq), max_bytes)
-            max_bytes -= sum(len(entry.json) for entry in some)
+            some, size = tables.entries_of(row, seq, min(limit - len(entries), end - seq), max_bytes)
+            max_bytes -= size
             entries += some
             seq += len(some)
         self.next_unread = seq
@@ -189,16 +189,3 @@ class Sinks(dict[str, Cursor]):
                 gone.close()
             pending = next_seq - row.cursor + retrying.get(name, 0)
             log.warning("a sink left the configuration, its cursor is forgotten", sink=name, pending_events=pending)
-
-
-def _slice(row: Row, seq: int, limit: int, max_bytes: int) -> list[Entry]:
-    """Return entries of a row from `seq` on: at most `limit`, about `max_bytes`, but at least one."""
-    lines = row.lines[seq - row.first : seq - row.first + limit]
-    if sum(map(len, lines)) > max_bytes:
-        total = 0
-        for count, line in enumerate(lines):
-            total += len(line)
-            if total > max_bytes:
-                lines = lines[: max(1, count)]
-                break
-    return [Entry(seq + offset, row.received, line) for offset, line in enumerate(lines)]

@@ -9,6 +9,7 @@ from crc32c import crc32c
 from bridge.event import Malformed
 from bridge.journal import queues
 from bridge.journal.model import Batch, Quarantined, Settlement, SinkCounters, StreamCounters
+from bridge.sink import Entry
 
 QUARANTINE_FRAMES: Final = 250
 """Malformed messages that are kept, the latest ones: they take a third of the smallest journal at most."""
@@ -168,6 +169,20 @@ def load_row(db: sqlite3.Connection, seq: int) -> Row | None:
     if crc32c(body) != crc or len(lines) != count:
         return Row(first, received, [], damaged=True)
     return Row(first, received, lines, damaged=False)
+
+
+def entries_of(row: Row, seq: int, limit: int, max_bytes: int) -> tuple[list[Entry], int]:
+    """Return entries of a row from `seq` on, and their size: at most `limit`, about `max_bytes`, but at least one."""
+    lines = row.lines[seq - row.first : seq - row.first + limit]
+    size = sum(map(len, lines))
+    if size > max_bytes:
+        size = 0
+        for count, line in enumerate(lines):
+            if count and size + len(line) > max_bytes:
+                lines = lines[:count]
+                break
+            size += len(line)
+    return [Entry(seq + offset, row.received, line) for offset, line in enumerate(lines)], size
 
 
 def first_after(db: sqlite3.Connection, seq: int) -> int | None:
