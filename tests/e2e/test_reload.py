@@ -248,6 +248,9 @@ def test_hangups_at_any_time_and_many_at_once_do_no_harm(tmp_path: Path) -> None
             bridge.signal(signal.SIGHUP)
         until(bridge.answers, "the bridge answers")
         until(lambda: bool(bridge.status()["streams"]["acme"]["connected"]), "the stream is connected")
+        # A session that opened just when it was given up is a gap until the next one is open; it is the only kind there may be.
+        gaps = bridge.status()["streams"]["acme"]["gaps"]
+        assert {gap["error"] for gap in gaps} <= {"stopped by us"}
         place.change(rate=RATE)
         box.wait_for_more()
         for number in range(20, 40):
@@ -261,7 +264,7 @@ def test_hangups_at_any_time_and_many_at_once_do_no_harm(tmp_path: Path) -> None
         until(lambda: bridge.pending() == 0, "everything is delivered")
         assert_books_balance(bridge.metrics())
         assert bridge.status()["streams"]["acme"]["connected"]
-        assert bridge.status()["streams"]["acme"]["gaps"] == []
+        assert bridge.status()["streams"]["acme"]["gaps"] == gaps
         process = bridge.process
         process.terminate()
         while process.poll() is None:
