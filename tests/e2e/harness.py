@@ -203,6 +203,7 @@ class Receiver:
         requests: The answered requests in their order: the number of the connection, and the events.
         answer: Decides on the status and headers for the events of a request; 200 if not set.
         hang: While set, requests are read and not answered.
+        hung: A request has been kept without an answer.
         token: The bearer token that requests must have; none is asked for if not set.
     """
 
@@ -210,6 +211,7 @@ class Receiver:
         self.requests: list[tuple[int, list[dict[str, Any]]]] = []
         self.answer: Callable[[list[dict[str, Any]]], tuple[int, dict[str, str]]] = lambda _: (200, {})
         self.hang = threading.Event()
+        self.hung = False
         self.token: str | None = None
         self._lock = threading.Lock()
         self._connections = 0
@@ -284,6 +286,7 @@ class Receiver:
                 found = json.loads(body)
                 events = found if isinstance(found, list) else [found]
                 while receiver.hang.is_set():
+                    receiver.hung = True
                     time.sleep(0.05)
                 if not receiver.is_listening:
                     self.close_connection = True

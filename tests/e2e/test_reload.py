@@ -294,6 +294,7 @@ def test_a_sink_that_hangs_delays_its_own_replacement_and_nothing_else(tmp_path:
         until(lambda: all(boxes[name].count() for name in sinks), "events arrive")
         for name in ("hangs", "goes"):
             boxes[name].hang.set()
+        until(lambda: boxes["hangs"].hung and boxes["goes"].hung, "both deliveries hang")
         delivering = [bridge.status()["sinks"][name]["delivered"] for name in ("hangs", "goes")]
         bridge.configure({"streams": streams, "sinks": {"hangs": hook(boxes["new"]), "flows": sinks["flows"]}})
         bridge.hang_up()
