@@ -9,8 +9,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 import structlog
 
 from bridge.admin.health import Health
-from bridge.admin.operations_journal import JournalOperations, SinkLimits
-from bridge.admin.routes import Routes
+from bridge.admin.operations import Operations, SinkLimits
+from bridge.admin.routes import operation_routes
 from bridge.admin.server import Server
 from bridge.forwarder import Forwarder
 from bridge.gaps import GapTracker
@@ -160,13 +160,13 @@ def serve(settings: Settings, app: App, *, or_any_port: bool = False) -> Server 
     def limits() -> dict[str, SinkLimits]:
         return limits_of({forwarder.name: forwarder.settings for forwarder in app.supervisor.running().forwarders})
 
-    operations = JournalOperations(app.journal, limits, running=True)
+    operations = Operations(app.journal, limits, running=True)
     listen = partial(
         Server,
         health=app.health,
         registry=app.metrics.registry,
         last_tick=lambda: app.supervisor.last_tick,
-        routes=Routes(operations, token),
+        operations=operation_routes(operations, token),
     )
     try:
         return listen(host, port)

@@ -14,8 +14,8 @@ from prometheus_client import generate_latest
 
 from bridge import logs
 from bridge.admin.health import Health
-from bridge.admin.operations_journal import JournalOperations
-from bridge.admin.routes import Routes
+from bridge.admin.operations import Operations
+from bridge.admin.routes import operation_routes
 from bridge.admin.settings import HealthSettings
 from bridge.cli import arguments, main
 from bridge.event import Event, Malformed, Reception, fields_of, normalize
@@ -152,15 +152,14 @@ def test_the_reasons_of_dead_letters_are_all_told() -> None:
 
 def test_every_path_of_the_operations_is_told_with_its_method(tmp_path: Path) -> None:
     with opened(tmp_path / "journal.db") as journal:
-        routes = Routes(JournalOperations(journal, dict, running=True), lambda: None)
+        routes = operation_routes(Operations(journal, dict, running=True), lambda: None)
         told = {}
         for line in shell(OPERATIONS):
             if line.startswith("curl"):
                 path = urlsplit(shlex.split(line)[-1]).path
                 told[path] = "POST" if "-X POST" in line else "GET"
 
-        assert {path: routes.method(path) for path in told} == told
-        assert len(told) == len(routes.paths)
+        assert {path: route.method for path, route in routes.items()} == told
 
 
 def test_links_in_the_documents_lead_somewhere() -> None:

@@ -1,8 +1,8 @@
-"""Who may look at events, and change what becomes of them, over HTTP.
+"""Access to the operations over HTTP.
 
-Without a token: whoever is on this machine, and not through a browser or a proxy. A web page can make a browser send
-requests to loopback, but the browser then says whose page it is (`Origin`), or is led there by a name of the page's choice
-(`Host`, "DNS rebinding"). With a token: whoever knows it, from wherever, as long as it is no web page.
+Without a token: clients on this machine, but no browser and no proxy. A web page can make a browser send requests to loopback,
+but the browser then names the page's origin (`Origin`), or came by a name of the page's choice (`Host`, "DNS rebinding").
+With a token: every client that sends it, from any address, but no web page.
 """
 
 import hmac
@@ -10,32 +10,32 @@ from email.message import Message
 from http import HTTPStatus
 from ipaddress import IPv6Address, ip_address
 
-from bridge.admin.exchange import Answer, words
+from bridge.admin.listener import Response, text_response
 
 
-def refusal(client: str, headers: Message, token: str | None) -> Answer | None:
-    """Tell why a request is refused; None if it is not.
+def refusal(client: str, headers: Message, token: str | None) -> Response | None:
+    """Return why a request is refused; None if it is not.
 
     Args:
-        client: The address that it came from.
+        client: The client's address.
         headers: Its headers.
-        token: The token that it has to bring; None if there is none.
+        token: The token that it must have; None if there is none.
     """
     if "Origin" in headers:
-        return words(HTTPStatus.FORBIDDEN, "not for web pages: the request has an Origin header")
+        return text_response(HTTPStatus.FORBIDDEN, "not for web pages: the request has an Origin header")
     if token is not None:
         return _without_token(headers, token)
     if not is_loopback(client) or "Forwarded" in headers or "X-Forwarded-For" in headers:
-        return words(
+        return text_response(
             HTTPStatus.FORBIDDEN, "without http.token, events are shown and changed from the bridge's own machine only; set one"
         )
     if not _names_an_address(headers.get_all("Host", [])):
-        return words(HTTPStatus.FORBIDDEN, "without http.token, the Host must be localhost or an IP address")
+        return text_response(HTTPStatus.FORBIDDEN, "without http.token, the Host must be localhost or an IP address")
     return None
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an IP address is this machine's own."""
+    """Return True for a loopback address."""
     try:
         ip = ip_address(address.partition("%")[0])
     except ValueError:
@@ -45,7 +45,7 @@ def is_loopback(address: str) -> bool:
     return ip.is_loopback
 
 
-def _without_token(headers: Message, token: str) -> Answer | None:
+def _without_token(headers: Message, token: str) -> Response | None:
     scheme, _, given = str(headers.get("Authorization", "")).partition(" ")
     # Headers are read as Latin-1, whatever they are; what is compared is what was sent.
     sent = given.strip().encode("latin-1", "replace")
@@ -54,11 +54,11 @@ def _without_token(headers: Message, token: str) -> Answer | None:
     wrong = (
         "the token is not the one of http.token" if given else "needs the token of http.token, as `Authorization: Bearer ...`"
     )
-    return words(HTTPStatus.UNAUTHORIZED, wrong, {"WWW-Authenticate": 'Bearer realm="event-bridge"'})
+    return text_response(HTTPStatus.UNAUTHORIZED, wrong, {"WWW-Authenticate": 'Bearer realm="event-bridge"'})
 
 
 def _names_an_address(hosts: list[str]) -> bool:
-    """Whether the only Host is one that no name server was asked for."""
+    """Return True if the only Host is an IP address or localhost, which no name server resolves."""
     if len(hosts) != 1:
         return False
     host = hosts[0].strip()

@@ -1,18 +1,18 @@
-"""What the process says of itself: books for the metrics, readiness with reasons, and the status as JSON."""
+"""Health of the process: counters for the metrics, readiness with reasons, and the status."""
 
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from bridge.admin.settings import HealthSettings
-from bridge.event import fields_of
 from bridge.forwarder import Forwarder
-from bridge.journal import Counters, Journal, JournalError, SinkCounters, StreamCounters
-from bridge.stream import Stream, seconds_of
+from bridge.journal import Counters, Journal, JournalError, SinkBacklog, SinkCounters, StreamCounters, age_seconds
+from bridge.sink import Reason
+from bridge.stream import Stream
 from bridge.supervisor import Running
 
 _STUCK: Final = 30.0
@@ -20,10 +20,10 @@ _STUCK: Final = 30.0
 
 
 class Reloaded(msgspec.Struct, frozen=True):
-    """How the last reload went.
+    """Outcome of the last reload.
 
     Attributes:
-        at: When, in seconds since the epoch.
+        at: Seconds since the epoch.
         problems: Why nothing was changed; empty if it went well.
     """
 
@@ -31,12 +31,85 @@ class Reloaded(msgspec.Struct, frozen=True):
     problems: Sequence[str]
 
 
-class Health:
-    """Looks at what runs and at the journal; changes nothing. Any thread may ask.
+class ReloadReport(msgspec.Struct, frozen=True):
+    """The last reload, in the status."""
+
+    time: str
+    ok: bool
+    problems: Sequence[str]
+
+
+class JournalReport(msgspec.Struct, frozen=True):
+    """The journal, in the status."""
+
+    bytes: int
+    trouble: str | None
+    damaged_files: list[str]
+
+
+class GapReport(msgspec.Struct, frozen=True):
+    """A gap of a stream, in the status."""
+
+    start: str
+    end: str
+    reason: str
+    error: str
+
+
+class StreamReport(StreamCounters, kw_only=True):
+    """A stream, in the status: its state beside its counters."""
+
+    connected: bool
+    since: str
+    reason: str | None
+    error: str
+    attempts: int
+    gap_seconds: float
+    gaps: list[GapReport]
+
+
+class SinkReport(SinkBacklog, kw_only=True):
+    """A sink, in the status: its state beside its counters.
 
     Attributes:
-        settings: When it says that the process is not ready.
-        reloaded: What it tells of the last reload; None before the first.
+        since: The time at which `up` changed.
+        waiting: The last error of each reason why events wait for a retry.
+        next_retry: When the next event of the retry queue is due.
+        leaving: Why a sink that was removed or changed still runs.
+    """
+
+    filtered: int
+    dead: int
+    dropped: int
+    replayed: int
+    discarded: int
+    since: str
+    reason: str | None
+    failures: int
+    waiting: Mapping[Reason, str]
+    next_retry: str | None
+    unavailable_seconds: float
+    leaving: str | None
+
+
+class Status(msgspec.Struct, frozen=True):
+    """The answer of `/status`. The command `backlog` decodes the `SinkBacklog` in its sinks."""
+
+    version: str
+    started: str
+    reload: ReloadReport | None
+    problems: list[str]
+    journal: JournalReport
+    streams: dict[str, StreamReport]
+    sinks: dict[str, SinkReport]
+
+
+class Health:
+    """Observes the running parts and the journal, from any thread, and changes nothing.
+
+    Attributes:
+        settings: Limits of readiness.
+        reloaded: The last reload; None before the first.
     """
 
     def __init__(self, journal: Journal, running: Callable[[], Running], *, settings: HealthSettings, version: str) -> None:
@@ -48,27 +121,27 @@ class Health:
         self._started = time.time()
 
     def counters(self) -> Counters:
-        """All counts at one instant; a configured stream that has said nothing yet is there with zeros."""
+        """Return all counters at one instant, with zeros for a configured stream without events."""
         return self._counters(self._running().streams)
 
     def gap_seconds(self) -> Mapping[str, float]:
-        """For how long each stream was disconnected since the process started."""
+        """Return the seconds for which each stream was disconnected since the process started."""
         return {stream.name: stream.gaps.total_seconds() for stream in self._running().streams}
 
     def lag_seconds(self) -> Mapping[str, float]:
-        """How old the oldest event is, by its own time, that each sink has not delivered; 0 if none, NaN if nobody knows."""
+        """Return the age of the oldest undelivered event of each sink; 0 if none, NaN if it can't be read."""
         return {forwarder.name: self._lag(forwarder.name) for forwarder in self._running().forwarders}
 
     def damaged_journals(self) -> int:
-        """How many damaged journals were set aside and are still there."""
+        """Return the number of damaged journals that were set aside and are still there."""
         return len(self._damaged())
 
     def alive(self, last_tick: float) -> bool:
-        """Whether the main thread, whose last tick was at this monotonic time, still works."""
+        """Return True if the main thread, whose last tick was at this monotonic time, still works."""
         return time.monotonic() - last_tick < _STUCK
 
     def problems(self) -> list[str]:
-        """Why the process is not able to do its job, in words; empty if it is."""
+        """Return the reasons why the process is not ready; empty if it is."""
         now, problems = time.time(), []
         if trouble := self._journal.counters().last_error:
             problems.append(f"journal: {trouble}")
@@ -85,51 +158,51 @@ class Health:
                 problems.append(f"sink {forwarder.name}: unavailable for {down:.0f} s: {_words(forwarder)}")
         return problems
 
-    def status(self) -> dict[str, Any]:
-        """Everything that an operator may ask, ready for JSON."""
+    def status(self) -> Status:
+        """Everything that an operator may ask."""
         streams, forwarders, stopping = self._running()
         counters = self._counters(streams)
-        return {
-            "version": self._version,
-            "started": _time(self._started),
-            "reload": None if self.reloaded is None else _reload(self.reloaded),
-            "problems": self.problems(),
-            "journal": {"bytes": counters.bytes, "trouble": counters.last_error, "damaged_files": self._damaged()},
-            "streams": {stream.name: _stream(stream, counters.streams[stream.name]) for stream in streams},
-            # A sink without books was forgotten a moment ago.
-            "sinks": {
-                forwarder.name: self._sink(forwarder, counters.sinks[forwarder.name], stopping.get(forwarder.name))
+        return Status(
+            version=self._version,
+            started=_time(self._started),
+            reload=_reload_report(self.reloaded) if self.reloaded else None,
+            problems=self.problems(),
+            journal=JournalReport(counters.bytes, counters.last_error, self._damaged()),
+            streams={stream.name: _stream_report(stream, counters.streams[stream.name]) for stream in streams},
+            # A sink without counters was forgotten a moment ago.
+            sinks={
+                forwarder.name: self._sink_report(forwarder, counters.sinks[forwarder.name], stopping.get(forwarder.name))
                 for forwarder in forwarders
                 if forwarder.name in counters.sinks
             },
-        }
+        )
 
     def _counters(self, streams: Sequence[Stream]) -> Counters:
         counters = self._journal.counters()
         counters.streams = {stream.name: StreamCounters(malformed={}) for stream in streams} | counters.streams
         return counters
 
-    def _sink(self, forwarder: Forwarder, counters: SinkCounters, leaving: str | None) -> dict[str, Any]:
+    def _sink_report(self, forwarder: Forwarder, counters: SinkCounters, leaving: str | None) -> SinkReport:
         status, lag = forwarder.status, self._lag(forwarder.name)
-        return {
-            "up": status.up,
-            "since": _time(status.since),
-            "reason": None if status.up else status.reason,
-            "error": status.error,
-            "failures": status.failures,
-            "waiting": forwarder.retry_reasons,
-            "next_retry": None if forwarder.next_due is None else _time(forwarder.next_due),
-            "unavailable_seconds": round(self._down_seconds(forwarder, time.time()), 3),
-            "leaving": leaving,
-            "lag_seconds": None if math.isnan(lag) else lag,
+        return SinkReport(
+            up=status.up,
+            since=_time(status.since),
+            reason=None if status.up else status.reason,
+            error=status.error,
+            failures=status.failures,
+            waiting=forwarder.retry_reasons,
+            next_retry=None if forwarder.next_due is None else _time(forwarder.next_due),
+            unavailable_seconds=round(self._down_seconds(forwarder, time.time()), 3),
+            leaving=leaving,
+            lag_seconds=None if math.isnan(lag) else lag,
             **msgspec.structs.asdict(counters),
-        }
+        )
 
     def _damaged(self) -> list[str]:
         try:
             return [str(path) for path in self._journal.damaged_files()]
         except OSError:
-            # A directory that can't be read is told of by the journal's trouble.
+            # The journal's last error tells of a directory that can't be read.
             return []
 
     def _lag(self, sink: str) -> float:
@@ -139,12 +212,12 @@ class Health:
             # It was forgotten a moment ago.
             return 0.0
         except JournalError:
-            # A failing disk is told of by the journal's trouble; it must not take everything else with it.
+            # The journal's last error tells of a failing disk; the rest of the status must not fail with it.
             return math.nan
-        return 0.0 if oldest is None else max(0.0, time.time() - seconds_of(fields_of(oldest).datetime))
+        return age_seconds(oldest, time.time())
 
     def _down_seconds(self, forwarder: Forwarder, now: float) -> float:
-        """For how long a sink has not been able to deliver; one that hangs in a delivery counts, too."""
+        """Return the seconds for which a sink could not deliver; a delivery that hangs counts, too."""
         delivering = forwarder.delivering_since
         hanging = 0.0 if delivering is None else time.monotonic() - delivering
         return max(hanging, 0.0 if forwarder.status.up else now - forwarder.status.since)
@@ -155,25 +228,22 @@ def _words(forwarder: Forwarder) -> str:
     return "a delivery has not returned" if status.up else status.error
 
 
-def _stream(stream: Stream, counters: StreamCounters) -> dict[str, Any]:
+def _reload_report(reloaded: Reloaded) -> ReloadReport:
+    return ReloadReport(_time(reloaded.at), not reloaded.problems, reloaded.problems)
+
+
+def _stream_report(stream: Stream, counters: StreamCounters) -> StreamReport:
     status = stream.status
-    return {
-        "connected": status.connected,
-        "since": _time(status.since),
-        "reason": status.reason,
-        "error": status.error,
-        "attempts": status.attempts,
-        "gap_seconds": round(stream.gaps.total_seconds(), 3),
-        "gaps": [
-            {"start": _time(gap.start), "end": _time(gap.end), "reason": gap.reason, "error": gap.error}
-            for gap in list(stream.gaps.latest)
-        ],
+    return StreamReport(
+        connected=status.connected,
+        since=_time(status.since),
+        reason=status.reason,
+        error=status.error,
+        attempts=status.attempts,
+        gap_seconds=round(stream.gaps.total_seconds(), 3),
+        gaps=[GapReport(_time(gap.start), _time(gap.end), gap.reason, gap.error) for gap in list(stream.gaps.latest)],
         **msgspec.structs.asdict(counters),
-    }
-
-
-def _reload(reloaded: Reloaded) -> dict[str, Any]:
-    return {"time": _time(reloaded.at), "ok": not reloaded.problems, "problems": list(reloaded.problems)}
+    )
 
 
 def _time(seconds: float) -> str:

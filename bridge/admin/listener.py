@@ -1,9 +1,9 @@
-"""HTTP connections: a bounded number of them, read with limits. What is answered is not decided here."""
+"""HTTP connections: a bounded number, read with limits. Routes decide on the responses."""
 
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from email.message import Message
 from http import HTTPStatus
@@ -11,16 +11,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any, ClassVar, Final, NamedTuple
 
-from bridge.admin.exchange import TEXT, Answer, Request, words
+JSON: Final = "application/json; charset=utf-8"
+TEXT: Final = "text/plain; charset=utf-8"
 
 CONNECTIONS: Final = 64
-"""Connections at a time; one more is told so and closed. Each has a thread."""
+"""Most connections at a time; one more gets 503 and is closed. Each has a thread."""
 
 BODY: Final = 64 * 1024
 """Bytes of a request's body at most: the numbers of as many dead letters as one request may name, and more."""
 
 _DIGITS: Final = 10
-"""Of a length at most; Python refuses to read a number of thousands of them."""
+"""Most digits of a length; Python refuses to read numbers of thousands of digits."""
 
 _CLIENT_TIMEOUT: Final = 10
 """Seconds that a client may take for its request, and to read the answer."""
@@ -32,18 +33,50 @@ _REFUSED: Final = (
 ) % (TEXT.encode(), len(_BUSY), _BUSY)
 
 
-class Rules(NamedTuple):
-    """What is to be done with a request.
+class Request(NamedTuple):
+    """A request.
 
     Attributes:
-        method: Tells the method of a path, GET or POST.
-        refusal: Tells why a request for a path is refused, by the address it came from and its headers; None if it is not.
-        answer: Answers a request; it gets the Accept header, too.
+        method: GET or POST.
+        path: Without the query.
+        query: The text after the question mark, as it was sent.
+        body: Empty unless it is a POST.
+        accept: The Accept header.
     """
 
-    method: Callable[[str], str]
-    refusal: Callable[[str, str, Message], Answer | None]
-    answer: Callable[[Request, str], Answer]
+    method: str
+    path: str
+    query: str = ""
+    body: bytes = b""
+    accept: str = ""
+
+
+class Response(NamedTuple):
+    """A response."""
+
+    status: HTTPStatus
+    content_type: str
+    body: bytes
+    headers: Mapping[str, str] = {}
+
+
+def text_response(status: HTTPStatus, text: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a response of one line of text."""
+    return Response(status, TEXT, text.encode() + b"\n", headers or {})
+
+
+class Route(NamedTuple):
+    """The row of a path in the route table.
+
+    Attributes:
+        method: The only method, GET or POST; HEAD goes with GET.
+        respond: Answers a request.
+        refuse: Returns why a request is refused, by the client's address and its headers; None if it is not.
+    """
+
+    method: str
+    respond: Callable[[Request], Response]
+    refuse: Callable[[str, Message], Response | None] = lambda _client, _headers: None
 
 
 class Listener(ThreadingHTTPServer):
@@ -51,7 +84,7 @@ class Listener(ThreadingHTTPServer):
 
     Args:
         address: Host and port.
-        rules: What is to be done with a request.
+        find_route: Returns the route of a path.
 
     Attributes:
         asking: Connections whose request is not read to its end yet, and since when, in monotonic seconds.
@@ -64,15 +97,15 @@ class Listener(ThreadingHTTPServer):
     # The library's five would make the sixth of several clients at once wait for a second.
     request_queue_size = CONNECTIONS
 
-    def __init__(self, address: tuple[str, int], rules: Rules) -> None:
+    def __init__(self, address: tuple[str, int], find_route: Callable[[str], Route]) -> None:
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         self._free = threading.BoundedSemaphore(CONNECTIONS)
         self.asking: dict[socket.socket, float] = {}
-        super().__init__(address, type("Connection", (_Connection,), {"rules": rules}))
+        super().__init__(address, type("Connection", (_Connection,), {"find_route": staticmethod(find_route)}))
 
     def service_actions(self) -> None:
-        """Hang up on who takes too long; the timeout of a socket begins anew with every byte."""
+        """Cut connections whose request takes too long; the timeout of a socket begins anew with every byte."""
         now = time.monotonic()
         for connection, since in list(self.asking.items()):
             if now - since > _CLIENT_TIMEOUT:
@@ -80,7 +113,7 @@ class Listener(ThreadingHTTPServer):
                     connection.shutdown(socket.SHUT_RDWR)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Give a connection a thread, if there is one left for it."""
+        """Give a connection a thread, if one is left."""
         if self._free.acquire(blocking=False):
             try:
                 super().process_request(request, client_address)
@@ -88,12 +121,12 @@ class Listener(ThreadingHTTPServer):
                 self._free.release()
                 raise
             return
-        # This is the thread that accepts: it must not wait for anybody.
+        # The accepting thread must not wait.
         request.settimeout(0)
         with suppress(OSError):
             request.send(_REFUSED)
             request.shutdown(socket.SHUT_WR)
-            # With something unread, closing would take back what was sent.
+            # With unread bytes, closing would discard the response.
             request.recv(BODY)
         self.close_request(request)
 
@@ -109,11 +142,11 @@ class Listener(ThreadingHTTPServer):
         TCPServer.server_bind(self)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that goes away in the middle is nobody's business."""
+        """Ignore clients that go away in the middle."""
 
 
 class _Connection(BaseHTTPRequestHandler):
-    rules: ClassVar[Rules]
+    find_route: ClassVar[Callable[[str], Route]]
     server: Listener
     timeout = _CLIENT_TIMEOUT
     # Head and body are written one after the other; the second would wait 40 ms for the client to confirm the first.
@@ -141,26 +174,25 @@ class _Connection(BaseHTTPRequestHandler):
 
     def _respond(self, method: str, *, with_body: bool = True) -> None:
         path, _, query = self.path.partition("?")
-        refused = self._refusal(method, path)
-        if refused is not None or (
+        route = type(self).find_route(path)
+        response = self._refusal(method, route)
+        if response is not None or (
             method == "GET" and ("Content-Length" in self.headers or "Transfer-Encoding" in self.headers)
         ):
-            # What comes behind the headers stays unread, and must not be taken for the next request.
+            # Bytes after the headers stay unread, and must not be taken for the next request.
             self.close_connection = True
-        if refused is None:
+        if response is None:
             body = self.rfile.read(int(self.headers["Content-Length"])) if method == "POST" else b""
             self.server.asking.pop(self.connection, None)
-            refused = self.rules.answer(Request(method, path, query, body), self.headers.get("Accept", ""))
-        self._send(refused, with_body=with_body)
+            response = route.respond(Request(method, path, query, body, self.headers.get("Accept", "")))
+        self._send(response, with_body=with_body)
 
-    def _refusal(self, method: str, path: str) -> Answer | None:
-        allowed = self.rules.method(path)
-        if method != allowed:
-            return words(HTTPStatus.METHOD_NOT_ALLOWED, f"only {allowed}", {"Allow": allowed})
-        refused = self.rules.refusal(path, self.client_address[0], self.headers)
-        return refused or (_unreadable(self.headers) if method == "POST" else None)
+    def _refusal(self, method: str, route: Route) -> Response | None:
+        if method != route.method:
+            return text_response(HTTPStatus.METHOD_NOT_ALLOWED, f"only {route.method}", {"Allow": route.method})
+        return route.refuse(self.client_address[0], self.headers) or (_unreadable(self.headers) if method == "POST" else None)
 
-    def _send(self, found: Answer, *, with_body: bool) -> None:
+    def _send(self, found: Response, *, with_body: bool) -> None:
         self.send_response(found.status)
         self.send_header("Content-Type", found.content_type)
         self.send_header("Content-Length", str(len(found.body)))
@@ -173,17 +205,17 @@ class _Connection(BaseHTTPRequestHandler):
             self.wfile.write(found.body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: probes come every few seconds."""
+        """Log nothing: probes come every few seconds."""
 
 
-def _unreadable(headers: Message) -> Answer | None:
-    """Why the body of a request is not read; None if it is."""
+def _unreadable(headers: Message) -> Response | None:
+    """Return why the body of a request can't be read; None if it can."""
     if "Content-Type" not in headers or headers.get_content_type() != "application/json":
         # A form of a web page can't send this type.
-        return words(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body must be application/json")
+        return text_response(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body must be application/json")
     length = headers.get("Content-Length", "")
     if not (length.isascii() and length.isdecimal()) or "Transfer-Encoding" in headers:
-        return words(HTTPStatus.LENGTH_REQUIRED, "the body needs a Content-Length")
+        return text_response(HTTPStatus.LENGTH_REQUIRED, "the body needs a Content-Length")
     if len(length) > _DIGITS or int(length) > BODY:
-        return words(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body must not be larger than {BODY} bytes")
+        return text_response(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body must not be larger than {BODY} bytes")
     return None

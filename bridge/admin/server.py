@@ -1,22 +1,18 @@
 """HTTP on one port: `/metrics`, `/healthz`, `/readyz`, `/status`, open to all; and the operations, which are not."""
 
-import json
 import threading
-from collections.abc import Callable
-from email.message import Message
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Final
 
+import msgspec
 import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from bridge.admin.auth import refusal
-from bridge.admin.exchange import JSON, TEXT, Answer, Request, words
 from bridge.admin.health import Health
-from bridge.admin.listener import Listener, Rules
-from bridge.admin.routes import Routes
+from bridge.admin.listener import JSON, TEXT, Listener, Request, Response, Route, text_response
 from bridge.journal import Closed
 
 log = structlog.get_logger(__name__)
@@ -34,21 +30,25 @@ for the commands dead-letters, backlog, journal and quarantine; from this machin
 
 
 def url_of(host: str, port: int) -> str:
-    """Where one who listens on an address is found from this machine: one on all addresses is on loopback, too."""
+    """Return the URL of an address for clients on this machine: a server on all addresses is on loopback, too."""
     shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 - only compared
     return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
 
 class Server:
-    """Answers in threads of its own, from the moment it is made; `url` is where, from this machine.
+    """The HTTP server, which answers in threads of its own as soon as it is made.
+
+    Attributes:
+        port: The port listened on.
+        url: The address for clients on this machine.
 
     Args:
         host: Where to listen.
         port: Where to listen; 0 lets the system choose, see `port`.
-        health: Whom to ask.
+        health: Answers the probes and the status.
         registry: The metrics.
-        last_tick: Tells the monotonic time of the main thread's last tick.
-        routes: The paths that not everybody may use.
+        last_tick: Returns the monotonic time of the main thread's last tick.
+        operations: The routes of the operations, which not everybody may use.
 
     Raises:
         OSError: The address can't be listened on.
@@ -62,13 +62,20 @@ class Server:
         health: Health,
         registry: CollectorRegistry,
         last_tick: Callable[[], float],
-        routes: Routes,
+        operations: Mapping[str, Route],
     ) -> None:
         self._health = health
         self._registry = registry
         self._last_tick = last_tick
-        self._routes = routes
-        self._server = Listener((host, port), Rules(self._method, self._refusal, self._answer))
+        self._routes = {
+            "/": Route("GET", lambda _: Response(HTTPStatus.OK, TEXT, _INDEX)),
+            "/metrics": Route("GET", self._metrics),
+            "/healthz": Route("GET", self._alive),
+            "/readyz": Route("GET", lambda _: _probe(health.problems())),
+            "/status": Route("GET", self._status),
+            **operations,
+        }
+        self._server = Listener((host, port), self._find_route)
         self.port: int = self._server.server_address[1]
         self.url = url_of(host, self.port)
         threading.Thread(target=self._server.serve_forever, args=(0.1,), name="http", daemon=True).start()
@@ -78,50 +85,41 @@ class Server:
         self._server.shutdown()
         self._server.server_close()
 
-    def _method(self, path: str) -> str:
-        return self._routes.method(path) or "GET"
+    def _find_route(self, path: str) -> Route:
+        route = self._routes.get(path) or Route("GET", lambda _: Response(HTTPStatus.NOT_FOUND, TEXT, _INDEX))
+        return route._replace(respond=lambda request: _guarded(route, request))
 
-    def _refusal(self, path: str, client: str, headers: Message) -> Answer | None:
-        return refusal(client, headers, self._routes.token()) if self._routes.method(path) else None
+    def _metrics(self, request: Request) -> Response:
+        encode, content_type = _encoding(request.accept)
+        return Response(HTTPStatus.OK, content_type, encode(self._registry))
 
-    def _answer(self, request: Request, accept: str) -> Answer:
-        try:
-            if self._routes.method(request.path):
-                return self._routes.answer(request)
-            return self._look(request.path, accept)
-        except Closed:
-            return _verdict(["the process is stopping"])
-        except Exception:
-            # The library would hang up without a word.
-            log.exception("a request could not be answered because of a bug", path=request.path)
-            return words(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error, see the log")
+    def _alive(self, _: Request) -> Response:
+        return _probe([] if self._health.alive(self._last_tick()) else ["the main thread does not tick any more"])
 
-    def _look(self, path: str, accept: str) -> Answer:
-        match path:
-            case "/metrics":
-                encode, content_type = _encoding(accept)
-                return Answer(HTTPStatus.OK, content_type, encode(self._registry))
-            case "/healthz":
-                alive = self._health.alive(self._last_tick())
-                return _verdict([] if alive else ["the main thread does not tick any more"])
-            case "/readyz":
-                return _verdict(self._health.problems())
-            case "/status":
-                return Answer(HTTPStatus.OK, JSON, json.dumps(self._health.status(), indent=2).encode() + b"\n")
-            case "/":
-                return Answer(HTTPStatus.OK, TEXT, _INDEX)
-            case _:
-                return Answer(HTTPStatus.NOT_FOUND, TEXT, _INDEX)
+    def _status(self, _: Request) -> Response:
+        status = msgspec.json.encode(self._health.status())
+        return Response(HTTPStatus.OK, JSON, msgspec.json.format(status, indent=2) + b"\n")
+
+
+def _guarded(route: Route, request: Request) -> Response:
+    """Respond, whatever happens: the library would close the connection without a word."""
+    try:
+        return route.respond(request)
+    except Closed:
+        return _probe(["the process is stopping"])
+    except Exception:
+        log.exception("a request could not be answered because of a bug", path=request.path)
+        return text_response(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error, see the log")
 
 
 def _encoding(accept: str) -> tuple[Callable[[Collector], bytes], str]:
-    """Which of the formats of metrics the client asks for; plain text if it makes no sense."""
+    """Return the format of metrics that the client asks for; plain text if the header makes no sense."""
     try:
         return choose_encoder(accept)
     except (TypeError, ValueError):
-        # The library compares versions without a look at them.
+        # The library compares versions without checking them.
         return choose_encoder("")
 
 
-def _verdict(problems: list[str]) -> Answer:
-    return words(HTTPStatus.SERVICE_UNAVAILABLE if problems else HTTPStatus.OK, "\n".join(problems) or "ok")
+def _probe(problems: list[str]) -> Response:
+    return text_response(HTTPStatus.SERVICE_UNAVAILABLE if problems else HTTPStatus.OK, "\n".join(problems) or "ok")

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Final, get_args
 
 from bridge.admin.client import Client
-from bridge.admin.operations import LetterQuery, OperationError, moment
+from bridge.admin.operations import OperationError, parse_time
 from bridge.cli import backlog, dead_letters, journal
 from bridge.cli.dead_letters import Refused, Selection
 from bridge.cli.journal import Wanted
-from bridge.cli.target import Where
-from bridge.cli.terminal import confirmation
+from bridge.cli.output import confirmation
+from bridge.cli.target import Target
 from bridge.field_types import duration
-from bridge.journal import DeathReason
+from bridge.journal import DeadLetterQuery, DeathReason
 
 COMMANDS: Final = ("dead-letters", "backlog", "journal", "quarantine")
 
@@ -81,10 +81,10 @@ def run(args: argparse.Namespace) -> int:
 def _add_dead_letters(parser: argparse.ArgumentParser) -> None:
     add = _subcommands(parser)
     listing = add("list", "print them, oldest first", "event-bridge dead-letters list --sink alerts --since 2h")
-    listing.set_defaults(do=lambda a: dead_letters.show_list(_where(a), _selection(a), as_json=a.json))
+    listing.set_defaults(do=lambda a: dead_letters.show_list(_target(a), _selection(a), as_json=a.json))
     one = add("show", "print everything about one", "event-bridge dead-letters show 17")
     one.add_argument("key", type=_key, metavar="UUID|ID", help="the event's uuid, or the number that list shows")
-    one.set_defaults(do=lambda a: dead_letters.show_one(_where(a), a.key, as_json=a.json))
+    one.set_defaults(do=lambda a: dead_letters.show_one(_target(a), a.key, as_json=a.json))
     again = add("replay", "send them to their sinks once more", "event-bridge dead-letters replay --sink alerts", _REPLAY)
     again.set_defaults(do=_replay)
     gone = add("drop", "delete them for ever", "event-bridge dead-letters drop --reason too_old --yes", _DROP)
@@ -101,9 +101,9 @@ def _add_dead_letters(parser: argparse.ArgumentParser) -> None:
     gone.add_argument("--yes", action="store_true", help="do not ask")
     for each in (listing, one):
         each.add_argument("--json", action="store_true", help="a line of JSON for each, with the event")
-        _add_where(each, with_journal=True)
+        _add_target(each, with_journal=True)
     for each in (again, gone):
-        _add_where(each, with_journal=False)
+        _add_target(each, with_journal=False)
 
 
 def _add_backlog(parser: argparse.ArgumentParser) -> None:
@@ -112,36 +112,36 @@ def _add_backlog(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--interval", type=_seconds, default=2.0, metavar="TIME", help="between the two looks that tell the rates (2s)"
     )
-    _add_where(parser, with_journal=True)
-    parser.set_defaults(do=lambda a: backlog.backlog(_where(a), interval=a.interval, as_json=a.json))
+    _add_target(parser, with_journal=True)
+    parser.set_defaults(do=lambda a: backlog.backlog(_target(a), interval=a.interval, as_json=a.json))
 
 
 def _add_journal(parser: argparse.ArgumentParser) -> None:
     add = _subcommands(parser)
     verify = add("verify", "look for damage", "event-bridge journal verify", _VERIFY)
-    verify.set_defaults(do=lambda a: journal.verify(_where(a)))
+    verify.set_defaults(do=lambda a: journal.verify(_target(a)))
     export = add("export", "write stored events as lines of JSON", "event-bridge journal export --output events.jsonl", _EXPORT)
     export.add_argument("--output", type=Path, metavar="FILE", help="where to (standard output)")
     export.add_argument("--after", type=_id, default=0, metavar="PLACE", help="only events after this place in the journal")
     export.add_argument("--since", type=_moment, metavar="TIME", help="only events received then or later; as for dead letters")
     export.add_argument("--type", action="append", default=[], metavar="TYPE", help="only of this type; repeatable, or a,b")
-    export.set_defaults(do=lambda a: journal.export(_where(a), _wanted(a), a.output))
+    export.set_defaults(do=lambda a: journal.export(_target(a), _wanted(a), a.output))
     prune = add("prune", "delete now what nobody needs, as a running bridge does every second", "event-bridge journal prune")
-    prune.set_defaults(do=lambda a: journal.prune(_where(a)))
+    prune.set_defaults(do=lambda a: journal.prune(_target(a)))
     for each in (verify, export):
-        _add_where(each, with_journal=True)
-    _add_where(prune, with_journal=False)
+        _add_target(each, with_journal=True)
+    _add_target(prune, with_journal=False)
 
 
 def _add_quarantine(parser: argparse.ArgumentParser) -> None:
     add = _subcommands(parser)
     listing = add("list", "print their beginnings", "event-bridge quarantine list")
     listing.add_argument("--json", action="store_true", help="as export does")
-    listing.set_defaults(do=lambda a: journal.quarantine(_where(a), as_json=a.json))
+    listing.set_defaults(do=lambda a: journal.quarantine(_target(a), as_json=a.json))
     export = add("export", "write all that is kept of them as lines of JSON", "event-bridge quarantine export > messages.jsonl")
-    export.set_defaults(do=lambda a: journal.quarantine(_where(a), as_json=True))
+    export.set_defaults(do=lambda a: journal.quarantine(_target(a), as_json=True))
     for each in (listing, export):
-        _add_where(each, with_journal=True)
+        _add_target(each, with_journal=True)
 
 
 def _subcommands(parser: argparse.ArgumentParser) -> Callable[..., argparse.ArgumentParser]:
@@ -159,7 +159,7 @@ def _subcommands(parser: argparse.ArgumentParser) -> Callable[..., argparse.Argu
     return add
 
 
-def _add_where(parser: argparse.ArgumentParser, *, with_journal: bool) -> None:
+def _add_target(parser: argparse.ArgumentParser, *, with_journal: bool) -> None:
     group = parser.add_argument_group("where to look")
     group.add_argument("--config", type=Path, metavar="FILE", help="the configuration (see event-bridge --help)")
     other = group.add_mutually_exclusive_group()
@@ -182,12 +182,12 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--limit", type=_id, metavar="N", help="so many at most, oldest first")
 
 
-def _where(args: argparse.Namespace) -> Where:
-    return Where(args.config, args.url, getattr(args, "journal", None))
+def _target(args: argparse.Namespace) -> Target:
+    return Target(args.config, args.url, getattr(args, "journal", None))
 
 
 def _selection(args: argparse.Namespace) -> Selection:
-    return Selection(LetterQuery(args.sink, args.reason, args.since, args.uuid, args.type), None, args.limit)
+    return Selection(DeadLetterQuery(args.sink, args.reason, args.since, args.uuid, args.type), None, args.limit)
 
 
 def _chosen(args: argparse.Namespace) -> Selection:
@@ -198,10 +198,10 @@ def _chosen(args: argparse.Namespace) -> Selection:
     """
     selection, name = _selection(args), f"dead-letters {args.subcommand}"
     if args.ids:
-        if args.all or selection != Selection(LetterQuery()):
+        if args.all or selection != Selection(DeadLetterQuery()):
             raise Refused(f"{name}: say which either by numbers or by other options")
-        return Selection(LetterQuery(), args.ids)
-    if args.all == (selection.query != LetterQuery()):
+        return Selection(DeadLetterQuery(), args.ids)
+    if args.all == (selection.query != DeadLetterQuery()):
         raise Refused(
             f"{name}: --all and other options contradict each other"
             if args.all
@@ -211,11 +211,11 @@ def _chosen(args: argparse.Namespace) -> Selection:
 
 
 def _replay(args: argparse.Namespace) -> int:
-    return dead_letters.replay(_where(args), _chosen(args), dry_run=args.dry_run, patience=args.patience)
+    return dead_letters.replay(_target(args), _chosen(args), dry_run=args.dry_run, patience=args.patience)
 
 
 def _drop(args: argparse.Namespace) -> int:
-    return dead_letters.drop(_where(args), _chosen(args), dry_run=args.dry_run, yes=args.yes, ask=confirmation())
+    return dead_letters.drop(_target(args), _chosen(args), dry_run=args.dry_run, yes=args.yes, ask=confirmation())
 
 
 def _wanted(args: argparse.Namespace) -> Wanted:
@@ -225,7 +225,7 @@ def _wanted(args: argparse.Namespace) -> Wanted:
 
 def _moment(text: str) -> datetime:
     try:
-        return moment(text, datetime.now(UTC))
+        return parse_time(text, datetime.now(UTC))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

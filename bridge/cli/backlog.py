@@ -8,10 +8,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from bridge.admin.operations import Waiting
-from bridge.cli.output import Table, age, rate
-from bridge.cli.target import Where, looking
-from bridge.cli.terminal import line_width
+from bridge.cli.output import Table, age, line_width, rate
+from bridge.cli.target import Target
+from bridge.journal import SinkBacklog
 
 DONE: Final = 0
 
@@ -30,7 +29,7 @@ class Pace(NamedTuple):
     drain: float
 
 
-def pace(first: Waiting, second: Waiting, seconds: float) -> Pace:
+def pace(first: SinkBacklog, second: SinkBacklog, seconds: float) -> Pace:
     """Compare two looks with so many seconds in between."""
     drained = (first.pending - second.pending) / seconds
     drain = 0.0 if not second.pending else second.pending / drained if drained > 0 else math.inf
@@ -39,7 +38,7 @@ def pace(first: Waiting, second: Waiting, seconds: float) -> Pace:
 
 
 def backlog(
-    where: Where,
+    target: Target,
     *,
     interval: float,
     as_json: bool,
@@ -49,7 +48,7 @@ def backlog(
     """Print what waits at each sink, and how fast it becomes less; return the exit status.
 
     Args:
-        where: Where to look.
+        target: Target to look.
         interval: Seconds between the two looks that tell how fast; without a bridge that runs, one look is enough.
         as_json: Lines of JSON instead of a table.
         sleep: Waits for some seconds.
@@ -58,12 +57,12 @@ def backlog(
     Raises:
         OperationError: One can't look.
     """
-    with looking(where) as inspection:
-        looked_at, sinks = monotonic(), inspection.backlog()
+    with target.open_reader() as reader:
+        looked_at, sinks = monotonic(), reader.backlog()
         paces: Mapping[str, Pace] = {}
-        if inspection.running and sinks:
+        if reader.running and sinks:
             sleep(interval)
-            before, sinks = sinks, inspection.backlog()
+            before, sinks = sinks, reader.backlog()
             seconds = max(monotonic() - looked_at, 0.001)
             paces = {name: pace(before[name], sink, seconds) for name, sink in sinks.items() if name in before}
     if as_json:
@@ -72,12 +71,12 @@ def backlog(
         return DONE
     table = Table([*("SINK", ">PENDING", ">RETRYING", ">DEAD", ">OLDEST", ">RATE", ">DRAINS IN"), "STATE"], line_width())
     print("\n".join(table.lines([_row(name, sink, paces.get(name)) for name, sink in sinks.items()])) or "no sinks")
-    if not inspection.running:
+    if not reader.running:
         print("no bridge runs on this journal", file=sys.stderr)
     return DONE
 
 
-def _row(name: str, sink: Waiting, its: Pace | None) -> list[str]:
+def _row(name: str, sink: SinkBacklog, its: Pace | None) -> list[str]:
     oldest = "-" if not sink.pending or sink.lag_seconds is None else age(sink.lag_seconds)
     drains = (
         "-"
@@ -91,7 +90,7 @@ def _row(name: str, sink: Waiting, its: Pace | None) -> list[str]:
     return [name, *counts, oldest, "-" if its is None else rate(its.delivered), drains, state]
 
 
-def _json(name: str, sink: Waiting, its: Pace | None) -> str:
+def _json(name: str, sink: SinkBacklog, its: Pace | None) -> str:
     known = its is not None and sink.up
     line = {
         "sink": name,

@@ -7,11 +7,11 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from bridge.admin.operations import LETTERS, Inspection, Letter, LetterQuery, OperationError
-from bridge.cli.output import Table, age, block, count, plain, time
+from bridge.admin.operations import LETTER_PAGE, OperationError
+from bridge.cli.output import Progress, Table, age, block, count, line_width, plain, time
 from bridge.cli.replay import replay_all
-from bridge.cli.target import Where, changing, looking
-from bridge.cli.terminal import Progress, line_width
+from bridge.cli.target import Reader, Target
+from bridge.journal import DeadLetterQuery, StoredDeadLetter
 
 DONE: Final = 0
 NOT_DONE: Final = 1
@@ -33,20 +33,20 @@ class Selection(NamedTuple):
         limit: At most so many; all if None.
     """
 
-    query: LetterQuery
+    query: DeadLetterQuery
     ids: Sequence[int] | None = None
     limit: int | None = None
 
 
-def show_list(where: Where, selection: Selection, *, as_json: bool) -> int:
+def show_list(target: Target, selection: Selection, *, as_json: bool) -> int:
     """Print dead letters, as a table or as lines of JSON; return the exit status.
 
     Raises:
         OperationError: They can't be looked at.
     """
     table, shown = _table(), 0
-    with looking(where) as inspection:
-        for page in _pages(inspection, selection):
+    with target.open_reader() as reader:
+        for page in _pages(reader, selection):
             shown += len(page)
             lines = [msgspec.json.encode(letter).decode() for letter in page] if as_json else table.lines(_rows(page))
             print("\n".join(lines))
@@ -55,17 +55,17 @@ def show_list(where: Where, selection: Selection, *, as_json: bool) -> int:
     return DONE
 
 
-def show_one(where: Where, key: str, *, as_json: bool) -> int:
+def show_one(target: Target, key: str, *, as_json: bool) -> int:
     """Print everything about a dead letter, by its number, or about those of an event, by its uuid; return the exit status.
 
     Raises:
         OperationError: It can't be looked at.
     """
     by_id = key.isdecimal()
-    selection = Selection(LetterQuery() if by_id else LetterQuery(uuid=key), [int(key)] if by_id else None)
+    selection = Selection(DeadLetterQuery() if by_id else DeadLetterQuery(uuid=key), [int(key)] if by_id else None)
     now, found = datetime.now(UTC), 0
-    with looking(where) as inspection:
-        for page in _pages(inspection, selection):
+    with target.open_reader() as reader:
+        for page in _pages(reader, selection):
             for letter in page:
                 separator = "\n" if found and not as_json else ""
                 print(separator + (msgspec.json.encode(letter).decode() if as_json else _in_full(letter, now)))
@@ -75,11 +75,11 @@ def show_one(where: Where, key: str, *, as_json: bool) -> int:
     return DONE if found else NOT_DONE
 
 
-def replay(where: Where, selection: Selection, *, dry_run: bool, patience: float) -> int:
+def replay(target: Target, selection: Selection, *, dry_run: bool, patience: float) -> int:
     """Send dead letters to their sinks again; return the exit status.
 
     Args:
-        where: Where they are.
+        target: Target they are.
         selection: Which.
         dry_run: Whether only to say which.
         patience: For how many seconds a sink may take none of them before it is given up.
@@ -87,7 +87,7 @@ def replay(where: Where, selection: Selection, *, dry_run: bool, patience: float
     Raises:
         OperationError: Nothing could be done.
     """
-    chosen = _chosen(where, selection, dry_run=dry_run)
+    chosen = _chosen(target, selection, dry_run=dry_run)
     if chosen.damaged:
         print(f"damaged, and can't be sent again: {_by_sink(chosen.damaged)}", file=sys.stderr)
     if not chosen.ids:
@@ -95,15 +95,15 @@ def replay(where: Where, selection: Selection, *, dry_run: bool, patience: float
     if dry_run:
         print(f"would be sent again: {_by_sink(chosen.ids)}; nothing was changed", file=sys.stderr)
         return DONE
-    with changing(where) as operations:
-        return replay_all(operations, chosen.ids, patience) or (NOT_DONE if chosen.damaged else DONE)
+    with target.open_writer() as writer:
+        return replay_all(writer, chosen.ids, patience) or (NOT_DONE if chosen.damaged else DONE)
 
 
-def drop(where: Where, selection: Selection, *, dry_run: bool, yes: bool, ask: Callable[[str], bool] | None) -> int:
+def drop(target: Target, selection: Selection, *, dry_run: bool, yes: bool, ask: Callable[[str], bool] | None) -> int:
     """Delete dead letters; return the exit status.
 
     Args:
-        where: Where they are.
+        target: Target they are.
         selection: Which.
         dry_run: Whether only to say which.
         yes: Whether that needs no confirmation.
@@ -115,7 +115,7 @@ def drop(where: Where, selection: Selection, *, dry_run: bool, yes: bool, ask: C
     """
     if not (dry_run or yes or ask):
         raise Refused("drop: deletes for ever; say --yes to have it done without being asked, or --dry-run to see which")
-    chosen = _chosen(where, selection, dry_run=dry_run)
+    chosen = _chosen(target, selection, dry_run=dry_run)
     if not chosen.ids and not chosen.damaged:
         return _nothing()
     every = {sink: [*chosen.ids.get(sink, []), *chosen.damaged.get(sink, [])] for sink in {**chosen.ids, **chosen.damaged}}
@@ -127,9 +127,9 @@ def drop(where: Where, selection: Selection, *, dry_run: bool, yes: bool, ask: C
         return NOT_DONE
     ids = sorted(id_ for ids in every.values() for id_ in ids)
     progress, dropped = Progress("drop", len(ids)), 0
-    with changing(where) as operations:
-        for begin in range(0, len(ids), LETTERS):
-            dropped += operations.drop(ids[begin : begin + LETTERS])
+    with target.open_writer() as writer:
+        for begin in range(0, len(ids), LETTER_PAGE):
+            dropped += writer.drop(ids[begin : begin + LETTER_PAGE])
             progress.at(dropped)
     progress.clear()
     print(f"deleted {count(dropped, 'dead letter')}")
@@ -143,11 +143,11 @@ class _Chosen(NamedTuple):
     damaged: dict[str, list[int]]
 
 
-def _chosen(where: Where, selection: Selection, *, dry_run: bool) -> _Chosen:
+def _chosen(target: Target, selection: Selection, *, dry_run: bool) -> _Chosen:
     """Find out which are meant, before anything changes: what dies again meanwhile is not among them."""
     chosen, table = _Chosen({}, {}), _table()
-    with looking(where) as inspection:
-        for page in _pages(inspection, selection):
+    with target.open_reader() as reader:
+        for page in _pages(reader, selection):
             for letter in page:
                 (chosen.damaged if letter.damaged else chosen.ids).setdefault(letter.sink, []).append(letter.id)
             if dry_run:
@@ -155,31 +155,31 @@ def _chosen(where: Where, selection: Selection, *, dry_run: bool) -> _Chosen:
     return chosen
 
 
-def _pages(inspection: Inspection, selection: Selection) -> Iterator[list[Letter]]:
+def _pages(reader: Reader, selection: Selection) -> Iterator[list[StoredDeadLetter]]:
     """Pages of dead letters, none of them empty.
 
     Raises:
         OperationError: There are none, of a sink that nobody knows.
     """
     if selection.ids is not None:
-        yield from _by_id(inspection, selection.ids)
+        yield from _by_id(reader, selection.ids)
         return
     after: int | None = 0
     left, is_any = selection.limit, False
     while after is not None and (left is None or left > 0):
-        page = inspection.dead_letters(selection.query, after, LETTERS if left is None else min(left, LETTERS))
+        page = reader.dead_letters(selection.query, after, LETTER_PAGE if left is None else min(left, LETTER_PAGE))
         if page.dead_letters:
             is_any = True
             yield page.dead_letters
         left = None if left is None else left - len(page.dead_letters)
         after = page.next
-    if not is_any and (sink := selection.query.sink) and sink not in (known := inspection.backlog()):
+    if not is_any and (sink := selection.query.sink) and sink not in (known := reader.backlog()):
         raise OperationError(f"there is no sink {plain(sink)}, nor a dead letter of it; sinks are {', '.join(known) or 'none'}")
 
 
-def _by_id(inspection: Inspection, ids: Sequence[int]) -> Iterator[list[Letter]]:
+def _by_id(reader: Reader, ids: Sequence[int]) -> Iterator[list[StoredDeadLetter]]:
     for id_ in sorted(set(ids)):
-        found = inspection.dead_letters(LetterQuery(), id_ - 1, 1).dead_letters if id_ > 0 else []
+        found = reader.dead_letters(DeadLetterQuery(), id_ - 1, 1).dead_letters if id_ > 0 else []
         if found and found[0].id == id_:
             yield found
         else:
@@ -198,13 +198,13 @@ def _table() -> Table:
     return Table([">ID", "SINK", "DIED", "REASON", ">TRIES", "EVENT", "RESOURCE", "ERROR"], line_width())
 
 
-def _rows(letters: Sequence[Letter]) -> list[list[str]]:
+def _rows(letters: Sequence[StoredDeadLetter]) -> list[list[str]]:
     """A row for each: short ones for a terminal, whole ones for whoever reads them elsewhere."""
     now = None if line_width() is None else datetime.now(UTC)
     return [_row(letter, now) for letter in letters]
 
 
-def _row(letter: Letter, now: datetime | None) -> list[str]:
+def _row(letter: StoredDeadLetter, now: datetime | None) -> list[str]:
     try:
         event = msgspec.json.decode(letter.event, type=_Shown)
     except msgspec.MsgspecError:
@@ -217,7 +217,7 @@ def _row(letter: Letter, now: datetime | None) -> list[str]:
     return [str(letter.id), letter.sink, died, letter.reason, str(letter.attempts), what, resource or "-", letter.error]
 
 
-def _in_full(letter: Letter, now: datetime) -> str:
+def _in_full(letter: StoredDeadLetter, now: datetime) -> str:
     def when(moment: datetime | None) -> str:
         return "-" if moment is None else f"{moment.isoformat()} ({age((now - moment).total_seconds())} ago)"
 

@@ -10,10 +10,10 @@ from typing import BinaryIO, Final, NamedTuple
 
 import msgspec
 
-from bridge.admin.operations import EVENTS, FRAMES, ROWS, Frame, Inspection, OperationError, Stored, StoredEvent
-from bridge.cli.output import Table, count, plain, size, time
-from bridge.cli.target import Where, changing, looking
-from bridge.cli.terminal import Progress, line_width
+from bridge.admin.operations import EVENT_PAGE, MESSAGE_PAGE, VERIFY_PAGE, OperationError
+from bridge.cli.output import Progress, Table, count, line_width, plain, size, time
+from bridge.cli.target import Reader, Target
+from bridge.journal import JournalExtent, QuarantinedMessage, StoredEvent
 
 DONE: Final = 0
 DAMAGED: Final = 1
@@ -49,16 +49,16 @@ class _Type(msgspec.Struct):
     type: str
 
 
-def verify(where: Where) -> int:
+def verify(target: Target) -> int:
     """Look for damage, by SQLite's own check and by every row's checksum; return the exit status.
 
     Raises:
         OperationError: One can't look.
     """
-    with looking(where) as inspection:
-        stored = inspection.stored()
-        damage = inspection.damage()
-        sound, lost = _verify_rows(inspection, stored)
+    with target.open_reader() as reader:
+        stored = reader.extent()
+        damage = reader.check()
+        sound, lost = _verify_rows(reader, stored)
     for place, events in lost[:_SHOWN]:
         print(f"lost: {count(events, 'event')} from place {place} on")
     if len(lost) > _SHOWN:
@@ -74,20 +74,20 @@ def verify(where: Where) -> int:
     return DONE
 
 
-def export(where: Where, wanted: Wanted, output: Path | None) -> int:
+def export(target: Target, wanted: Wanted, output: Path | None) -> int:
     """Write stored events as lines of JSON, as far as they can be read; return the exit status.
 
     Raises:
         OperationError: One can't look, or not write.
         BrokenPipeError: Nobody reads any more.
     """
-    with looking(where) as inspection, _written(output) as (file, live):
-        stored = inspection.stored()
+    with target.open_reader() as reader, _written(output) as (file, live):
+        stored = reader.extent()
         begin, end = max(wanted.after, stored.first - 1), stored.next - 1
         progress = Progress("export", max(0, end - begin), live=None if live else False)
         at, exported, damaged = begin, 0, 0
         while at < end:
-            page = inspection.events(at, EVENTS)
+            page = reader.events(at, EVENT_PAGE)
             if page.upto <= at:
                 break
             # What was appended since is not asked for: it would never end.
@@ -104,27 +104,28 @@ def export(where: Where, wanted: Wanted, output: Path | None) -> int:
     return DONE
 
 
-def prune(where: Where) -> int:
+def prune(target: Target) -> int:
     """Delete what nobody needs; return the exit status.
 
     Raises:
         OperationError: It can't be done.
     """
-    with changing(where) as operations:
-        freed = operations.prune()
-        print(f"{size(freed)} became free, {_size(operations.stored())} are in use")
+    with target.open_writer() as writer:
+        freed = writer.prune()
+    with target.open_reader() as reader:
+        print(f"{size(freed)} became free, {_size(reader.extent())} are in use")
     return DONE
 
 
-def quarantine(where: Where, *, as_json: bool) -> int:
+def quarantine(target: Target, *, as_json: bool) -> int:
     """Print the malformed messages that are kept, as a table or as lines of JSON with all that is kept; return the exit status.
 
     Raises:
         OperationError: One can't look.
     """
     table, shown = Table([">ID", "STREAM", "RECEIVED", "REASON", ">BYTES", "BEGINNING"], line_width()), 0
-    with looking(where) as inspection:
-        for page in _frames(inspection):
+    with target.open_reader() as reader:
+        for page in _frames(reader):
             shown += len(page)
             print("\n".join(map(_json, page) if as_json else table.lines([_row(frame) for frame in page])))
     if not as_json:
@@ -132,16 +133,16 @@ def quarantine(where: Where, *, as_json: bool) -> int:
     return DONE
 
 
-def _size(stored: Stored) -> str:
+def _size(stored: JournalExtent) -> str:
     return "an unknown size" if stored.bytes is None else size(stored.bytes)
 
 
-def _verify_rows(inspection: Inspection, stored: Stored) -> tuple[int, list[tuple[int, int]]]:
+def _verify_rows(reader: Reader, stored: JournalExtent) -> tuple[int, list[tuple[int, int]]]:
     begin, end = stored.first - 1, stored.next - 1
     progress = Progress("verify", max(0, end - begin))
     at, sound, lost = begin, 0, list[tuple[int, int]]()
     while at < end:
-        page = inspection.verify(at, ROWS)
+        page = reader.verify(at, VERIFY_PAGE)
         if page.upto <= at:
             break
         at, sound = page.upto, sound + page.events
@@ -165,21 +166,21 @@ def _written(output: Path | None) -> Iterator[tuple[BinaryIO, bool]]:
         raise OperationError(f"{output}: {error.strerror}") from None
 
 
-def _frames(inspection: Inspection) -> Iterator[list[Frame]]:
+def _frames(reader: Reader) -> Iterator[list[QuarantinedMessage]]:
     after: int | None = 0
     while after is not None:
-        page = inspection.quarantine(after, FRAMES)
+        page = reader.quarantine(after, MESSAGE_PAGE)
         if page.quarantine:
             yield page.quarantine
         after = page.next
 
 
-def _row(frame: Frame) -> list[str]:
+def _row(frame: QuarantinedMessage) -> list[str]:
     beginning = frame.frame[:_BEGINNING].decode(errors="replace")
     return [str(frame.id), frame.stream, time(frame.received), frame.reason, f"{len(frame.frame):,}", beginning]
 
 
-def _json(frame: Frame) -> str:
+def _json(frame: QuarantinedMessage) -> str:
     """All that is kept of a message: as text if it is some, else as base64."""
     line = {"id": frame.id, "stream": frame.stream, "received": frame.received, "reason": frame.reason}
     content: dict[str, object] = {"base64": frame.frame}

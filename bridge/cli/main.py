@@ -19,7 +19,8 @@ from bridge.cli import check as checking
 from bridge.cli import run as commands
 from bridge.cli.check import ConnectFailed
 from bridge.cli.dead_letters import Refused
-from bridge.cli.run import INTERRUPTED, Filters, OptionError
+from bridge.cli.listen import Filters, listen
+from bridge.cli.run import INTERRUPTED, OptionError
 from bridge.journal import JournalError
 from bridge.simulator.server import SimulatorSettings
 from config.load import ConfigError
@@ -91,7 +92,7 @@ def _run(args: argparse.Namespace) -> int:
             all_ended = commands.demo(args.engine, args.duration, args.rate, args.seed)
         case "listen":
             filters = Filters(*map(_values, (args.type, args.object, args.parent)))
-            commands.listen(args.config, args.url, args.namespace, filters)
+            listen(args.config, args.url, args.namespace, filters)
         case "simulate":
             commands.simulate(_simulator_settings(args))
         case "check":
@@ -144,23 +145,23 @@ def parser() -> argparse.ArgumentParser:
     run = command("run", "run the bridge until SIGTERM or Ctrl-C", "event-bridge run --config bridge.yaml")
     check = command("check", "validate the configuration", "event-bridge check --config bridge.yaml --connect")
     check.add_argument("--connect", action="store_true", help="try to reach every stream and every sink, too")
-    listen = command(
+    live = command(
         "listen",
         "print live events of one namespace, one line of JSON each, until Ctrl-C",
         "event-bridge listen --namespace acme --type container,service",
     )
-    for config_user in (run, check, listen):
+    for config_user in (run, check, live):
         config_user.add_argument("--config", type=Path, metavar="FILE", help="the configuration (see event-bridge --help)")
     run.add_argument("--log-format", choices=("auto", "human", "json"), help="human on a terminal, JSON elsewhere (auto)")
-    listen.add_argument(
+    live.add_argument(
         "--url", metavar="URL", help="the service, if not the one of the configuration (wss://ws.cloud.docker.com)"
     )
-    listen.add_argument("--namespace", metavar="NAME", help="whose events; the account's own if not given")
-    listen.add_argument(
+    live.add_argument("--namespace", metavar="NAME", help="whose events; the account's own if not given")
+    live.add_argument(
         "--type", action="append", default=[], metavar="TYPE", help="only events of this type; repeatable, or a,b"
     )
-    listen.add_argument("--object", action="append", default=[], metavar="URI", help="only events of this resource; repeatable")
-    listen.add_argument("--parent", action="append", default=[], metavar="URI", help="only events below this one; repeatable")
+    live.add_argument("--object", action="append", default=[], metavar="URI", help="only events of this resource; repeatable")
+    live.add_argument("--parent", action="append", default=[], metavar="URI", help="only events below this one; repeatable")
     demo = command("demo", "see it work: simulator (or a Docker Engine), bridge and stdout sink in one go", "event-bridge demo")
     demo.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds; Ctrl-C otherwise")
     demo.add_argument("--engine", metavar="URL", help="follow this Docker Engine instead, like unix:///var/run/docker.sock")

@@ -1,30 +1,37 @@
-"""How things are written for people: tables, ages, sizes, bars. Pure."""
+"""Output for people: tables, ages, sizes, progress, and questions at a terminal."""
 
-from collections.abc import Sequence
+import shutil
+import sys
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Final
+from time import monotonic as monotonic_time
+from typing import Final, TextIO
 
 _MINUTE: Final = 60.0
 _HOUR: Final = 60 * _MINUTE
 _DAY: Final = 24 * _HOUR
 _KIBI: Final = 1024
-_FEW: Final = 10
+_LIVE_SECONDS: Final = 0.1
+"""Time between two updates of a line on a terminal."""
+
+_PRINT_SECONDS: Final = 10.0
+"""Time between two lines elsewhere."""
 
 Row = Sequence[str]
 
 
 def plain(text: str) -> str:
-    """Text in one line that does nothing to a terminal: errors and messages are written by strangers."""
+    """Return text in one line without control characters: errors and messages come from outside."""
     return "".join(character if character.isprintable() else "·" for character in text)
 
 
 def block(text: str) -> str:
-    """Text in several lines that does nothing to a terminal."""
+    """Return text in several lines without other control characters."""
     return "\n".join(map(plain, text.split("\n")))
 
 
 def shortened(text: str, width: int) -> str:
-    """Text of at most so many characters."""
+    """Return at most so many characters of a text."""
     return text if len(text) <= width else text[: max(0, width - 1)] + "…"
 
 
@@ -44,7 +51,7 @@ class Table:
         self._begun = False
 
     def lines(self, rows: Sequence[Row]) -> list[str]:
-        """The lines of some rows, with the header before the first ones; none without rows."""
+        """Return the lines of some rows, with the header before the first ones; none without rows."""
         if not rows:
             return []
         page = [[plain(cell) for cell in row] for row in rows]
@@ -65,7 +72,7 @@ class Table:
 
 
 def age(seconds: float) -> str:
-    """A duration in its two largest units: 45 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
+    """Return a duration in its two largest units: 45 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
     if seconds < _MINUTE:
         return f"{seconds:.0f} s" if seconds >= 1 or seconds <= 0 else "<1 s"
     for unit, name, part, part_name in ((_DAY, "d", _HOUR, "h"), (_HOUR, "h", _MINUTE, "min"), (_MINUTE, "min", 1.0, "s")):
@@ -76,7 +83,7 @@ def age(seconds: float) -> str:
 
 
 def size(count: int) -> str:
-    """A number of bytes with a unit."""
+    """Return a number of bytes with a unit."""
     value = float(count)
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if value < _KIBI or unit == "GiB":
@@ -86,22 +93,90 @@ def size(count: int) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """A number with its noun: 1 event, 1,200 events."""
+    """Return a number with its noun: 1 event, 1,200 events."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def time(moment: datetime | None) -> str:
-    """A point in time to the second, in UTC, as it can be given to --since."""
+    """Return a point in time to the second, in UTC, in a form that --since takes."""
     return "-" if moment is None else moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def bar(done: int, total: int, width: int = 24) -> str:
-    """A bar of progress with its percentage."""
+    """Return a bar of progress with its percentage."""
     share = min(1.0, done / total) if total else 1.0
     full = int(share * width)
     return f"[{'#' * full}{'.' * (width - full)}] {share:4.0%}"
 
 
 def rate(per_second: float) -> str:
-    """Events per second."""
-    return f"{per_second:,.{1 if 0 < per_second < _FEW else 0}f}/s"
+    """Return events per second."""
+    return f"{per_second:,.{1 if 0 < per_second < 10 else 0}f}/s"
+
+
+def line_width() -> int | None:
+    """Return the characters in a line of standard output; None if it is no terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def confirmation() -> Callable[[str], bool] | None:
+    """Return a function that asks the person at the terminal; None without a terminal."""
+    return _confirmed if sys.stdin.isatty() and sys.stderr.isatty() else None
+
+
+def _confirmed(question: str) -> bool:
+    print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+
+class Progress:
+    """Progress on standard error: one changing line on a terminal, elsewhere a line now and then.
+
+    Args:
+        what: Name of the work.
+        total: Amount of the work.
+        stream: Output; standard error if None.
+        live: The output is a terminal that nothing else writes to; None finds out.
+        monotonic: Monotonic clock.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        *,
+        stream: TextIO | None = None,
+        live: bool | None = None,
+        monotonic: Callable[[], float] = monotonic_time,
+    ) -> None:
+        self._what = what
+        self._total = total
+        self._stream = sys.stderr if stream is None else stream
+        self._live = self._stream.isatty() if live is None else live
+        self._monotonic = monotonic
+        self._said_at = monotonic()
+        self._shown = ""
+
+    def at(self, done: int, note: str = "") -> None:
+        """Show that so much is done, if it is time to."""
+        now = self._monotonic()
+        if now - self._said_at < (_LIVE_SECONDS if self._live else _PRINT_SECONDS):
+            return
+        self._said_at = now
+        text = f"{self._what} {bar(done, self._total)} {done:,} of {self._total:,}{f'; {note}' if note else ''}"
+        if not self._live:
+            print(text, file=self._stream, flush=True)
+            return
+        print("\r" + text.ljust(len(self._shown)), end="", file=self._stream, flush=True)
+        self._shown = text
+
+    def say(self, text: str) -> None:
+        """Print a line of its own."""
+        self.clear()
+        print(text, file=self._stream, flush=True)
+
+    def clear(self) -> None:
+        """Remove the changing line."""
+        if self._shown:
+            print("\r" + " " * len(self._shown) + "\r", end="", file=self._stream, flush=True)
+            self._shown = ""

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
-from bridge.admin.operations import LETTERS, NotConfiguredError, OperationError, Operations
-from bridge.cli.output import count, plain
-from bridge.cli.terminal import Progress
+from bridge.admin.operations import LETTER_PAGE, NotConfiguredError, OperationError
+from bridge.cli.output import Progress, count, plain
+from bridge.cli.target import Writer
+from bridge.journal import JournalError
 
 INTERRUPTED: Final = 130
 
@@ -51,7 +52,7 @@ class Replay:
 
     def __init__(
         self,
-        operations: Operations,
+        writer: Writer,
         chosen: Mapping[str, Sequence[int]],
         *,
         patience: float,
@@ -59,7 +60,7 @@ class Replay:
         sleep: Callable[[float], None] = time.sleep,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._operations = operations
+        self._writer = writer
         self._patience = patience
         self._progress = progress
         self._sleep = sleep
@@ -78,7 +79,7 @@ class Replay:
                 elif any(share.is_open for share in self._shares.values()):
                     self._sleep(delay)
                     delay = min(_LONGEST, 2 * delay)
-        except OperationError as error:
+        except (OperationError, JournalError) as error:
             self._progress.say(f"event-bridge: {error}")
             status = 1
         except KeyboardInterrupt:
@@ -91,7 +92,7 @@ class Replay:
     def _advance(self, sink: str, share: _Share) -> bool:
         """Send what there is room for; tell whether there was any."""
         try:
-            done = self._operations.replay(sink, list(islice(share.left, LETTERS)))
+            done = self._writer.replay(sink, list(islice(share.left, LETTER_PAGE)))
         except NotConfiguredError as error:
             share.why = str(error)
             return False
@@ -108,7 +109,7 @@ class Replay:
 
     def _wait_or_give_up(self, sink: str, share: _Share, retrying: int, now: float) -> None:
         waiting = f"{plain(sink)} has {count(retrying, 'event')} waiting for a retry"
-        if not self._operations.running:
+        if not self._writer.running:
             share.why = f"{waiting} and takes no more now; replay the rest while the bridge runs"
         elif now - share.moved_at >= self._patience:
             share.why = (
@@ -119,10 +120,10 @@ class Replay:
             self._progress.say(f"{waiting} and takes no more until they are delivered; Ctrl-C leaves the rest as dead letters")
 
 
-def replay_all(operations: Operations, chosen: Mapping[str, Sequence[int]], patience: float) -> int:
+def replay_all(writer: Writer, chosen: Mapping[str, Sequence[int]], patience: float) -> int:
     """Replay what was chosen; see `Replay`."""
     progress = Progress("replay", sum(map(len, chosen.values())))
-    return Replay(operations, chosen, patience=patience, progress=progress).run()
+    return Replay(writer, chosen, patience=patience, progress=progress).run()
 
 
 def _told(sink: str, share: _Share) -> str:

@@ -1,30 +1,22 @@
-"""What the subcommands of `event-bridge` do, once their arguments are understood."""
+"""The commands that run a process: run, demo, simulate."""
 
 import os
 import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final
 
-import msgspec
 import structlog
-from pydantic import ValidationError
 
 from bridge import app, logs
-from bridge.cli.check import ConnectFailed
-from bridge.journal import Batch, DiskFullError, JournalError
-from bridge.metrics import Metrics, StreamMetrics
+from bridge.journal import DiskFullError, JournalError
 from bridge.reload import Reload
 from bridge.simulator.server import Simulator, SimulatorSettings
-from bridge.sources.dockercloud.settings import DockerCloudSettings
-from bridge.sources.dockercloud.source import DockerCloudSource
-from bridge.stream import Stream
 from bridge.supervisor import Requests
 from config.load import ConfigError, load
 from config.rotation import ConfigReader
@@ -38,9 +30,6 @@ INTERRUPTED: Final = 130
 _AGAIN: Final = 1.0
 """Seconds between attempts to start."""
 
-_LAST_SECONDS: Final = 1.0
-"""How long a stream may take to end when it was told to."""
-
 _HINTS: Final = """\
 event-bridge demo, {until}: {story}, through a durable journal, to standard output.
   metrics {url}/metrics   readiness {url}/readyz   everything {url}/status
@@ -53,14 +42,6 @@ event-bridge demo, {until}: {story}, through a durable journal, to standard outp
 
 class OptionError(Exception):
     """An option of the command line makes no sense."""
-
-
-class Filters(msgspec.Struct, frozen=True):
-    """Which events to ask for; any value within a list, and all of the lists; an empty one lets all pass."""
-
-    types: Sequence[str] = ()
-    objects: Sequence[str] = ()
-    parents: Sequence[str] = ()
 
 
 def run(config: Path | None, log_format: logs.Format | None) -> bool:
@@ -105,37 +86,6 @@ def demo(engine: str | None, duration: float | None, rate: float, seed: int) -> 
         with Simulator(SimulatorSettings(port=0, rate=rate, seed=seed, wait_for_clients=1)) as simulator:
             story = f"a simulated Docker Cloud at {simulator.url}, {rate:g} events per second"
             return _demo({"acme": {"url": simulator.url}}, journal, story, duration)
-
-
-def listen(config: Path | None, url: str | None, namespace: str | None, filters: Filters) -> None:
-    """Print live events of one namespace until Ctrl-C. Nothing is stored: for that, `run`.
-
-    Raises:
-        ConfigError: The configuration can't be used.
-        ConnectFailed: The service refuses the credentials.
-        BrokenPipeError: Nobody reads any more.
-    """
-    env = {**os.environ, **({"DOCKERCLOUD_STREAM_HOST": url} if url else {})}
-    configured = load(config, env)
-    found = _stream_to_listen(configured, namespace)
-    wanted = {"url": url, "namespace": namespace, **msgspec.structs.asdict(filters)}
-    try:
-        settings = DockerCloudSettings.model_validate(
-            found.model_dump() | {key: value for key, value in wanted.items() if value or value == ""}
-        )
-    except ValidationError as error:
-        raise OptionError("; ".join(f"--{e['loc'][0]}: {e['msg']}" for e in error.errors(include_input=False))) from None
-    stream = Stream(
-        "listen",
-        settings,
-        DockerCloudSource(settings, lambda: settings, user_agent=app.USER_AGENT),
-        _Printer(),
-        metrics=StreamMetrics(Metrics(app.VERSION), "listen"),
-        max_event_bytes=configured.journal.max_event_bytes,
-    )
-    outcome = _follow(stream)
-    if outcome is not None:
-        raise outcome
 
 
 def simulate(settings: SimulatorSettings) -> None:
@@ -258,48 +208,3 @@ def _demo(streams: dict[str, Any], journal: Path, story: str, duration: float | 
 
     bridge = app.build(settings, ConfigReader(settings, lambda: settings))
     return _run(settings, bridge, announce=announce, seconds=duration)
-
-
-def _stream_to_listen(settings: Settings, namespace: str | None) -> DockerCloudSettings:
-    """The configured stream of this namespace, else any: its place and credentials are what is needed."""
-    streams = [stream for stream in settings.streams.values() if isinstance(stream, DockerCloudSettings)]
-    if not streams:
-        raise OptionError("listen: there is no docker-cloud stream in the configuration; give one there, or --url")
-    return next((stream for stream in streams if stream.namespace == namespace), streams[0])
-
-
-def _follow(stream: Stream) -> Exception | None:
-    """Keep a stream going until a signal says that it is enough; return why it can't go on, if that is so."""
-    outcomes: SimpleQueue[Exception | None] = SimpleQueue()
-    stopped = threading.Event()
-
-    def follow() -> None:
-        seconds = 0.0
-        try:
-            while not stopped.wait(seconds):
-                seconds = stream.step()
-                if stream.status.reason == "unauthorized":
-                    outcomes.put(ConnectFailed(stream.status.error))
-                    return
-        except Exception as error:  # noqa: BLE001 - the main thread raises it again
-            outcomes.put(error)
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    stop_on_signals(lambda: outcomes.put(None))
-    outcome = outcomes.get()
-    stopped.set()
-    stream.stop()
-    thread.join(_LAST_SECONDS)
-    return outcome
-
-
-class _Printer:
-    """Takes a stream's batches and prints them."""
-
-    def append(self, batch: Batch) -> None:
-        sys.stdout.buffer.write(b"".join(event.json + b"\n" for event in batch.events))
-        sys.stdout.buffer.flush()
-
-    def position(self, stream: str) -> None:
-        """There is nowhere to resume from."""

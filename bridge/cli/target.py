@@ -1,100 +1,96 @@
-"""Where the commands look that look inside: a running bridge, or the file that a stopped one left."""
+"""The journal that a command reads or changes: that of a running bridge, over HTTP, or the file that a stopped one left."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, TypeVar
 
 from bridge import app
 from bridge.admin.client import Client
-from bridge.admin.operations import Inspection, OperationError, Operations
-from bridge.admin.operations_journal import JournalInspection, JournalOperations
+from bridge.admin.operations import OperationError, Operations
 from bridge.admin.server import url_of
 from bridge.admin.settings import HttpSettings
 from bridge.journal import Journal, JournalError, JournalReader, holder
 from config.load import load, load_http
 from config.settings import Settings
 
-J = TypeVar("J", Journal, JournalReader)
+Reader = JournalReader | Client
+Writer = Operations | Client
 
 
-class Where(NamedTuple):
-    """Where to look, as the command line says it; with nothing said, the configuration's journal and whoever runs on it.
+@dataclass
+class Target:
+    """The target as the command line names it; by default the configuration's journal, and the bridge that runs on it.
+
+    The configuration is loaded, and a running bridge looked for, when that is first needed, and then remembered.
 
     Attributes:
         config: The configuration.
         url: The HTTP port of a bridge.
-        journal: A journal's file, to be read and nothing else.
+        journal: A journal's file, to be read only.
     """
 
     config: Path | None = None
     url: str | None = None
     journal: Path | None = None
 
+    @contextmanager
+    def open_reader(self) -> Iterator[Reader]:
+        """Open for reading: over HTTP if a bridge runs, else the file.
 
-@contextmanager
-def looking(where: Where) -> Iterator[Inspection]:
-    """Look: by HTTP if a bridge runs, into the file otherwise.
+        Raises:
+            ConfigError: The configuration can't be used.
+            OperationError: There is no journal, it can't be read, or the bridge can't be asked.
+        """
+        if self.journal is None and self._client:
+            yield self._client
+            return
+        with _report_errors(), closing(JournalReader(self.journal or self._settings.journal.path)) as reader:
+            yield reader
 
-    Raises:
-        ConfigError: The configuration can't be used.
-        OperationError: There is nothing to look at, or nobody to ask.
-    """
-    if where.journal is not None:
-        with _reading(where.journal) as found:
-            yield found
-        return
-    if where.url is not None:
-        yield _client(where.url, load_http(where.config))
-        return
-    settings = load(where.config)
-    if process := _holder(settings.journal.path):
-        yield _client_of(settings, process)
-        return
-    with _reading(settings.journal.path) as found:
-        yield found
+    @contextmanager
+    def open_writer(self) -> Iterator[Writer]:
+        """Open for changes: over HTTP if a bridge runs, else the file, which stays locked so that no bridge can start on it.
 
+        Raises:
+            ConfigError: The configuration can't be used.
+            OperationError: There is no journal, it is damaged or can't be written, or the bridge can't be asked.
+        """
+        if self._client:
+            yield self._client
+            return
+        settings = self._settings
+        with _report_errors():
+            with closing(JournalReader(settings.journal.path)) as reader:
+                damage = reader.check()
+            # Opening a damaged file for writing would set it aside. That is the bridge's business, not a command's.
+            if damage:
+                raise OperationError(
+                    f"{settings.journal.path}: damaged: {damage}; nothing was changed, but `journal export` saves what it can"
+                )
+            with closing(Journal(settings.journal)) as journal:
+                yield Operations(journal, lambda: app.limits_of(settings.sinks), running=False)
 
-@contextmanager
-def changing(where: Where) -> Iterator[Operations]:
-    """Look and change things: by HTTP if a bridge runs, in the file otherwise, of which no bridge can make use meanwhile.
+    @cached_property
+    def _settings(self) -> Settings:
+        return load(self.config)
 
-    Raises:
-        ConfigError: The configuration can't be used.
-        OperationError: There is nothing to change, or nobody to ask, or the file is damaged.
-    """
-    if where.url is not None:
-        yield _client(where.url, load_http(where.config))
-        return
-    settings = load(where.config)
-    if process := _holder(settings.journal.path):
-        yield _client_of(settings, process)
-        return
-    with _reading(settings.journal.path) as found:
-        # Whoever opens a damaged file to write sets it aside. That is for the bridge to do, not for a command.
-        if damage := found.damage():
-            raise OperationError(
-                f"{settings.journal.path}: damaged: {damage}; nothing was changed, but `journal export` saves what it can"
-            )
-    with _opened(lambda _: Journal(settings.journal), settings.journal.path) as journal:
-        yield JournalOperations(journal, lambda: app.limits_of(settings.sinks), running=False)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[Inspection]:
-    with _opened(JournalReader, path) as reader:
-        yield JournalInspection(reader, running=False)
+    @cached_property
+    def _client(self) -> Client | None:
+        """The bridge to ask; None if none runs on the journal."""
+        if self.url is not None:
+            return _client(self.url, load_http(self.config))
+        process = _holder(self._settings.journal.path)
+        return _client_of(self._settings, process) if process else None
 
 
 @contextmanager
-def _opened(open_it: Callable[[Path], J], path: Path) -> Iterator[J]:
-    """Open a journal, and close it at the end."""
+def _report_errors() -> Iterator[None]:
     try:
-        journal = open_it(path)
+        yield
     except JournalError as error:
         raise OperationError(str(error)) from None
-    with closing(journal):
-        yield journal
 
 
 def _holder(path: Path) -> str | None:

@@ -8,7 +8,7 @@ import structlog
 
 from bridge.journal import queues, tables
 from bridge.journal.cursor import Cursor
-from bridge.journal.model import Retry, StoredDeadLetter
+from bridge.journal.model import DeadLetter, Retry
 from bridge.journal.writer import Store
 
 log = structlog.get_logger(__name__)
@@ -41,12 +41,12 @@ class Letters:
         """
         cursor = self._sinks[sink]
         with self._store.transaction(synced=False) as db:
-            found = [one for one in queues.dead_letters_of(db, ids) if one.sink == sink and not one.damaged]
+            found = queues.dead_letters_of(db, sink, ids)
             if not found:
                 return 0
-            passed = [_retry(one, now) for one in found if one.letter.seq < cursor.row.cursor]
+            passed = [_retry(one, now) for one in found.values() if one.seq < cursor.row.cursor]
             added = queues.add_retries(db, sink, passed)
-            queues.delete_dead(db, [one.id for one in found])
+            queues.delete_dead(db, list(found))
             row = cursor.row
             after = row._replace(replayed=row.replayed + added, discarded=row.discarded + len(found) - added)
             tables.save_sink(db, sink, after)
@@ -91,8 +91,7 @@ class Letters:
         return max(counts.items(), key=lambda its: its[1], default=None)
 
 
-def _retry(stored: StoredDeadLetter, now: float) -> Retry:
-    """A dead letter as it enters the retry queue: as if it had never been tried."""
-    dead = stored.letter
+def _retry(dead: DeadLetter, now: float) -> Retry:
+    """Return a dead letter as it enters the retry queue: as if it had never been tried."""
     error = f"sent again after: {dead.error}"
     return Retry(dead.seq, dead.received, dead.json, dead.ordering_key, 0, now, now, "held", error)

@@ -1,5 +1,6 @@
 """The journal's owner: its locks, and the waits of those who use it."""
 
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,6 @@ from bridge.journal import file, scan
 from bridge.journal.cursor import Sinks
 from bridge.journal.dead_letters import Letters
 from bridge.journal.dedup import Appender, Remembered
-from bridge.journal.inside import Inside
 from bridge.journal.model import (
     Appended,
     Batch,
@@ -24,6 +24,7 @@ from bridge.journal.model import (
     Work,
 )
 from bridge.journal.pruning import Space
+from bridge.journal.reader import JournalReader
 from bridge.journal.settings import JournalSettings
 from bridge.journal.writer import Store
 
@@ -31,7 +32,7 @@ _RETRY_SECONDS: Final = 0.25
 """Seconds between attempts while the disk fails or the journal is full."""
 
 
-class Journal(Inside):
+class Journal(JournalReader):
     """The durable log. Every method may be called from any thread; `next_work` from one thread per sink.
 
     Args:
@@ -53,7 +54,10 @@ class Journal(Inside):
     ) -> None:
         self._settings = settings
         self._monotonic = monotonic
-        super().__init__(Store(settings.path, settings.durability, settings.max_bytes), threading.Event())
+        self._store = Store(settings.path, settings.durability, settings.max_bytes)
+        self._closing = threading.Event()
+        self._peek = threading.Lock()
+        super().__init__(settings.path)
         self._write = threading.Lock()
         self._changed = threading.Condition()
         self._sinks = Sinks(self._store, self._changed)
@@ -224,11 +228,24 @@ class Journal(Inside):
             JournalError: It can't be read.
         """
         cursor = self._sinks[sink]
-        with self._peeking() as reader:
-            if cursor.retrying:
-                return reader.oldest_retry(sink)
-            seq = cursor.row.cursor
-            return reader.event_at(seq) if seq < self._appender.next_seq else None
+        if self._closing.is_set():
+            raise Closed
+        if cursor.retrying:
+            return self.oldest_retry(sink)
+        seq = cursor.row.cursor
+        return self.event_at(seq) if seq < self._appender.next_seq else None
+
+    def check(self) -> str | None:
+        """As `JournalReader.check`; nobody waits for it. Raises `Closed` if the journal is closed meanwhile."""
+        try:
+            damage = None if self._closing.is_set() else super().check()
+        except file.JournalError:
+            if not self._closing.is_set():
+                raise
+        else:
+            if not self._closing.is_set():
+                return damage
+        raise Closed
 
     def prune(self) -> bool:
         """Delete events behind all cursors and old uuids, and make settlements durable. Call it every second or so.
@@ -252,14 +269,14 @@ class Journal(Inside):
         """End all waits, write the log into the file and unlock it. May be called twice."""
         self._closing.set()
         self.wake()
-        self._reader.interrupt()
+        self.interrupt()
         self._remembered.end()
         with self._write, self._peek:
             if self._store.closed:
                 return
             for cursor in self._sinks.values():
                 cursor.close()
-            self._reader.close()
+            super().close()
             self._store.close()
 
     # Inside: everything below is called with the write lock held, unless it says otherwise.
@@ -286,6 +303,15 @@ class Journal(Inside):
             if not skipped:
                 self._closing.wait(_RETRY_SECONDS)
             return work
+
+    @contextmanager
+    def _looking(self) -> Iterator[sqlite3.Connection]:
+        """Read on the reader's connection, without the write lock."""
+        with self._peek, self._store.report_errors("look"):
+            if self._closing.is_set():
+                raise Closed
+            with super()._looking() as db:
+                yield db
 
     @contextmanager
     def _rearranging(self, sink: str | None = None) -> Iterator[None]:

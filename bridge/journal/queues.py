@@ -11,14 +11,14 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from crc32c import crc32c
 
-from bridge.journal.model import DeadLetter, Retry, StoredDeadLetter
+from bridge.journal.model import DeadLetter, Retry
+from bridge.journal.pages import StoredDeadLetter, time_of
 
 _pack: Final = msgspec.msgpack.Encoder().encode
 
 _RETRY: Final = "seq, received, CAST(json AS BLOB), lane, attempts, due, since, reason, error"
 _LETTER: Final = "seq, received, CAST(json AS BLOB), lane, attempts, first_failed, died, reason, error"
 # The cast does nothing, unless a bit that tells bytes from text was flipped.
-_LETTER_TYPES: Final = (int, float, bytes, str, int, float, float, str, str)
 _AMONG: Final = "id IN (SELECT value FROM json_each(?))"
 
 
@@ -129,10 +129,11 @@ def dead_letters(db: sqlite3.Connection, after: int, limit: int) -> Iterable[Sto
     return (_stored(*row) for row in db.execute(statement, (after, limit)))
 
 
-def dead_letters_of(db: sqlite3.Connection, ids: Sequence[int]) -> list[StoredDeadLetter]:
-    """The dead letters with these ids, as far as they are there, by id."""
+def dead_letters_of(db: sqlite3.Connection, sink: str, ids: Sequence[int]) -> dict[int, DeadLetter]:
+    """Return the sound dead letters of a sink with these ids, as far as they are there, by id in order."""
     statement = f"SELECT id, sink, crc, {_LETTER} FROM dead_letters WHERE {_AMONG} ORDER BY id"
-    return [_stored(*row) for row in db.execute(statement, (_list(ids),))]
+    rows = db.execute(statement, (_list(ids),))
+    return {id_: DeadLetter(*row) for id_, owner, crc, *row in rows if owner == sink and checksum(owner, *row) == crc}
 
 
 def oldest_dead_letters(db: sqlite3.Connection, limit: int, size: int) -> list[int]:
@@ -164,8 +165,18 @@ def _list(ids: Sequence[int]) -> str:
 
 
 def _stored(id_: int, sink: Any, crc: Any, *row: Any) -> StoredDeadLetter:
-    if checksum(sink, *row) == crc:
-        return StoredDeadLetter(id_, sink, DeadLetter(*row))
-    # The values of a damaged row may be of any type; the reader gets the types that it expects.
-    values: list[Any] = [value if isinstance(value, kind) else kind() for value, kind in zip(row, _LETTER_TYPES, strict=True)]
-    return StoredDeadLetter(id_, sink if isinstance(sink, str) else "", DeadLetter(*values), damaged=True)
+    if checksum(sink, *row) != crc:
+        return StoredDeadLetter(id_, sink if isinstance(sink, str) else "", damaged=True)
+    letter = DeadLetter(*row)
+    return StoredDeadLetter(
+        id=id_,
+        sink=sink,
+        reason=letter.reason,
+        error=letter.error,
+        attempts=letter.attempts,
+        received=time_of(letter.received),
+        first_failed=time_of(letter.first_failed),
+        died=time_of(letter.died),
+        seq=letter.seq,
+        event=msgspec.Raw(letter.json),
+    )

@@ -1,8 +1,10 @@
-"""Looking into a journal, in pages, so that nobody waits long: one's own, or one that another process has or left behind."""
+"""Reading a journal in pages: the file of this process, of another one, or one that a dead process left."""
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -10,34 +12,35 @@ import msgspec
 
 from bridge.event import fields_of
 from bridge.journal import file, queues, scan, tables
-from bridge.journal.model import (
-    Counters,
+from bridge.journal.model import Counters, SinkCounters
+from bridge.journal.pages import (
+    DeadLetterPage,
     DeadLetterQuery,
-    DeadLetters,
-    Extent,
-    Extract,
-    Quarantined,
+    EventPage,
+    JournalExtent,
+    QuarantinePage,
+    SinkBacklog,
     StoredDeadLetter,
-    Verified,
+    StoredEvent,
+    VerifyPage,
+    time_of,
 )
 from bridge.journal.writer import used_bytes
-from bridge.sink import Entry
 
-_LOOKED_AT: Final = 10_000
-"""Dead letters that one page looks at, at most, however few of them are asked for."""
+_MAX_LOOKED_AT: Final = 10_000
+"""Dead letters that one page looks at, at most, however few of them fit."""
 
 _PAGE_BYTES: Final = 8 << 20
 """Bytes of events in one page of dead letters, at most; but at least one."""
 
-_LAST: Final = 2**63 - 2
-"""The greatest place or id that there can be, but one."""
+_EVENT_PAGE_BYTES: Final = 4 << 20
 
 
 class JournalReader:
     """Reads a journal's file and changes nothing: nothing is set aside or made. For one thread at a time.
 
-    The file may be damaged, and may be in use: what each method returns is of one instant. Every
-    method goes as far as it can on a damaged file, and never returns an event that was not scan.
+    The file may be damaged, and may be in use: each method returns the state at one instant. On a damaged file, every method
+    goes as far as it can, and never returns an event that was not stored.
 
     Beside a write-ahead log that a killed process left, SQLite makes its `-shm` file if that is missing.
 
@@ -48,6 +51,8 @@ class JournalReader:
         JournalError: By every method, too: it can't be read, or is no journal, or is of another format.
     """
 
+    running = False
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self._db = file.connect_to_any(path)
@@ -57,54 +62,56 @@ class JournalReader:
         """Let go of the file."""
         self._db.close()
 
-    def dead_letters(self, query: DeadLetterQuery, after: int = 0, limit: int = 1000) -> DeadLetters:
-        """One page of the dead letters that a query asks for, of any sink, from the one after id `after` on.
-
-        A page may be empty although there are more: go on with its `upto`, until that is the `after` of the question.
-        """
+    def dead_letters(self, query: DeadLetterQuery, after: int = 0, limit: int = 1000) -> DeadLetterPage:
+        """Return the dead letters that fit a query, of any sink, with ids larger than `after`."""
         with self._looking() as db:
-            page = DeadLetters([], after)
+            found: list[StoredDeadLetter] = []
             upto, left = after, _PAGE_BYTES
-            for letter in queues.dead_letters(db, _within(after), _LOOKED_AT):
+            for letter in queues.dead_letters(db, _within(after), _MAX_LOOKED_AT):
                 if fits(query, letter):
-                    left -= len(letter.letter.json)
-                    if page.found and (left < 0 or len(page.found) >= limit):
+                    left -= memoryview(letter.event).nbytes
+                    if found and (left < 0 or len(found) >= limit):
                         break
-                    page.found.append(letter)
+                    found.append(letter)
                 upto = letter.id
-            return DeadLetters(page.found, upto)
+            return DeadLetterPage(found, None if upto == after else upto)
 
-    def quarantine(self, after: int = 0, limit: int = 250) -> list[Quarantined]:
-        """The malformed messages that are kept (their beginnings), by id, from the one after `after` on."""
+    def quarantine(self, after: int = 0, limit: int = 250) -> QuarantinePage:
+        """Return the kept malformed messages with ids larger than `after`."""
         with self._looking() as db:
-            return tables.quarantine(db, _within(after), limit)
+            found = tables.quarantine(db, _within(after), limit)
+            return QuarantinePage(found, found[-1].id if found else None)
 
-    def extent(self) -> Extent:
-        """Where what is stored begins and ends."""
+    def extent(self) -> JournalExtent:
+        """Return the first and the next sequence number, and the size."""
         with self._looking() as db:
-            return scan.extent(db)
+            extent = scan.extent(db)
+            with suppress(sqlite3.Error):
+                return JournalExtent(extent.first, extent.next, used_bytes(db))
+            return extent
 
-    def events(self, after: int, limit: int, max_bytes: int) -> Extract:
-        """One page of the stored events after a place, in order: about `max_bytes`, at least one if there is any."""
+    def events(self, after: int, limit: int, max_bytes: int = _EVENT_PAGE_BYTES) -> EventPage:
+        """Return stored events after a sequence number, in order: about `max_bytes`, at least one if there is any."""
         with self._looking() as db:
-            entries: list[Entry] = []
+            events: list[StoredEvent] = []
             upto, damaged = after, 0
             for stretch in scan.stretches(db, _within(after) + 1, scan.extent(db).next):
                 if not stretch.lines:
                     upto, damaged = stretch.end - 1, damaged + stretch.end - stretch.first
                     limit -= 1
+                received = time_of(stretch.received)
                 for seq, line in enumerate(stretch.lines, stretch.first):
                     max_bytes -= len(line)
-                    if entries and (max_bytes < 0 or len(entries) >= limit):
-                        return Extract(entries, upto, damaged)
-                    entries.append(Entry(seq, stretch.received, line))
+                    if events and (max_bytes < 0 or len(events) >= limit):
+                        return EventPage(events, upto, damaged)
+                    events.append(StoredEvent(seq, received, msgspec.Raw(line)))
                     upto = seq
-                if len(entries) >= limit:
+                if len(events) >= limit:
                     break
-            return Extract(entries, upto, damaged)
+            return EventPage(events, upto, damaged)
 
-    def verify(self, after: int, rows: int) -> Verified:
-        """Check the checksums and the counts of at most so many rows after a place."""
+    def verify(self, after: int, rows: int) -> VerifyPage:
+        """Check the checksums and the counts of at most so many rows after a sequence number."""
         with self._looking() as db:
             upto, events = after, 0
             damaged: list[tuple[int, int]] = []
@@ -116,7 +123,29 @@ class JournalReader:
                 rows -= 1
                 if rows <= 0:
                     break
-            return Verified(upto, events, damaged)
+            return VerifyPage(upto, events, damaged)
+
+    def backlog(self) -> dict[str, SinkBacklog]:
+        """Return what waits, by sink."""
+        return {name: self._backlog(name, sink) for name, sink in self.counters().sinks.items()}
+
+    def _backlog(self, name: str, sink: SinkCounters) -> SinkBacklog:
+        oldest = self.oldest(name) if sink.pending else None
+        return SinkBacklog(
+            accepted=sink.accepted,
+            delivered=sink.delivered,
+            pending=sink.pending,
+            retrying=sink.retrying,
+            dead_letters=sink.dead_letters,
+            lag_seconds=None if sink.pending and oldest is None else age_seconds(oldest, time.time()),
+        )
+
+    def oldest(self, sink: str) -> bytes | None:
+        """Return the JSON of the oldest pending event of a sink; None if there is none, or it is damaged."""
+        counters = self.counters().sinks[sink]
+        if counters.retrying:
+            return self.oldest_retry(sink)
+        return self.event_at(self.extent().next - counters.pending) if counters.pending else None
 
     def check(self) -> str | None:
         """SQLite's own check of the whole file: what is wrong with it; None if nothing is. May take seconds.
@@ -172,24 +201,26 @@ class JournalReader:
             raise file.JournalError(f"{self._path}: {error}") from error
 
 
-def fits(query: DeadLetterQuery, stored_letter: StoredDeadLetter) -> bool:
-    """Whether a dead letter is one of those that a query asks for."""
-    letter = stored_letter.letter
-    if query.sink is not None and query.sink != stored_letter.sink:
+def fits(query: DeadLetterQuery, letter: StoredDeadLetter) -> bool:
+    """Return True if a dead letter fits a query."""
+    if query.sink not in {None, letter.sink} or query.reason not in {None, letter.reason}:
         return False
-    if query.reason is not None and query.reason != letter.reason:
-        return False
-    if query.since is not None and letter.died < query.since:
+    if query.since is not None and (letter.died is None or letter.died < query.since):
         return False
     if query.uuid is None and query.type is None:
         return True
     try:
-        fields = fields_of(letter.json)
+        fields = fields_of(bytes(letter.event))
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return False
-    return query.uuid in {None, fields.uuid} and query.type in {None, fields.type} and not stored_letter.damaged
+    return query.uuid in {None, fields.uuid} and query.type in {None, fields.type}
 
 
-def _within(place: int) -> int:
-    """A place or id of whoever asks, as SQLite takes it."""
-    return max(0, min(place, _LAST))
+def age_seconds(event: bytes | None, now: float) -> float:
+    """Return the age of an event (JSON) by its own time; 0 without an event, and for one of the future."""
+    return 0.0 if event is None else max(0.0, now - datetime.fromisoformat(fields_of(event).datetime).timestamp())
+
+
+def _within(seq: int) -> int:
+    """Return a number from outside as SQLite takes it: 2**63 - 2 at most, since one is added."""
+    return max(0, min(seq, 2**63 - 2))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from bridge.journal import tables
-from bridge.journal.model import Extent
+from bridge.journal.pages import JournalExtent
 from bridge.journal.tables import Row
 
 
@@ -18,7 +18,7 @@ class Stretch(NamedTuple):
     lines: list[bytes]
 
 
-def extent(db: sqlite3.Connection) -> Extent:
+def extent(db: sqlite3.Connection) -> JournalExtent:
     """Where what is stored begins and ends, as far as that can be read.
 
     Raises:
@@ -36,12 +36,12 @@ def extent(db: sqlite3.Connection) -> Extent:
         _only_damage(error)
         if not following:
             raise
-        return Extent(1, following)
+        return JournalExtent(1, following)
     if row is not None:
         # Should the place of the next event be damaged, the last row tells it, too.
         following = max(following, row.first + max(1, len(row.lines)))
     following = max(1, following)
-    return Extent(following if first is None else min(first, following), following)
+    return JournalExtent(following if first is None else min(first, following), following)
 
 
 def stretches(db: sqlite3.Connection, at: int, end: int) -> Iterator[Stretch]:

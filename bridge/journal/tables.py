@@ -8,7 +8,8 @@ from crc32c import crc32c
 
 from bridge.event import Malformed
 from bridge.journal import queues
-from bridge.journal.model import Batch, Quarantined, Settlement, SinkCounters, StreamCounters
+from bridge.journal.model import Batch, Settlement, SinkCounters, StreamCounters
+from bridge.journal.pages import QuarantinedMessage, time_of
 from bridge.sink import Entry
 
 QUARANTINE_FRAMES: Final = 250
@@ -120,7 +121,7 @@ def insert_quarantine(db: sqlite3.Connection, stream: str, received: float, malf
     db.execute("DELETE FROM quarantine WHERE id <= (SELECT max(id) FROM quarantine) - ?", (QUARANTINE_FRAMES,))
 
 
-def quarantine(db: sqlite3.Connection, after: int, limit: int) -> list[Quarantined]:
+def quarantine(db: sqlite3.Connection, after: int, limit: int) -> list[QuarantinedMessage]:
     """The malformed messages that are kept, by id, from the one after `after` on."""
     found = db.execute(
         "SELECT id, stream, received, reason, CAST(frame AS BLOB) FROM quarantine WHERE id > ? ORDER BY id LIMIT ?",
@@ -129,11 +130,11 @@ def quarantine(db: sqlite3.Connection, after: int, limit: int) -> list[Quarantin
     return [_quarantined(*row) for row in found]
 
 
-def _quarantined(key: int, stream: Any, received: Any, reason: Any, frame: Any) -> Quarantined:
+def _quarantined(key: int, stream: Any, received: Any, reason: Any, frame: Any) -> QuarantinedMessage:
     """A row that has no checksum, as far as it can be true."""
     if isinstance(stream, str) and _is_time(received) and isinstance(reason, str) and isinstance(frame, bytes):
-        return Quarantined(key, stream, received, reason, frame)
-    return Quarantined(key, str(stream), 0.0, "damaged", frame if isinstance(frame, bytes) else b"")
+        return QuarantinedMessage(key, stream, time_of(received), reason, frame)
+    return QuarantinedMessage(key, str(stream), time_of(0), "damaged", frame if isinstance(frame, bytes) else b"")
 
 
 def _is_time(received: Any) -> bool:

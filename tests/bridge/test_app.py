@@ -10,7 +10,8 @@ from structlog.testing import capture_logs
 
 from bridge import app
 from bridge.admin.client import Client
-from bridge.admin.operations import LetterQuery, OperationError
+from bridge.admin.operations import OperationError
+from bridge.journal import DeadLetterQuery
 from bridge.simulator.server import Simulator, SimulatorSettings
 from bridge.source import Ended
 from bridge.sources.dockercloud.source import DockerCloudSource
@@ -152,12 +153,12 @@ def test_the_port_asks_for_the_token_that_is_valid_now(tmp_path: Path) -> None:
     server = app.serve(settings, bridge)
     assert server is not None
     try:
-        assert Client(server.url, "old").dead_letters(LetterQuery(), 0, 10).dead_letters == []
+        assert Client(server.url, "old").dead_letters(DeadLetterQuery(), 0, 10).dead_letters == []
         token.write_text("new")
         now += 2
         with pytest.raises(OperationError, match="token"):
-            Client(server.url, "old").dead_letters(LetterQuery(), 0, 10)
-        assert Client(server.url, "new").dead_letters(LetterQuery(), 0, 10).dead_letters == []
+            Client(server.url, "old").dead_letters(DeadLetterQuery(), 0, 10)
+        assert Client(server.url, "new").dead_letters(DeadLetterQuery(), 0, 10).dead_letters == []
     finally:
         server.close()
         bridge.journal.close()

@@ -220,7 +220,7 @@ def test_malformed_messages_are_counted_and_kept_and_the_session_goes_on(journal
     counters = journal.counters().streams["acme"]
     assert counters.malformed == {"not_json": 1, "not_object": 1, "bad_field": 1, "too_large": 1}
     assert (counters.received, counters.accepted) == (6, 2)
-    assert [one.frame[:4] for one in journal.quarantine()] == [b"junk", b"[]", b'{"ty', b'{"ty']
+    assert [one.frame[:4] for one in journal.quarantine().quarantine] == [b"junk", b"[]", b'{"ty', b'{"ty']
     assert len(source.positions) == 1
 
 

@@ -8,9 +8,10 @@ from uuid import UUID
 
 from bridge.event import Event
 from bridge.forwarder import Forwarder
-from bridge.journal import Batch, DeadLetter, DeadLetterQuery, Journal, JournalSettings, SinkCounters
+from bridge.journal import Batch, DeadLetter, Journal, JournalSettings, SinkCounters
 from bridge.metrics import Metrics, SinkMetrics
 from bridge.sink import Entry, Failure, SinkSettings
+from tests.support.dead_letters import written
 from tests.support.journal_samples import journal_settings
 
 START = 1_700_000_000.0
@@ -164,7 +165,7 @@ class Bench:
         self.journal.append(Batch("s", self.clock.day, [event(number, resource) for number, resource in events], []))
 
     def letters(self) -> list[DeadLetter]:
-        return [stored.letter for stored in self.journal.dead_letters(DeadLetterQuery(sink="a")).found]
+        return list(written(self.journal, sink="a").values())
 
     def step(self) -> float:
         seconds = self.forwarder.step()

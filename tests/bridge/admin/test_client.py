@@ -13,12 +13,12 @@ from prometheus_client import CollectorRegistry
 
 from bridge.admin.client import Client
 from bridge.admin.health import Health
-from bridge.admin.operations import LetterQuery, NotConfiguredError, OperationError
-from bridge.admin.operations_journal import JournalOperations, SinkLimits
-from bridge.admin.routes import Routes
+from bridge.admin.operations import NotConfiguredError, OperationError, Operations, SinkLimits
+from bridge.admin.routes import operation_routes
 from bridge.admin.server import Server
 from bridge.admin.settings import HealthSettings
 from bridge.event import Malformed
+from bridge.journal import DeadLetterQuery
 from bridge.supervisor import Running
 from tests.support.journal_samples import append, bury, event, opened, uuid
 
@@ -29,7 +29,7 @@ EVENTS = [event(number) for number in range(1, 11)]
 class Pair(NamedTuple):
     """The two ways to the same operations."""
 
-    here: JournalOperations
+    here: Operations
     there: Client
     server: Server
 
@@ -40,14 +40,14 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
         append(journal, EVENTS, [Malformed("not_json", b"\xff\x00")])
         bury(journal, "alerts", 1, EVENTS, died=1700000000.123456)
         limits = {"alerts": SinkLimits(1000, "latest")}
-        operations = JournalOperations(journal, lambda: limits, running=True)
+        operations = Operations(journal, lambda: limits, running=True)
         server = Server(
             "127.0.0.1",
             0,
             health=Health(journal, Running, settings=HealthSettings(), version="0"),
             registry=CollectorRegistry(),
             last_tick=lambda: 0.0,
-            routes=Routes(operations, lambda: SECRET),
+            operations=operation_routes(operations, lambda: SECRET),
         )
         with closing(server):
             yield Pair(operations, Client(server.url + "/", SECRET), server)
@@ -56,24 +56,24 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
 @pytest.mark.parametrize(
     "query",
     [
-        LetterQuery(),
-        LetterQuery(sink="alerts", reason="rejected", type="container"),
-        LetterQuery(uuid=uuid(3)),
-        LetterQuery(since=datetime.fromtimestamp(1700000000.123456, UTC)),
-        LetterQuery(since=datetime.fromtimestamp(1700000000.123457, UTC)),
-        LetterQuery(sink="a&b=c/ü"),
+        DeadLetterQuery(),
+        DeadLetterQuery(sink="alerts", reason="rejected", type="container"),
+        DeadLetterQuery(uuid=uuid(3)),
+        DeadLetterQuery(since=datetime.fromtimestamp(1700000000.123456, UTC)),
+        DeadLetterQuery(since=datetime.fromtimestamp(1700000000.123457, UTC)),
+        DeadLetterQuery(sink="a&b=c/ü"),
     ],
 )
-def test_dead_letters_are_the_same_there(pair: Pair, query: LetterQuery) -> None:
-    assert pair.there.dead_letters(query, 2, 3) == pair.here.dead_letters(query, 2, 3)
+def test_dead_letters_are_the_same_there(pair: Pair, query: DeadLetterQuery) -> None:
+    assert pair.there.dead_letters(query, 2, 3) == pair.here.journal.dead_letters(query, 2, 3)
 
 
 def test_everything_that_looks_tells_the_same_there(pair: Pair) -> None:
-    assert pair.there.quarantine(0, 10) == pair.here.quarantine(0, 10)
-    assert pair.there.stored() == pair.here.stored()
-    assert pair.there.events(3, 4) == pair.here.events(3, 4)
-    assert pair.there.verify(0, 10) == pair.here.verify(0, 10)
-    assert pair.there.damage() is None
+    assert pair.there.quarantine(0, 10) == pair.here.journal.quarantine(0, 10)
+    assert pair.there.extent() == pair.here.journal.extent()
+    assert pair.there.events(3, 4) == pair.here.journal.events(3, 4)
+    assert pair.there.verify(0, 10) == pair.here.journal.verify(0, 10)
+    assert pair.there.check() is None
     assert pair.there.running
 
 
@@ -83,7 +83,7 @@ def test_everything_that_changes_changes_it_there(pair: Pair) -> None:
     assert (done.taken, done.replayed, done.retrying, done.room) == (3, 3, 3, 500)
     assert pair.there.drop([4, 5]) == 2
     assert pair.there.prune() == 0
-    assert [letter.id for letter in pair.here.dead_letters(LetterQuery(), 0, 100).dead_letters] == [6, 7, 8, 9, 10]
+    assert [letter.id for letter in pair.here.journal.dead_letters(DeadLetterQuery(), 0, 100).dead_letters] == [6, 7, 8, 9, 10]
 
 
 def test_a_sink_that_is_not_configured_there_is_an_error_of_its_own(pair: Pair) -> None:
@@ -94,7 +94,7 @@ def test_a_sink_that_is_not_configured_there_is_an_error_of_its_own(pair: Pair) 
 @pytest.mark.parametrize(("token", "said"), [(None, "needs the token"), ("other", "the token is not the one")])
 def test_without_the_right_token_one_is_told_where_it_goes(pair: Pair, token: str | None, said: str) -> None:
     with pytest.raises(OperationError, match=said) as raised:
-        Client(pair.server.url, token).stored()
+        Client(pair.server.url, token).extent()
 
     assert "BRIDGE_HTTP__TOKEN" in str(raised.value)
     assert SECRET not in str(raised.value)
@@ -109,7 +109,7 @@ def test_nobody_there_is_told(pair: Pair) -> None:
     pair.server.close()
 
     with pytest.raises(OperationError, match=r"^http://127\.0\.0\.1:\d+: connection refused; does the bridge run"):
-        pair.there.stored()
+        pair.there.extent()
 
 
 def answering(reply: bytes) -> tuple[str, threading.Thread]:
@@ -144,7 +144,7 @@ def test_somebody_else_there_is_told(reply: bytes, said: str) -> None:
     url, thread = answering(reply)
 
     with pytest.raises(OperationError, match=said):
-        Client(url, None).stored()
+        Client(url, None).extent()
     thread.join(10)
 
 
@@ -152,7 +152,7 @@ def test_tls_to_who_does_not_speak_it_is_told() -> None:
     url, thread = answering(b"HTTP/1.0 400 Bad\r\n\r\n")
 
     with pytest.raises(OperationError, match=r"^https://127\.0\.0\.1:\d+: TLS: "):
-        Client(url.replace("http:", "https:"), None).stored()
+        Client(url.replace("http:", "https:"), None).extent()
     thread.join(10)
 
 
@@ -167,7 +167,7 @@ def test_what_is_no_url_is_refused(url: str) -> None:
 def test_a_bridge_may_be_behind_a_path() -> None:
     url, thread = answering(b"HTTP/1.0 200 OK\r\n\r\n" + b'{"first":1,"next":2,"bytes":3}')
 
-    assert Client(url + "/bridge/", None).stored().next == 2
+    assert Client(url + "/bridge/", None).extent().next == 2
     thread.join(10)
 
 
@@ -178,4 +178,4 @@ def test_a_name_that_nobody_knows_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
 
     with pytest.raises(OperationError, match=r"^http://nowhere\.example: no such host$"):
-        Client("http://nowhere.example", None).stored()
+        Client("http://nowhere.example", None).extent()

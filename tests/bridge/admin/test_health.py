@@ -1,6 +1,5 @@
 """What the process says of itself: with a real journal, streams and forwarders that somebody else's thread would step."""
 
-import json
 import math
 import re
 import threading
@@ -11,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from bridge.admin.health import Health, Reloaded
@@ -33,6 +33,11 @@ METRICS = Metrics("1.2.3")
 
 
 # --- helpers -----------------------------------------------------------------------------------------------------------
+
+
+def shown(health: Health) -> Any:
+    """The status as its readers decode it."""
+    return msgspec.json.decode(msgspec.json.encode(health.status()))
 
 
 class Refusing:
@@ -171,7 +176,7 @@ def test_a_sink_that_hangs_in_a_delivery_is_a_problem_though_nothing_failed(jour
     health = make_health(journal, forwarders=[forwarder])
 
     assert told(health) == ["sink audit: unavailable for some s: a delivery has not returned"]
-    assert health.status()["sinks"]["audit"]["unavailable_seconds"] >= 301.0
+    assert shown(health)["sinks"]["audit"]["unavailable_seconds"] >= 301.0
 
 
 def test_a_delivery_under_way_is_no_error(journal: Journal) -> None:
@@ -182,7 +187,7 @@ def test_a_delivery_under_way_is_no_error(journal: Journal) -> None:
     health = make_health(journal, forwarders=[forwarder])
 
     assert health.problems() == []
-    assert health.status()["sinks"]["audit"]["error"] == ""
+    assert shown(health)["sinks"]["audit"]["error"] == ""
 
 
 def test_a_journal_that_is_full_is_a_problem(tmp_path: Path) -> None:
@@ -258,8 +263,8 @@ def test_a_journal_that_can_not_be_read_hides_nothing_but_the_lag(tmp_path: Path
         health = make_health(journal, forwarders=[make_forwarder(journal, Box())])
 
         assert math.isnan(health.lag_seconds()["audit"])
-        assert health.status()["sinks"]["audit"]["lag_seconds"] is None
-        assert health.status()["sinks"]["audit"]["pending"] == 0
+        assert shown(health)["sinks"]["audit"]["lag_seconds"] is None
+        assert shown(health)["sinks"]["audit"]["pending"] == 0
 
 
 def test_gap_seconds_are_those_of_the_streams(journal: Journal) -> None:
@@ -275,7 +280,7 @@ def test_the_status_tells_everything_as_json(journal: Journal) -> None:
     journal.append(batch(2))
     stream.step()
 
-    status: dict[str, Any] = json.loads(json.dumps(make_health(journal, stream, forwarders=[forwarder]).status()))
+    status: dict[str, Any] = shown(make_health(journal, stream, forwarders=[forwarder]))
 
     assert status["version"] == "1.2.3"
     assert datetime.fromisoformat(status["started"]).timestamp() == pytest.approx(time.time(), abs=DEADLINE)
@@ -306,13 +311,13 @@ def test_a_damaged_journal_that_was_set_aside_is_counted_and_named_until_somebod
             until(lambda opened=journal: opened.accepts)  # type: ignore[misc]
             health = make_health(journal)
             assert health.damaged_journals() == 1
-            (kept,) = health.status()["journal"]["damaged_files"]
+            (kept,) = shown(health)["journal"]["damaged_files"]
             assert Path(kept).read_bytes() == b"no journal at all"
             assert health.problems() == [], "it is over"
     Path(kept).unlink()
     assert health.damaged_journals() == 0
     tmp_path.rename(tmp_path.with_name("gone"))
-    assert health.status()["journal"]["damaged_files"] == []
+    assert shown(health)["journal"]["damaged_files"] == []
 
 
 def test_a_sink_whose_retry_queue_is_full_is_a_problem_that_the_status_explains(journal: Journal) -> None:
@@ -330,7 +335,7 @@ def test_a_sink_whose_retry_queue_is_full_is_a_problem_that_the_status_explains(
     health = make_health(journal, forwarders=[forwarder])
     words = "1 events wait for a retry (retry.max_pending); new ones are tried when fewer do"
     assert told(health) == [f"sink audit: unavailable for some s: {words}"]
-    audit = health.status()["sinks"]["audit"]
+    audit = shown(health)["sinks"]["audit"]
     assert (audit["up"], audit["reason"], audit["error"]) == (False, "retry_queue_full", words)
     assert clock < datetime.fromisoformat(audit["next_retry"]).timestamp() < clock + 1.1
 
@@ -368,7 +373,7 @@ def test_the_status_shows_the_gaps(journal: Journal) -> None:
     source.refusing, now = False, now + 12.5
     stream.step()
 
-    acme = make_health(journal, stream).status()["streams"]["acme"]
+    acme = shown(make_health(journal, stream))["streams"]["acme"]
 
     assert acme["gaps"] == [
         {
@@ -391,7 +396,7 @@ def test_it_looks_at_what_runs_now(journal: Journal) -> None:
     assert health.problems()
     streams.clear()
 
-    assert health.gap_seconds() == health.status()["streams"] == {}
+    assert health.gap_seconds() == shown(health)["streams"] == {}
     assert health.problems() == []
 
 
@@ -399,7 +404,7 @@ def test_a_sink_that_was_forgotten_while_somebody_looks_is_not_shown(journal: Jo
     health = make_health(journal, forwarders=[make_forwarder(journal, Box())])
     journal.forget_sinks_except(set())
 
-    assert health.status()["sinks"] == {}
+    assert shown(health)["sinks"] == {}
     assert health.lag_seconds() == {"audit": 0.0}
 
 
@@ -407,12 +412,12 @@ def test_the_status_tells_of_a_sink_that_is_to_end_and_of_the_last_reload(journa
     forwarder = make_forwarder(journal, Box())
     running = Running([], [forwarder], {"audit": "to be replaced"})
     health = Health(journal, lambda: running, settings=THRESHOLDS, version="1.2.3")
-    assert health.status()["sinks"]["audit"]["leaving"] == "to be replaced"
-    assert health.status()["reload"] is None
+    assert shown(health)["sinks"]["audit"]["leaving"] == "to be replaced"
+    assert shown(health)["reload"] is None
     health.reloaded = Reloaded(0.0, ["bridge.yaml: gone"])
 
     told = {"time": "1970-01-01T00:00:00.000Z", "ok": False, "problems": ["bridge.yaml: gone"]}
-    assert health.status()["reload"] == told
+    assert shown(health)["reload"] == told
 
 
 def test_thresholds_apply_at_once(journal: Journal) -> None:

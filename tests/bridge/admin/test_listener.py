@@ -12,8 +12,7 @@ from threading import Thread
 import pytest
 
 from bridge.admin import listener
-from bridge.admin.exchange import Answer, Request, words
-from bridge.admin.listener import BODY, CONNECTIONS, Listener, Rules
+from bridge.admin.listener import BODY, CONNECTIONS, Listener, Request, Response, Route, text_response
 
 TIMEOUT = 20.0
 POST = "/change"
@@ -25,7 +24,7 @@ class Place:
     def __init__(self) -> None:
         self.asked: list[Request] = []
         self.delay = 0.0
-        self._listener = Listener(("127.0.0.1", 0), Rules(self._method, self._refusal, self._answer))
+        self._listener = Listener(("127.0.0.1", 0), self._find_route)
         self.port: int = self._listener.server_address[1]
         Thread(target=self._listener.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -44,20 +43,18 @@ class Place:
         assert answer.count(b"HTTP/1.1 ") == 1
         return int(answer.split()[1])
 
-    @staticmethod
-    def _method(path: str) -> str:
-        return "POST" if path == POST else "GET"
+    def _find_route(self, path: str) -> Route:
+        return Route("POST" if path == POST else "GET", self._respond, self._refuse)
 
     @staticmethod
-    def _refusal(path: str, client: str, headers: Message) -> Answer | None:
-        del path
+    def _refuse(client: str, headers: Message) -> Response | None:
         assert client == "127.0.0.1"
-        return words(HTTPStatus.FORBIDDEN, "no") if "Refuse" in headers else None
+        return text_response(HTTPStatus.FORBIDDEN, "no") if "Refuse" in headers else None
 
-    def _answer(self, request: Request, accept: str) -> Answer:
+    def _respond(self, request: Request) -> Response:
         self.asked.append(request)
         time.sleep(self.delay)
-        return words(HTTPStatus.OK, accept or "ok", {"X-Asked": request.query})
+        return text_response(HTTPStatus.OK, request.accept or "ok", {"X-Asked": request.query})
 
 
 @pytest.fixture
@@ -94,7 +91,7 @@ def test_a_request_arrives_with_all_its_parts(place: Place) -> None:
     assert ask(place, "GET", "/look?a=1&b=2", Accept="text/x")[1] == "text/x\n"
     assert ask(place, "POST", f"{POST}?c=3", b'{"a":1}', **{"Content-Type": "application/json; charset=utf-8"})[0] == 200
 
-    assert place.asked == [Request("GET", "/look", "a=1&b=2"), Request("POST", POST, "c=3", b'{"a":1}')]
+    assert place.asked == [Request("GET", "/look", "a=1&b=2", accept="text/x"), Request("POST", POST, "c=3", b'{"a":1}')]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
-"""What the values of the operations decide by themselves: when a moment is."""
+"""What the values of the operations decide by themselves: when a parse_time is."""
 
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from bridge.admin.operations import moment
+from bridge.admin.operations import parse_time
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
@@ -23,7 +23,7 @@ NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
     ],
 )
 def test_a_moment_is_a_time_or_an_age(text: str, expected: datetime) -> None:
-    assert moment(text, NOW) == expected
+    assert parse_time(text, NOW) == expected
 
 
 @pytest.mark.parametrize(
@@ -31,4 +31,4 @@ def test_a_moment_is_a_time_or_an_age(text: str, expected: datetime) -> None:
 )
 def test_anything_else_is_told_what_would_be_right(text: str) -> None:
     with pytest.raises(ValueError, match=r"^must be a time, like 2026-11-23T10:00:00Z, or an age"):
-        moment(text, NOW)
+        parse_time(text, NOW)

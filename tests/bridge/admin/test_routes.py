@@ -7,36 +7,35 @@ from typing import Any
 
 import pytest
 
-from bridge.admin.exchange import Answer, Request
-from bridge.admin.operations import LETTERS, OperationError, Stored
-from bridge.admin.operations_journal import JournalOperations, SinkLimits
-from bridge.admin.routes import Routes
+from bridge.admin.listener import Request, Response, Route
+from bridge.admin.operations import LETTER_PAGE, Operations, SinkLimits
+from bridge.admin.routes import operation_routes
 from bridge.event import Malformed
-from bridge.journal import Closed
+from bridge.journal import Closed, Journal, JournalError, JournalExtent
 from tests.support.journal_samples import append, bury, event, opened, uuid
 
 EVENTS = [event(number) for number in range(1, 11)]
 
 
 @pytest.fixture
-def routes(tmp_path: Path) -> Iterator[Routes]:
+def routes(tmp_path: Path) -> Iterator[dict[str, Route]]:
     with opened(tmp_path / "journal.db", "alerts", "audit") as journal:
         append(journal, EVENTS, [Malformed("not_json", b"\xff")])
         bury(journal, "alerts", 1, EVENTS)
         limits = {"alerts": SinkLimits(1000, "latest")}
-        yield Routes(JournalOperations(journal, lambda: limits, running=True), lambda: None)
+        yield operation_routes(Operations(journal, lambda: limits, running=True), lambda: None)
 
 
-def get(routes: Routes, path: str) -> Any:
+def get(routes: dict[str, Route], path: str) -> Any:
     path, _, query = path.partition("?")
-    return told(routes.answer(Request("GET", path, query)))
+    return told(routes[path].respond(Request("GET", path, query)))
 
 
-def post(routes: Routes, path: str, body: object) -> Any:
-    return told(routes.answer(Request("POST", path, body=json.dumps(body).encode())))
+def post(routes: dict[str, Route], path: str, body: object) -> Any:
+    return told(routes[path].respond(Request("POST", path, body=json.dumps(body).encode())))
 
 
-def told(answer: Answer) -> Any:
+def told(answer: Response) -> Any:
     """The JSON of an answer, or its status and words."""
     if answer.content_type.startswith("application/json"):
         assert answer.status == 200
@@ -44,16 +43,16 @@ def told(answer: Answer) -> Any:
     return answer.status, answer.body.decode().strip()
 
 
-def test_every_path_has_a_method_and_others_have_none(routes: Routes) -> None:
+def test_every_path_has_a_method_and_others_have_none(routes: dict[str, Route]) -> None:
     gets = ["/dead-letters", "/quarantine", "/journal", "/journal/events", "/journal/verify", "/journal/check"]
     posts = ["/dead-letters/replay", "/dead-letters/drop", "/journal/prune"]
 
-    assert {routes.method(path) for path in gets} == {"GET"}
-    assert {routes.method(path) for path in posts} == {"POST"}
-    assert [routes.method(path) for path in ("/", "/metrics", "/status", "/journal/", "/dead-letters/x")] == [None] * 5
+    assert {routes[path].method for path in gets} == {"GET"}
+    assert {routes[path].method for path in posts} == {"POST"}
+    assert routes.keys() == {*gets, *posts}
 
 
-def test_dead_letters_are_listed_with_their_events(routes: Routes) -> None:
+def test_dead_letters_are_listed_with_their_events(routes: dict[str, Route]) -> None:
     page = get(routes, "/dead-letters?sink=alerts&limit=2&after=1")
 
     assert [letter["id"] for letter in page["dead_letters"]] == [2, 3]
@@ -75,11 +74,11 @@ def test_dead_letters_are_listed_with_their_events(routes: Routes) -> None:
         ("limit=1000000", 10),
     ],
 )
-def test_every_filter_filters(routes: Routes, query: str, count: int) -> None:
+def test_every_filter_filters(routes: dict[str, Route], query: str, count: int) -> None:
     assert len(get(routes, f"/dead-letters?{query}")["dead_letters"]) == count
 
 
-def test_dead_letters_are_replayed_and_dropped(routes: Routes) -> None:
+def test_dead_letters_are_replayed_and_dropped(routes: dict[str, Route]) -> None:
     assert post(routes, "/dead-letters/replay", {"sink": "alerts", "ids": [1, 2]}) == {
         "taken": 2,
         "replayed": 2,
@@ -90,7 +89,7 @@ def test_dead_letters_are_replayed_and_dropped(routes: Routes) -> None:
     assert [letter["id"] for letter in get(routes, "/dead-letters")["dead_letters"]] == [5, 6, 7, 8, 9, 10]
 
 
-def test_stored_events_and_malformed_messages_are_shown(routes: Routes) -> None:
+def test_stored_events_and_malformed_messages_are_shown(routes: dict[str, Route]) -> None:
     events = get(routes, "/journal/events?after=8&limit=100")
 
     assert ([each["seq"] for each in events["events"]], events["upto"], events["damaged"]) == ([9, 10], 10, 0)
@@ -99,7 +98,7 @@ def test_stored_events_and_malformed_messages_are_shown(routes: Routes) -> None:
     assert (get(routes, "/journal")["first"], get(routes, "/journal")["next"]) == (1, 11)
 
 
-def test_the_journal_is_verified_and_pruned(routes: Routes) -> None:
+def test_the_journal_is_verified_and_pruned(routes: dict[str, Route]) -> None:
     assert get(routes, "/journal/verify?after=0&limit=5") == {"upto": 10, "events": 10, "damaged": []}
     assert get(routes, "/journal/check") == {"damage": None}
     assert post(routes, "/journal/prune", {}).keys() == {"freed"}
@@ -126,7 +125,7 @@ def test_the_journal_is_verified_and_pruned(routes: Routes) -> None:
         ("/journal/check?x=1", "`x`"),
     ],
 )
-def test_a_senseless_parameter_is_told_by_name(routes: Routes, path: str, said: str) -> None:
+def test_a_senseless_parameter_is_told_by_name(routes: dict[str, Route], path: str, said: str) -> None:
     status, words = get(routes, path)
 
     assert status == 400
@@ -140,7 +139,7 @@ def test_a_senseless_parameter_is_told_by_name(routes: Routes, path: str, said: 
         ("/dead-letters/replay", b'{"sink":"alerts","ids":["1"]}', "ids[0]: "),
         ("/dead-letters/replay", b'{"sink":"alerts","ids":[]}', "ids: "),
         ("/dead-letters/drop", b'{"ids":[-1]}', "ids[0]: "),
-        ("/dead-letters/drop", json.dumps({"ids": [1] * (LETTERS + 1)}).encode(), "ids: "),
+        ("/dead-letters/drop", json.dumps({"ids": [1] * (LETTER_PAGE + 1)}).encode(), "ids: "),
         ("/dead-letters/drop", b'{"ids":[1],"all":true}', "`all`"),
         ("/dead-letters/drop", b'{"ids":[1', "not JSON"),
         ("/dead-letters/drop", b"\xff", "not JSON"),
@@ -149,34 +148,34 @@ def test_a_senseless_parameter_is_told_by_name(routes: Routes, path: str, said: 
         ("/journal/prune", b"[]", "object"),
     ],
 )
-def test_a_senseless_body_changes_nothing_and_is_told(routes: Routes, path: str, body: bytes, said: str) -> None:
-    answer = routes.answer(Request("POST", path, body=body))
+def test_a_senseless_body_changes_nothing_and_is_told(routes: dict[str, Route], path: str, body: bytes, said: str) -> None:
+    answer = routes[path].respond(Request("POST", path, body=body))
 
     assert answer.status == 400
     assert said in answer.body.decode()
     assert len(get(routes, "/dead-letters")["dead_letters"]) == 10
 
 
-def test_a_sink_that_is_not_configured_is_a_conflict(routes: Routes) -> None:
+def test_a_sink_that_is_not_configured_is_a_conflict(routes: dict[str, Route]) -> None:
     status, words = post(routes, "/dead-letters/replay", {"sink": "audit", "ids": [1]})
 
     assert (status, words) == (409, "no sink audit is configured, so that nothing can be sent to it again")
 
 
-def test_trouble_with_the_journal_is_told(routes: Routes, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(_: JournalOperations) -> Stored:
-        raise OperationError("disk I/O error")
+def test_trouble_with_the_journal_is_told(routes: dict[str, Route], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Journal) -> JournalExtent:
+        raise JournalError("disk I/O error")
 
-    monkeypatch.setattr(JournalOperations, "stored", fails)
+    monkeypatch.setattr(Journal, "extent", fails)
 
     assert get(routes, "/journal") == (503, "disk I/O error")
 
 
-def test_a_process_that_stops_says_so_elsewhere(routes: Routes, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stops(_: JournalOperations) -> Stored:
+def test_a_process_that_stops_says_so_elsewhere(routes: dict[str, Route], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stops(_: Journal) -> JournalExtent:
         raise Closed
 
-    monkeypatch.setattr(JournalOperations, "stored", stops)
+    monkeypatch.setattr(Journal, "extent", stops)
 
     with pytest.raises(Closed):
         get(routes, "/journal")

@@ -9,16 +9,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
-from bridge.admin.health import Health
-from bridge.admin.operations_journal import JournalOperations
-from bridge.admin.routes import Routes
+from bridge.admin.health import Health, Status
+from bridge.admin.operations import Operations
+from bridge.admin.routes import operation_routes
 from bridge.admin.server import Server, url_of
 from bridge.admin.settings import HealthSettings
 from bridge.forwarder import Forwarder
@@ -89,14 +89,14 @@ class Bench:
         self.metrics.observe(self.health)
 
     def serve(self, health: Health | None = None, host: str = "127.0.0.1", port: int = 0, token: str | None = None) -> Server:
-        operations = JournalOperations(self.journal, dict, running=True)
+        operations = Operations(self.journal, dict, running=True)
         return Server(
             host,
             port,
             health=health or self.health,
             registry=self.metrics.registry,
             last_tick=lambda: self.last_tick,
-            routes=Routes(operations, lambda: token),
+            operations=operation_routes(operations, lambda: token),
         )
 
 
@@ -325,7 +325,7 @@ def test_junk_is_answered_as_a_bad_request(server: Server) -> None:
 
 def test_a_bug_is_answered_and_logged_and_the_server_lives_on(bench: Bench) -> None:
     class Buggy(Health):
-        def status(self) -> dict[str, Any]:
+        def status(self) -> Status:
             raise ZeroDivisionError(SECRET)
 
     buggy = Buggy(bench.journal, Running, settings=bench.grace, version="1.2.3")

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from bridge import logs
-from bridge.admin.operations import LetterQuery
 from bridge.cli import arguments as inspect_arguments
 from bridge.cli import backlog, dead_letters, main
 from bridge.cli import journal as inspect_journal
 from bridge.cli.dead_letters import Selection
 from bridge.cli.journal import Wanted
-from bridge.cli.target import Where
+from bridge.cli.target import Target
+from bridge.journal import DeadLetterQuery
 
 UUID = "093ba3bb-08dd-48f0-8f12-4d3b85ef85b3"
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
@@ -52,57 +52,57 @@ def run(line: str) -> int:
 
 def test_the_exit_status_is_the_commands_own(calls: Calls) -> None:
     assert run("backlog") == 7
-    assert calls == [((Where(),), {"interval": 2.0, "as_json": False})]
+    assert calls == [((Target(),), {"interval": 2.0, "as_json": False})]
 
 
 @pytest.mark.parametrize(
     ("line", "arguments", "options"),
     [
-        ("dead-letters list", (Where(), Selection(LetterQuery())), {"as_json": False}),
+        ("dead-letters list", (Target(), Selection(DeadLetterQuery())), {"as_json": False}),
         (
             f"dead-letters list --sink alerts --reason too_old --uuid {UUID.upper()} --type node --limit 5 --json",
-            (Where(), Selection(LetterQuery("alerts", "too_old", None, UUID, "node"), None, 5)),
+            (Target(), Selection(DeadLetterQuery("alerts", "too_old", None, UUID, "node"), None, 5)),
             {"as_json": True},
         ),
         (
             "dead-letters list --since 2026-11-23T10:00:00Z --config x.yaml --journal j.db",
             (
-                Where(Path("x.yaml"), None, Path("j.db")),
-                Selection(LetterQuery(since=datetime(2026, 11, 23, 10, tzinfo=UTC))),
+                Target(Path("x.yaml"), None, Path("j.db")),
+                Selection(DeadLetterQuery(since=datetime(2026, 11, 23, 10, tzinfo=UTC))),
             ),
             {"as_json": False},
         ),
-        ("dead-letters show 17", (Where(), "17"), {"as_json": False}),
-        (f"dead-letters show {UUID.upper()} --json", (Where(), UUID), {"as_json": True}),
-        (f"dead-letters show {'1' * 32}", (Where(), "11111111-1111-1111-1111-111111111111"), {"as_json": False}),
-        ("dead-letters replay --all", (Where(), Selection(LetterQuery())), {"dry_run": False, "patience": 60.0}),
+        ("dead-letters show 17", (Target(), "17"), {"as_json": False}),
+        (f"dead-letters show {UUID.upper()} --json", (Target(), UUID), {"as_json": True}),
+        (f"dead-letters show {'1' * 32}", (Target(), "11111111-1111-1111-1111-111111111111"), {"as_json": False}),
+        ("dead-letters replay --all", (Target(), Selection(DeadLetterQuery())), {"dry_run": False, "patience": 60.0}),
         (
             "dead-letters replay --sink a --dry-run --patience 5m --url http://h:1",
-            (Where(None, "http://h:1"), Selection(LetterQuery("a"))),
+            (Target(None, "http://h:1"), Selection(DeadLetterQuery("a"))),
             {"dry_run": True, "patience": 300.0},
         ),
-        ("dead-letters replay 3 4", (Where(), Selection(LetterQuery(), [3, 4])), {"dry_run": False, "patience": 60.0}),
+        ("dead-letters replay 3 4", (Target(), Selection(DeadLetterQuery(), [3, 4])), {"dry_run": False, "patience": 60.0}),
         (
             "dead-letters replay --all --limit 3",
-            (Where(), Selection(LetterQuery(), None, 3)),
+            (Target(), Selection(DeadLetterQuery(), None, 3)),
             {"dry_run": False, "patience": 60.0},
         ),
         (
             "dead-letters drop --type node --yes",
-            (Where(), Selection(LetterQuery(type="node"))),
+            (Target(), Selection(DeadLetterQuery(type="node"))),
             {"dry_run": False, "yes": True, "ask": None},
         ),
-        ("backlog --interval 500ms --json", (Where(),), {"interval": 0.5, "as_json": True}),
-        ("journal verify --journal j.db", (Where(journal=Path("j.db")),), {}),
-        ("journal prune --config x", (Where(Path("x")),), {}),
+        ("backlog --interval 500ms --json", (Target(),), {"interval": 0.5, "as_json": True}),
+        ("journal verify --journal j.db", (Target(journal=Path("j.db")),), {}),
+        ("journal prune --config x", (Target(Path("x")),), {}),
         (
             "journal export --after 5 --since 2026-11-23 --type node,service --type stack --output out",
-            (Where(), Wanted(5, datetime(2026, 11, 23, tzinfo=UTC), frozenset({"node", "service", "stack"})), Path("out")),
+            (Target(), Wanted(5, datetime(2026, 11, 23, tzinfo=UTC), frozenset({"node", "service", "stack"})), Path("out")),
             {},
         ),
-        ("quarantine list", (Where(),), {"as_json": False}),
-        ("quarantine list --json", (Where(),), {"as_json": True}),
-        ("quarantine export", (Where(),), {"as_json": True}),
+        ("quarantine list", (Target(),), {"as_json": False}),
+        ("quarantine list --json", (Target(),), {"as_json": True}),
+        ("quarantine export", (Target(),), {"as_json": True}),
     ],
 )
 def test_arguments_arrive(calls: Calls, line: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:

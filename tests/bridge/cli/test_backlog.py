@@ -9,63 +9,62 @@ from types import SimpleNamespace
 
 import pytest
 
-from bridge.admin.operations import Waiting
-from bridge.cli import backlog as inspect_backlog
 from bridge.cli.backlog import backlog, pace
-from bridge.cli.target import Where
+from bridge.cli.target import Target
+from bridge.journal import SinkBacklog
 from tests.support.journal_samples import append, event, opened
 
 
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
     [
-        (Waiting(100, 40, 60, 0, 0), Waiting(110, 70, 40, 0, 0), (15.0, 5.0, 4.0)),
-        (Waiting(100, 40, 60, 0, 0), Waiting(120, 50, 70, 0, 0), (5.0, 10.0, math.inf)),
-        (Waiting(100, 40, 60, 0, 0), Waiting(100, 40, 60, 0, 0), (0.0, 0.0, math.inf)),
-        (Waiting(100, 100, 0, 0, 0), Waiting(120, 120, 0, 0, 0), (10.0, 10.0, 0.0)),
+        (SinkBacklog(100, 40, 60, 0, 0), SinkBacklog(110, 70, 40, 0, 0), (15.0, 5.0, 4.0)),
+        (SinkBacklog(100, 40, 60, 0, 0), SinkBacklog(120, 50, 70, 0, 0), (5.0, 10.0, math.inf)),
+        (SinkBacklog(100, 40, 60, 0, 0), SinkBacklog(100, 40, 60, 0, 0), (0.0, 0.0, math.inf)),
+        (SinkBacklog(100, 100, 0, 0, 0), SinkBacklog(120, 120, 0, 0, 0), (10.0, 10.0, 0.0)),
         # What is filtered or dies does not wait any more either.
-        (Waiting(100, 40, 60, 0, 0), Waiting(100, 40, 30, 0, 30), (0.0, 0.0, 2.0)),
+        (SinkBacklog(100, 40, 60, 0, 0), SinkBacklog(100, 40, 30, 0, 30), (0.0, 0.0, 2.0)),
     ],
 )
-def test_two_looks_tell_the_pace(first: Waiting, second: Waiting, expected: tuple[float, float, float]) -> None:
+def test_two_looks_tell_the_pace(first: SinkBacklog, second: SinkBacklog, expected: tuple[float, float, float]) -> None:
     assert pace(first, second, 2.0) == expected
 
 
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Waiting]]:
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, SinkBacklog]]:
     """What a running bridge tells, look by look."""
-    answers: list[Mapping[str, Waiting]] = []
+    answers: list[Mapping[str, SinkBacklog]] = []
 
     @contextmanager
-    def looking(_: Where) -> Iterator[object]:
+    def open_reader(_: Target) -> Iterator[object]:
         yield SimpleNamespace(running=True, backlog=lambda: answers.pop(0))
 
-    monkeypatch.setattr(inspect_backlog, "looking", looking)
+    monkeypatch.setattr(Target, "open_reader", open_reader)
     return answers
 
 
 def show(*, as_json: bool) -> None:
     slept: list[float] = []
-    assert backlog(Where(), interval=2.0, as_json=as_json, sleep=slept.append, monotonic=lambda: 100.0 + sum(slept)) == 0
+    assert backlog(Target(), interval=2.0, as_json=as_json, sleep=slept.append, monotonic=lambda: 100.0 + sum(slept)) == 0
     assert slept == [2.0]
 
 
 BEFORE = {
-    "alerts": Waiting(100, 40, 60, 1, 2, up=True, lag_seconds=90.0),
-    "audit": Waiting(100, 40, 60, 0, 0, up=True, lag_seconds=90.0),
-    "down": Waiting(100, 40, 60, 0, 0, up=False, error="connection refused", lag_seconds=90.0),
-    "idle": Waiting(100, 100, 0, 0, 0, up=True, lag_seconds=0.0),
+    "alerts": SinkBacklog(100, 40, 60, 1, 2, up=True, lag_seconds=90.0),
+    "audit": SinkBacklog(100, 40, 60, 0, 0, up=True, lag_seconds=90.0),
+    "down": SinkBacklog(100, 40, 60, 0, 0, up=False, error="connection refused", lag_seconds=90.0),
+    "idle": SinkBacklog(100, 100, 0, 0, 0, up=True, lag_seconds=0.0),
 }
 AFTER = {
-    "alerts": Waiting(100, 60, 40, 1, 2, up=True, lag_seconds=91.0),
-    "audit": Waiting(2200, 60, 2140, 0, 0, up=True, lag_seconds=7200.0),
-    "down": Waiting(100, 40, 60, 0, 0, up=False, error="connection \x1b[31mrefused", lag_seconds=None),
-    "idle": Waiting(101, 101, 0, 0, 0, up=True, lag_seconds=0.0),
-    "new": Waiting(1, 0, 1, 0, 0, up=True, lag_seconds=0.5),
+    "alerts": SinkBacklog(100, 60, 40, 1, 2, up=True, lag_seconds=91.0),
+    "audit": SinkBacklog(2200, 60, 2140, 0, 0, up=True, lag_seconds=7200.0),
+    "down": SinkBacklog(100, 40, 60, 0, 0, up=False, error="connection \x1b[31mrefused", lag_seconds=None),
+    "idle": SinkBacklog(101, 101, 0, 0, 0, up=True, lag_seconds=0.0),
+    "new": SinkBacklog(1, 0, 1, 0, 0, up=True, lag_seconds=0.5),
 }
 
 
-def test_every_sink_has_a_line(looks: list[Mapping[str, Waiting]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_sink_has_a_line(looks: list[Mapping[str, SinkBacklog]], capsys: pytest.CaptureFixture[str]) -> None:
     looks += [BEFORE, AFTER]
 
     show(as_json=False)
@@ -81,7 +80,7 @@ def test_every_sink_has_a_line(looks: list[Mapping[str, Waiting]], capsys: pytes
 
 
 def test_a_script_gets_a_line_of_json_for_every_sink(
-    looks: list[Mapping[str, Waiting]], capsys: pytest.CaptureFixture[str]
+    looks: list[Mapping[str, SinkBacklog]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     looks += [BEFORE, AFTER]
 
@@ -114,7 +113,7 @@ def test_of_a_file_one_look_is_enough(tmp_path: Path, capsys: pytest.CaptureFixt
     with opened(tmp_path / "journal.db", "alerts") as journal:
         append(journal, [event(1)])
 
-    status = backlog(Where(journal=tmp_path / "journal.db"), interval=2.0, as_json=False, sleep=lambda _: pytest.fail("slept"))
+    status = backlog(Target(journal=tmp_path / "journal.db"), interval=2.0, as_json=False, sleep=lambda _: pytest.fail("slept"))
 
     output = capsys.readouterr()
     assert status == 0

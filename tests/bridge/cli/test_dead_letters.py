@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from bridge.admin.operations import LetterQuery, OperationError
+from bridge.admin.operations import OperationError
 from bridge.cli import dead_letters
 from bridge.cli.dead_letters import Refused, Selection, drop, replay, show_list, show_one
-from bridge.cli.target import Where
+from bridge.cli.target import Target
+from bridge.journal import DeadLetterQuery
 from tests.support.journal_samples import append, bury, damage, event, opened, uuid
 
 EVENTS = [event(number) for number in range(1, 11)]
 DIED = datetime.now(UTC) - timedelta(hours=2, minutes=5)
-ALL = Selection(LetterQuery())
-ALERTS = Selection(LetterQuery(sink="alerts"))
+ALL = Selection(DeadLetterQuery())
+ALERTS = Selection(DeadLetterQuery(sink="alerts"))
 
 
 @pytest.fixture(autouse=True)
@@ -42,12 +43,12 @@ def configure(max_pending: int) -> None:
 
 def ids(selection: Selection, capsys: pytest.CaptureFixture[str]) -> list[int]:
     capsys.readouterr()
-    show_list(Where(), selection, as_json=True)
+    show_list(Target(), selection, as_json=True)
     return [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()]
 
 
 def test_a_list_elsewhere_than_on_a_terminal_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    assert show_list(Where(), ALERTS._replace(limit=2), as_json=False) == 0
+    assert show_list(Target(), ALERTS._replace(limit=2), as_json=False) == 0
 
     output = capsys.readouterr()
     header, first, second = output.out.splitlines()
@@ -69,7 +70,7 @@ def test_a_list_elsewhere_than_on_a_terminal_is_whole(capsys: pytest.CaptureFixt
 def test_a_list_on_a_terminal_fits_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dead_letters, "line_width", lambda: 100)
 
-    show_list(Where(), ALERTS._replace(limit=1), as_json=False)
+    show_list(Target(), ALERTS._replace(limit=1), as_json=False)
 
     line = capsys.readouterr().out.splitlines()[1]
     facts = f"rejected      3  container/update  {uuid(0)[:8]}  answered 400 ·[31mBad"
@@ -78,7 +79,7 @@ def test_a_list_on_a_terminal_fits_it(capsys: pytest.CaptureFixture[str], monkey
 
 
 def test_a_line_of_json_is_the_whole_dead_letter(capsys: pytest.CaptureFixture[str]) -> None:
-    show_list(Where(), Selection(LetterQuery(uuid=uuid(3), sink="audit")), as_json=True)
+    show_list(Target(), Selection(DeadLetterQuery(uuid=uuid(3), sink="audit")), as_json=True)
 
     output = capsys.readouterr()
     letter = json.loads(output.out)
@@ -88,24 +89,24 @@ def test_a_line_of_json_is_the_whole_dead_letter(capsys: pytest.CaptureFixture[s
 
 
 def test_pages_are_put_together(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dead_letters, "LETTERS", 3)
+    monkeypatch.setattr(dead_letters, "LETTER_PAGE", 3)
 
     assert ids(ALL, capsys) == list(range(1, 21))
     assert ids(ALL._replace(limit=7), capsys) == list(range(1, 8))
 
 
 def test_nothing_found_is_said_and_is_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
-    assert show_list(Where(), Selection(LetterQuery(reason="too_large")), as_json=False) == 0
+    assert show_list(Target(), Selection(DeadLetterQuery(reason="too_large")), as_json=False) == 0
     assert capsys.readouterr() == ("", "no dead letters\n")
 
 
 def test_a_sink_that_nobody_knows_is_told_from_one_without_dead_letters() -> None:
     with pytest.raises(OperationError, match=r"^there is no sink alert, nor a dead letter of it; sinks are alerts, audit$"):
-        show_list(Where(), Selection(LetterQuery(sink="alert")), as_json=True)
+        show_list(Target(), Selection(DeadLetterQuery(sink="alert")), as_json=True)
 
 
 def test_one_is_shown_in_full_by_its_number(capsys: pytest.CaptureFixture[str]) -> None:
-    assert show_one(Where(), "3", as_json=False) == 0
+    assert show_one(Target(), "3", as_json=False) == 0
 
     text = capsys.readouterr().out
     assert text.startswith("dead letter 3\n  sink          alerts\n  reason        rejected\n")
@@ -115,13 +116,13 @@ def test_one_is_shown_in_full_by_its_number(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_all_of_an_event_are_shown_by_its_uuid(capsys: pytest.CaptureFixture[str]) -> None:
-    assert show_one(Where(), uuid(3), as_json=False) == 0
+    assert show_one(Target(), uuid(3), as_json=False) == 0
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("dead letter")] == [
         "dead letter 3",
         "dead letter 13",
     ]
 
-    assert show_one(Where(), uuid(3), as_json=True) == 0
+    assert show_one(Target(), uuid(3), as_json=True) == 0
     assert [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()] == [3, 13]
 
 
@@ -129,14 +130,14 @@ def test_all_of_an_event_are_shown_by_its_uuid(capsys: pytest.CaptureFixture[str
     ("key", "said"), [("99", "there is no dead letter 99\n"), (uuid(99), f"there is no dead letter of event {uuid(99)}\n")]
 )
 def test_one_that_is_not_there_is_a_failure(key: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert show_one(Where(), key, as_json=False) == 1
+    assert show_one(Target(), key, as_json=False) == 1
     assert capsys.readouterr() == ("", said)
 
 
 def test_a_replay_on_the_file_sends_what_there_is_room_for(capsys: pytest.CaptureFixture[str]) -> None:
     configure(8)
 
-    assert replay(Where(), ALERTS, dry_run=False, patience=60.0) == 1
+    assert replay(Target(), ALERTS, dry_run=False, patience=60.0) == 1
 
     output = capsys.readouterr()
     assert output.err == (
@@ -147,14 +148,14 @@ def test_a_replay_on_the_file_sends_what_there_is_room_for(capsys: pytest.Captur
 
 
 def test_a_replay_by_numbers_takes_those_that_are_there(capsys: pytest.CaptureFixture[str]) -> None:
-    assert replay(Where(), Selection(LetterQuery(), [3, 99, 1, 3]), dry_run=False, patience=60.0) == 0
+    assert replay(Target(), Selection(DeadLetterQuery(), [3, 99, 1, 3]), dry_run=False, patience=60.0) == 0
 
     assert capsys.readouterr() == ("alerts: 2 dead letters sent again\n", "there is no dead letter 99\n")
     assert ids(ALERTS, capsys) == [2, *range(4, 11)]
 
 
 def test_what_a_sink_that_is_not_configured_has_stays(capsys: pytest.CaptureFixture[str]) -> None:
-    assert replay(Where(), ALL, dry_run=False, patience=60.0) == 1
+    assert replay(Target(), ALL, dry_run=False, patience=60.0) == 1
 
     output = capsys.readouterr()
     assert output.out == "alerts: 10 dead letters sent again\n"
@@ -165,20 +166,20 @@ def test_what_a_sink_that_is_not_configured_has_stays(capsys: pytest.CaptureFixt
 
 
 def test_a_second_replay_sends_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    replay(Where(), ALERTS, dry_run=False, patience=60.0)
+    replay(Target(), ALERTS, dry_run=False, patience=60.0)
     capsys.readouterr()
 
-    assert replay(Where(), ALERTS, dry_run=False, patience=60.0) == 0
+    assert replay(Target(), ALERTS, dry_run=False, patience=60.0) == 0
     assert capsys.readouterr() == ("", "no dead letters\n")
 
 
 def test_a_dry_run_shows_which_and_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert replay(Where(), ALL._replace(limit=12), dry_run=True, patience=60.0) == 0
+    assert replay(Target(), ALL._replace(limit=12), dry_run=True, patience=60.0) == 0
     output = capsys.readouterr()
     assert len(output.out.splitlines()) == 13
     assert output.err == "would be sent again: 10 dead letters of alerts, 2 dead letters of audit; nothing was changed\n"
 
-    assert drop(Where(), ALERTS, dry_run=True, yes=True, ask=None) == 0
+    assert drop(Target(), ALERTS, dry_run=True, yes=True, ask=None) == 0
     output = capsys.readouterr()
     assert len(output.out.splitlines()) == 11
     assert output.err == "would be deleted: 10 dead letters of alerts; nothing was changed\n"
@@ -188,28 +189,28 @@ def test_a_dry_run_shows_which_and_changes_nothing(capsys: pytest.CaptureFixture
 def test_damaged_ones_are_not_sent_but_dropped(journal: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damage(journal, "UPDATE dead_letters SET json = X'00' WHERE id IN (2, 3)")
 
-    assert replay(Where(), ALERTS._replace(limit=3), dry_run=False, patience=60.0) == 1
+    assert replay(Target(), ALERTS._replace(limit=3), dry_run=False, patience=60.0) == 1
     output = capsys.readouterr()
     assert output.out == "alerts: 1 dead letter sent again\n"
     assert output.err == "damaged, and can't be sent again: 2 dead letters of alerts\n"
 
-    show_one(Where(), "2", as_json=False)
+    show_one(Target(), "2", as_json=False)
     assert "its bytes changed on the disk" in capsys.readouterr().out
-    show_list(Where(), Selection(LetterQuery(), [2]), as_json=False)
+    show_list(Target(), Selection(DeadLetterQuery(), [2]), as_json=False)
     line = capsys.readouterr().out.splitlines()[1]
     assert " ".join(line.split()) == "2 alerts - damaged 0 - - its bytes changed on the disk"
 
-    assert drop(Where(), ALERTS, dry_run=False, yes=True, ask=None) == 0
+    assert drop(Target(), ALERTS, dry_run=False, yes=True, ask=None) == 0
     assert capsys.readouterr().out == "deleted 9 dead letters\n"
 
 
 def test_dropped_ones_are_gone_for_ever(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dead_letters, "LETTERS", 3)
+    monkeypatch.setattr(dead_letters, "LETTER_PAGE", 3)
 
-    assert drop(Where(), ALERTS, dry_run=False, yes=True, ask=None) == 0
+    assert drop(Target(), ALERTS, dry_run=False, yes=True, ask=None) == 0
     assert capsys.readouterr() == ("deleted 10 dead letters\n", "")
     assert ids(ALL, capsys) == list(range(11, 21))
-    assert drop(Where(), ALERTS, dry_run=False, yes=True, ask=None) == 0
+    assert drop(Target(), ALERTS, dry_run=False, yes=True, ask=None) == 0
     assert capsys.readouterr() == ("", "no dead letters\n")
 
 
@@ -223,14 +224,14 @@ def test_a_person_is_asked_with_what_would_go(
         asked.append(question)
         return answer
 
-    assert drop(Where(), ALERTS, dry_run=False, yes=False, ask=ask) == status
+    assert drop(Target(), ALERTS, dry_run=False, yes=False, ask=ask) == status
     assert asked == ["Delete for ever: 10 dead letters of alerts? [y/N] "]
     assert len(ids(ALL, capsys)) == left
 
 
 def test_without_anybody_to_ask_nothing_is_dropped(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Refused, match="--yes"):
-        drop(Where(), ALERTS, dry_run=False, yes=False, ask=None)
+        drop(Target(), ALERTS, dry_run=False, yes=False, ask=None)
 
     assert len(ids(ALL, capsys)) == 20
 
@@ -244,5 +245,5 @@ def test_what_dies_after_it_was_chosen_is_not_dropped(journal: Path, capsys: pyt
             bury(made, "alerts", 11, [event(number) for number in late])
         return True
 
-    assert drop(Where(), ALERTS, dry_run=False, yes=False, ask=ask) == 0
+    assert drop(Target(), ALERTS, dry_run=False, yes=False, ask=ask) == 0
     assert ids(ALERTS, capsys) == [21, 22]

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from bridge.admin.operations import OperationError, Stored
-from bridge.admin.operations_journal import JournalInspection
+from bridge.admin.operations import OperationError
 from bridge.cli import journal as inspect_journal
 from bridge.cli.journal import Wanted, export, prune, quarantine, verify
-from bridge.cli.target import Where
+from bridge.cli.target import Target
 from bridge.event import Malformed
-from bridge.journal import JournalReader
+from bridge.journal import JournalExtent, JournalReader
 from tests.support.journal_samples import RECEIVED, append, damage, event, opened
 
 EVENTS = [event(number, "container" if number % 2 else "service") for number in range(1, 31)]
@@ -38,7 +37,7 @@ def json_of(events: list[int]) -> bytes:
 
 
 def test_a_sound_journal_is_told_to_be_sound(journal: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert verify(Where(journal=journal)) == 0
+    assert verify(Target(journal=journal)) == 0
 
     output = capsys.readouterr()
     assert output.out.startswith("30 events sound, 0 lost; places 1 to 30, ")
@@ -48,10 +47,10 @@ def test_a_sound_journal_is_told_to_be_sound(journal: Path, capsys: pytest.Captu
 def test_what_is_lost_is_told_place_by_place(
     journal: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inspect_journal, "ROWS", 1)
+    monkeypatch.setattr(inspect_journal, "VERIFY_PAGE", 1)
     damage(journal, "UPDATE batches SET body = X'00' WHERE first = 11")
 
-    assert verify(Where(journal=journal)) == 1
+    assert verify(Target(journal=journal)) == 1
 
     output = capsys.readouterr()
     assert output.out.splitlines()[0] == "lost: 10 events from place 11 on"
@@ -66,7 +65,7 @@ def test_of_many_losses_the_first_are_told(tmp_path: Path, capsys: pytest.Captur
             append(made, [each])
     damage(path, "UPDATE batches SET crc = crc + 1")
 
-    assert verify(Where(journal=path)) == 1
+    assert verify(Target(journal=path)) == 1
 
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "lost: 1 event from place 1 on"
@@ -86,7 +85,7 @@ def scratch(journal: Path, name: str) -> None:
 def test_damage_of_the_file_itself_is_told_even_if_no_event_is_lost(journal: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scratch(journal, "retries_by_lane")
 
-    assert verify(Where(journal=journal)) == 1
+    assert verify(Target(journal=journal)) == 1
 
     output = capsys.readouterr().out
     assert "the file itself is damaged: " in output
@@ -97,22 +96,22 @@ def test_damage_of_the_file_itself_is_told_even_if_no_event_is_lost(journal: Pat
 def test_events_are_saved_whatever_else_is_damaged(journal: Path, tmp_path: Path, table: str) -> None:
     scratch(journal, table)
 
-    assert verify(Where(journal=journal)) == 1
-    assert export(Where(journal=journal), Wanted(), tmp_path / "out.jsonl") == 0
+    assert verify(Target(journal=journal)) == 1
+    assert export(Target(journal=journal), Wanted(), tmp_path / "out.jsonl") == 0
     assert (tmp_path / "out.jsonl").read_bytes() == json_of(list(range(1, 31)))
 
 
 def test_what_is_appended_during_an_export_is_not_part_of_it(
     journal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(JournalInspection, "stored", lambda _: Stored(1, 26, 0))
+    monkeypatch.setattr(JournalReader, "extent", lambda _: JournalExtent(1, 26, 0))
 
-    assert export(Where(journal=journal), Wanted(), tmp_path / "out.jsonl") == 0
+    assert export(Target(journal=journal), Wanted(), tmp_path / "out.jsonl") == 0
     assert (tmp_path / "out.jsonl").read_bytes() == json_of(list(range(1, 26)))
 
 
 def test_an_export_is_what_was_stored(journal: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    assert export(Where(journal=journal), Wanted(), None) == 0
+    assert export(Target(journal=journal), Wanted(), None) == 0
 
     output = capfdbinary.readouterr()
     assert output.out == json_of(list(range(1, 31)))
@@ -132,7 +131,7 @@ def test_an_export_is_what_was_stored(journal: Path, capfdbinary: pytest.Capture
     ],
 )
 def test_an_export_holds_what_was_wanted(journal: Path, tmp_path: Path, wanted: Wanted, places: list[int]) -> None:
-    assert export(Where(journal=journal), wanted, tmp_path / "out.jsonl") == 0
+    assert export(Target(journal=journal), wanted, tmp_path / "out.jsonl") == 0
     assert (tmp_path / "out.jsonl").read_bytes() == json_of(places)
 
 
@@ -141,7 +140,7 @@ def test_an_export_of_a_damaged_journal_goes_as_far_as_possible(
 ) -> None:
     damage(journal, "UPDATE batches SET body = X'00' WHERE first = 11")
 
-    assert export(Where(journal=journal), Wanted(), tmp_path / "out.jsonl") == 1
+    assert export(Target(journal=journal), Wanted(), tmp_path / "out.jsonl") == 1
 
     assert (tmp_path / "out.jsonl").read_bytes() == json_of([*range(1, 11), *range(21, 31)])
     assert capsys.readouterr().err.splitlines() == [
@@ -151,19 +150,19 @@ def test_an_export_of_a_damaged_journal_goes_as_far_as_possible(
 
 
 def test_an_export_is_put_together_of_pages(journal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspect_journal, "EVENTS", 7)
+    monkeypatch.setattr(inspect_journal, "EVENT_PAGE", 7)
 
-    assert export(Where(journal=journal), Wanted(), tmp_path / "out.jsonl") == 0
+    assert export(Target(journal=journal), Wanted(), tmp_path / "out.jsonl") == 0
     assert (tmp_path / "out.jsonl").read_bytes() == json_of(list(range(1, 31)))
 
 
 def test_an_output_that_can_not_be_written_is_told(journal: Path, tmp_path: Path) -> None:
     with pytest.raises(OperationError, match=r"nowhere/out\.jsonl: No such file or directory"):
-        export(Where(journal=journal), Wanted(), tmp_path / "nowhere" / "out.jsonl")
+        export(Target(journal=journal), Wanted(), tmp_path / "nowhere" / "out.jsonl")
 
 
 def test_malformed_messages_are_listed_with_their_beginnings(journal: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert quarantine(Where(journal=journal), as_json=False) == 0
+    assert quarantine(Target(journal=journal), as_json=False) == 0
 
     output = capsys.readouterr()
     assert [line.split()[:6] for line in output.out.splitlines()] == [
@@ -177,9 +176,9 @@ def test_malformed_messages_are_listed_with_their_beginnings(journal: Path, caps
 def test_malformed_messages_are_exported_with_every_byte_that_is_kept(
     journal: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inspect_journal, "FRAMES", 1)
+    monkeypatch.setattr(inspect_journal, "MESSAGE_PAGE", 1)
 
-    assert quarantine(Where(journal=journal), as_json=True) == 0
+    assert quarantine(Target(journal=journal), as_json=True) == 0
 
     output = capsys.readouterr()
     binary, text = map(json.loads, output.out.splitlines())
@@ -198,7 +197,7 @@ def test_an_empty_quarantine_is_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     with opened(tmp_path / "journal.db"):
         pass
 
-    assert quarantine(Where(journal=tmp_path / "journal.db"), as_json=False) == 0
+    assert quarantine(Target(journal=tmp_path / "journal.db"), as_json=False) == 0
     assert capsys.readouterr() == ("", "no malformed messages\n")
 
 
@@ -212,9 +211,9 @@ def test_pruning_the_file_tells_what_became_free(
         for number in range(300):
             append(made, [event(number)])
 
-    assert prune(Where()) == 0
+    assert prune(Target()) == 0
     assert capsys.readouterr().out.endswith(" are in use\n")
     with closing(JournalReader(tmp_path / "journal.db")) as reader:
         assert reader.extent().first == reader.extent().next
-    assert prune(Where()) == 0
+    assert prune(Target()) == 0
     assert capsys.readouterr().out.startswith("0 bytes became free, ")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from bridge.cli import main, run
+from bridge.cli.listen import Filters
 from bridge.simulator.server import SimulatorSettings
 
 
@@ -77,8 +78,8 @@ def test_a_senseless_option_of_the_simulator_is_said_in_one_line(
 
 def test_values_may_be_repeated_or_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[object] = []
-    monkeypatch.setattr(run, "listen", lambda *args: given.extend(args))
+    monkeypatch.setattr(main, "listen", lambda *args: given.extend(args))
 
     main.main(["listen", "--type", "container,service", "--type", "node", "--parent", "/x/", "--namespace", "acme"])
 
-    assert given == [None, None, "acme", run.Filters(["container", "service", "node"], [], ["/x/"])]
+    assert given == [None, None, "acme", Filters(["container", "service", "node"], [], ["/x/"])]

@@ -6,9 +6,9 @@ from typing import cast
 
 import pytest
 
-from bridge.admin.operations import LETTERS, NotConfiguredError, OperationError, Operations, Replayed
+from bridge.admin.operations import LETTER_PAGE, NotConfiguredError, OperationError, Operations, Replayed
+from bridge.cli.output import Progress
 from bridge.cli.replay import INTERRUPTED, Replay
-from bridge.cli.terminal import Progress
 
 
 class Sinks:
@@ -33,7 +33,7 @@ class Sinks:
             raise OperationError("connection refused")
         if sink not in self._rates:
             raise NotConfiguredError(f"no sink {sink} is configured")
-        assert 0 < len(ids) <= LETTERS
+        assert 0 < len(ids) <= LETTER_PAGE
         taken = list(ids[: max(0, self._room - round(self.queued[sink]))])
         self.sent += [(sink, id_) for id_ in taken]
         self.queued[sink] += len(taken)

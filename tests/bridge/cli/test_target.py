@@ -1,4 +1,4 @@
-"""Where the commands look: a running bridge by HTTP, the file of a stopped one, what the command line says."""
+"""Target the commands look: a running bridge by HTTP, the file of a stopped one, what the command line says."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -8,13 +8,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from bridge.admin.health import Health
-from bridge.admin.operations import LetterQuery, OperationError
-from bridge.admin.operations_journal import JournalOperations
-from bridge.admin.routes import Routes
+from bridge.admin.operations import OperationError, Operations
+from bridge.admin.routes import operation_routes
 from bridge.admin.server import Server
 from bridge.admin.settings import HealthSettings
-from bridge.cli.target import Where, changing, looking
-from bridge.journal import Journal, JournalSettings
+from bridge.cli.target import Target
+from bridge.journal import DeadLetterQuery, Journal, JournalSettings
 from bridge.supervisor import Running
 from config.load import ConfigError
 from tests.support.journal_samples import append, bury, event, opened
@@ -50,37 +49,37 @@ def bridge() -> Iterator[Server]:
             health=Health(journal, Running, settings=HealthSettings(), version="0"),
             registry=CollectorRegistry(),
             last_tick=lambda: 0.0,
-            routes=Routes(JournalOperations(journal, dict, running=True), lambda: "geheim"),
+            operations=operation_routes(Operations(journal, dict, running=True), lambda: "geheim"),
         )
         with closing(server):
             yield server
 
 
-def count(where: Where) -> int:
-    with looking(where) as inspection:
-        return len(inspection.dead_letters(LetterQuery(), 0, 100).dead_letters)
+def count(where: Target) -> int:
+    with where.open_reader() as inspection:
+        return len(inspection.dead_letters(DeadLetterQuery(), 0, 100).dead_letters)
 
 
 def test_the_file_is_opened_when_nobody_has_it() -> None:
-    with looking(Where()) as inspection:
+    with Target().open_reader() as inspection:
         assert not inspection.running
-        assert inspection.stored().next == 4
+        assert inspection.extent().next == 4
 
 
 def test_a_file_is_only_read_and_nothing_is_made_beside_it(directory: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in directory.iterdir()}
 
-    assert count(Where()) == 3
+    assert count(Target()) == 3
     assert {path.name: path.stat().st_mtime_ns for path in directory.iterdir()} == before
 
 
 def test_a_running_bridge_is_asked_with_the_token_of_the_configuration(bridge: Server) -> None:
     configure(f"127.0.0.1:{bridge.port}", "geheim")
 
-    with looking(Where()) as inspection:
+    with Target().open_reader() as inspection:
         assert inspection.running
-        assert inspection.stored().next == 4
-    with changing(Where()) as operations:
+        assert inspection.extent().next == 4
+    with Target().open_writer() as operations:
         assert operations.running
         assert operations.drop([1]) == 1
 
@@ -88,54 +87,54 @@ def test_a_running_bridge_is_asked_with_the_token_of_the_configuration(bridge: S
 def test_a_bridge_that_listens_everywhere_is_asked_on_loopback(bridge: Server) -> None:
     configure(f"0.0.0.0:{bridge.port}", "geheim")
 
-    assert count(Where()) == 3
+    assert count(Target()) == 3
 
 
 def test_a_running_bridge_without_its_port_can_not_be_asked(bridge: Server) -> None:
     del bridge
 
-    for look in (looking, changing):
-        with pytest.raises(OperationError, match=r"the bridge runs \(process \d+\), but its HTTP port is off"), look(Where()):
+    for look in (Target.open_reader, Target.open_writer):
+        with pytest.raises(OperationError, match=r"the bridge runs \(process \d+\), but its HTTP port is off"), look(Target()):
             pass
-    assert count(Where(journal=Path("journal.db"))) == 3
+    assert count(Target(journal=Path("journal.db"))) == 3
 
 
 def test_a_port_that_the_bridge_chose_itself_has_to_be_told(bridge: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     configure("127.0.0.1:0", "geheim")
-    with pytest.raises(OperationError, match="give --url"), looking(Where()):
+    with pytest.raises(OperationError, match="give --url"), Target().open_reader():
         pass
 
-    assert count(Where(url=bridge.url)) == 3
+    assert count(Target(url=bridge.url)) == 3
     monkeypatch.setenv("BRIDGE_HTTP__TOKEN", "other")
     with pytest.raises(OperationError, match="the token is not the one"):
-        count(Where(url=bridge.url))
+        count(Target(url=bridge.url))
 
 
 def test_a_bridge_elsewhere_needs_a_token_and_no_configuration(bridge: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("bridge.yaml").unlink()
     Path("token").write_text("geheim\n")
     with pytest.raises(OperationError, match="needs the token"):
-        count(Where(url=bridge.url))
+        count(Target(url=bridge.url))
 
     monkeypatch.setenv("BRIDGE_HTTP__TOKEN_FILE", "token")
 
-    assert count(Where(url=bridge.url)) == 3
-    with changing(Where(url=bridge.url)) as operations:
+    assert count(Target(url=bridge.url)) == 3
+    with Target(url=bridge.url).open_writer() as operations:
         assert operations.drop([1]) == 1
 
 
 def test_a_file_that_is_named_is_read_without_any_configuration(directory: Path) -> None:
     Path("bridge.yaml").unlink()
 
-    assert count(Where(journal=directory / "journal.db")) == 3
+    assert count(Target(journal=directory / "journal.db")) == 3
     with pytest.raises(OperationError, match="no such file"):
-        count(Where(journal=directory / "nothing.db"))
+        count(Target(journal=directory / "nothing.db"))
 
 
 def test_without_a_configuration_there_is_nowhere_to_look() -> None:
     Path("bridge.yaml").unlink()
 
-    with pytest.raises(ConfigError), looking(Where()):
+    with pytest.raises(ConfigError), Target().open_reader():
         pass
 
 
@@ -143,20 +142,20 @@ def test_a_journal_that_is_not_there_yet_is_not_made(directory: Path) -> None:
     for path in directory.glob("journal*"):
         path.unlink()
 
-    for look in (looking, changing):
-        with pytest.raises(OperationError, match="there is no journal"), look(Where()):
+    for look in (Target.open_reader, Target.open_writer):
+        with pytest.raises(OperationError, match="there is no journal"), look(Target()):
             pass
     assert list(directory.glob("journal*")) == []
 
 
 def test_whoever_changes_the_file_has_it_alone() -> None:
-    with changing(Where()) as operations:
+    with Target().open_writer() as operations:
         assert not operations.running
         done = operations.replay("alerts", [1, 2])
         assert (done.replayed, done.room) == (2, 500)
-        with pytest.raises(OperationError, match=r"process \d+"), changing(Where()):
+        with pytest.raises(OperationError, match=r"process \d+"), Target().open_writer():
             pass
-    with changing(Where()) as operations:
+    with Target().open_writer() as operations:
         assert operations.drop([3]) == 1
 
 
@@ -165,7 +164,7 @@ def test_a_damaged_file_is_read_but_not_changed_and_not_set_aside(directory: Pat
     content[3 * 4096 : 3 * 4096 + 100] = b"\xff" * 100
     Path("journal.db").write_bytes(content)
 
-    with pytest.raises(OperationError, match=r"journal\.db: .*damaged"), changing(Where()):
+    with pytest.raises(OperationError, match=r"journal\.db: .*damaged"), Target().open_writer():
         pass
     assert Path("journal.db").read_bytes() == content
     assert [path.name for path in directory.glob("*damaged*")] == []
@@ -174,5 +173,5 @@ def test_a_damaged_file_is_read_but_not_changed_and_not_set_aside(directory: Pat
 def test_a_path_that_can_not_be_looked_at_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BRIDGE_JOURNAL__PATH", "x" * 300)
 
-    with pytest.raises(OperationError, match="File name too long"), looking(Where()):
+    with pytest.raises(OperationError, match="File name too long"), Target().open_reader():
         pass

@@ -22,7 +22,6 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.admin.operations import OperationError
-from bridge.admin.operations_journal import JournalInspection
 from bridge.event import Event, Malformed
 from bridge.forwarder import Forwarder
 from bridge.journal import Batch, DeadLetterQuery, Journal, JournalError, JournalReader, JournalSettings
@@ -209,9 +208,9 @@ def look(path: Path, lines: dict[int, bytes]) -> None:
     """Look at what is there, as the commands do: what can be read is shown, and the rest is told in words."""
     try:
         with closing(JournalReader(path)) as reader:
-            looks = JournalInspection(reader, running=False)
+            looks = reader
             for each in (looks.quarantine, looks.verify):
-                with suppress(OperationError):
+                with suppress(JournalError):
                     each(0, 1000)
             shown = looks.events(0, 1000).events
     except (JournalError, OperationError):
@@ -265,8 +264,8 @@ def check_delivery(journal: Journal, name: str, lines: dict[int, bytes]) -> None
     assert counters.pending == 0, f"{name} makes no progress"
     assert counters.accepted == counters.delivered + counters.filtered + counters.dead + counters.dropped
     assert min(counters.delivered, counters.filtered, counters.dead, counters.dropped) >= 0
-    for stored in journal.dead_letters(DeadLetterQuery(sink=name)).found:
-        assert stored.damaged or stored.letter.json in places, f"{name} has a dead letter that never was an event"
+    for stored in journal.dead_letters(DeadLetterQuery(sink=name)).dead_letters:
+        assert stored.damaged or bytes(stored.event) in places, f"{name} has a dead letter that never was an event"
 
 
 def test_whatever_happens_to_the_files_nothing_wrong_is_delivered_and_the_process_runs(
@@ -412,8 +411,7 @@ def test_a_time_that_can_not_be_is_damage_and_is_told_in_words(tmp_path: Path) -
     spoil(path, "UPDATE quarantine SET received = 1e300")
 
     with closing(JournalReader(path)) as reader:
-        looks = JournalInspection(reader, running=False)
-        page, frames = looks.events(0, 10), looks.quarantine(0, 10)
+        page, frames = reader.events(0, 10), reader.quarantine(0, 10)
 
     assert ([entry.seq for entry in page.events], page.damaged) == ([2], 1)
     assert [frame.reason for frame in frames.quarantine] == ["damaged", "damaged"]

@@ -25,6 +25,7 @@ from bridge.journal import (
     StoredDeadLetter,
     queues,
 )
+from tests.support.dead_letters import written
 from tests.support.journal_samples import assert_balanced, journal_settings
 from tests.support.journal_work import due_retries, next_due, read, waiting_keys
 from tests.support.plain_events import event
@@ -44,7 +45,7 @@ def kill(journal: Journal, sink: str = "a", key: str = "x", size: int = 1 << 20)
 
 
 def found(journal: Journal, **query: Any) -> list[StoredDeadLetter]:
-    return journal.dead_letters(DeadLetterQuery(**query)).found
+    return journal.dead_letters(DeadLetterQuery(**query)).dead_letters
 
 
 def due(journal: Journal, sink: str = "a", now: float = NOW) -> list[Retry]:
@@ -114,9 +115,9 @@ def test_a_letter_may_die_again_and_be_sent_again(open_journal: Open) -> None:
     append(journal, 1)
     kill(journal)
     for _ in range(3):
-        (stored,) = found(journal)
-        assert journal.replay("a", [stored.id], NOW) == 1
-        journal.settle("a", Settlement(resolved=[1], dead=[stored.letter]))
+        ((id_, letter),) = written(journal).items()
+        assert journal.replay("a", [id_], NOW) == 1
+        journal.settle("a", Settlement(resolved=[1], dead=[letter]))
         assert_balanced(journal.counters())
     assert journal.counters().sinks["a"] == SinkCounters(1, 0, 0, 4, 0, 0, retrying=0, dead_letters=1, replayed=3)
 

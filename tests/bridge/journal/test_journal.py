@@ -23,7 +23,6 @@ from bridge.journal import (
     Closed,
     DeadLetter,
     DeadLetterQuery,
-    Extent,
     Journal,
     Retry,
     Settlement,
@@ -34,6 +33,7 @@ from bridge.journal import (
 from bridge.journal import journal as journal_module
 from bridge.sink import Entry
 from tests.support import journal_work
+from tests.support.dead_letters import written
 from tests.support.journal_samples import assert_balanced, journal_settings
 from tests.support.plain_events import batch, event, numbers
 from tests.support.waiting import until
@@ -67,7 +67,7 @@ def dead(seq: int) -> DeadLetter:
 
 
 def letters(journal: Journal, **query: Any) -> list[DeadLetter]:
-    return [stored.letter for stored in journal.dead_letters(DeadLetterQuery(**query)).found]
+    return list(written(journal, **query).values())
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_malformed_messages_are_counted_and_the_latest_are_kept(open_journal: Op
     for again in before_and_after_a_restart(journal, open_journal):
         assert again.counters().streams["s"].malformed == {"not_json": 2, "too_large": 1}
         assert again.counters().streams["other"].received == 1
-        kept = [one.frame for one in again.quarantine() if one.stream == "s"]
+        kept = [one.frame for one in again.quarantine().quarantine if one.stream == "s"]
         assert (kept[0], kept[2]) == (b"{", b"[")
         assert 1000 < len(kept[1]) < 100_000
         assert_balanced(again.counters())
@@ -637,7 +637,7 @@ def test_deleting_a_day_goes_on_next_time_and_does_not_keep_its_caller(open_jour
         rounds += 1
 
     assert rounds > 1
-    assert journal.extent() == Extent(3001, 3001)
+    assert (journal.extent().first, journal.extent().next) == (3001, 3001)
 
 
 def test_nothing_is_deleted_that_a_sink_needs_which_was_not_added_yet(open_journal: Open) -> None:

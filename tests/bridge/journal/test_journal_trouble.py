@@ -18,16 +18,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.journal import (
-    Appended,
-    DeadLetter,
-    Journal,
-    JournalError,
-    Retry,
-    Settlement,
-    pruning,
-    writer,
-)
+from bridge.journal import Appended, DeadLetter, Journal, JournalError, Retry, Settlement, pruning, writer
 from bridge.journal import journal as journal_module
 from bridge.sink import Entry
 from tests.support import journal_work

@@ -16,15 +16,16 @@ from bridge.journal import (
     Batch,
     DeadLetter,
     DeadLetterQuery,
-    Extent,
     Journal,
     JournalError,
     JournalReader,
     JournalSettings,
     Retry,
     Settlement,
+    StoredDeadLetter,
     reader,
 )
+from bridge.journal.pages import time_of
 from bridge.journal.schema import SCHEMA_VERSION
 from tests.support.journal_work import read
 
@@ -64,15 +65,22 @@ def journal(path: Path) -> Iterator[Journal]:
         yield opened
 
 
-def dead_ids(look: Journal | JournalReader, query: DeadLetterQuery, limit: int = 1000) -> list[int]:
+def dead_ids(look: Journal | JournalReader, query: DeadLetterQuery, limit: int = 1000) -> list[int | None]:
     """All pages, to the end."""
-    after, ids = 0, []
-    while (page := look.dead_letters(query, after, limit)).upto > after:
-        assert len(page.found) <= limit
-        ids += [stored.letter.seq for stored in page.found]
-        after = page.upto
-    assert not page.found
+    after: int | None = 0
+    ids = []
+    while after is not None:
+        page = look.dead_letters(query, after, limit)
+        assert len(page.dead_letters) <= limit
+        ids += [id_to_seq(stored) for stored in page.dead_letters]
+        after = page.next
+    assert not page.dead_letters
     return ids
+
+
+def id_to_seq(stored: StoredDeadLetter) -> int | None:
+    """The sequence number; of a damaged dead letter, that of `fill`."""
+    return 5 * stored.id - 3 if stored.damaged else stored.seq
 
 
 def exported(look: Journal | JournalReader, limit: int = 50, max_bytes: int = 1 << 20) -> tuple[dict[int, bytes], int]:
@@ -80,12 +88,12 @@ def exported(look: Journal | JournalReader, limit: int = 50, max_bytes: int = 1 
     after, damaged = 0, 0
     events: dict[int, bytes] = {}
     while (page := look.events(after, limit, max_bytes)).upto > after:
-        assert len(page.entries) <= limit
-        assert all(after < entry.seq <= page.upto for entry in page.entries)
-        assert [entry.seq for entry in page.entries] == sorted({entry.seq for entry in page.entries})
-        events |= {entry.seq: entry.json for entry in page.entries}
+        assert len(page.events) <= limit
+        assert all(after < entry.seq <= page.upto for entry in page.events)
+        assert [entry.seq for entry in page.events] == sorted({entry.seq for entry in page.events})
+        events |= {entry.seq: bytes(entry.event) for entry in page.events}
         after, damaged = page.upto, damaged + page.damaged
-    assert not page.entries
+    assert not page.events
     return events, damaged
 
 
@@ -102,17 +110,17 @@ def test_a_running_journal_tells_the_same_from_inside_and_outside(journal: Journ
     fill(journal, 40)
     with closing(JournalReader(path)) as outside:
         for look in (journal, outside):
-            assert look.extent() == Extent(1, 41)
+            assert (look.extent().first, look.extent().next) == (1, 41)
             assert exported(look) == ({number: json(number) for number in range(1, 41)}, 0)
             assert verified(look) == (40, 0)
             assert look.check() is None
             assert dead_ids(look, DeadLetterQuery(), 3) == list(range(2, 41, 5))
-            assert [one.id for one in look.quarantine(after=12)] == [13, 14]
-            assert [one.id for one in look.quarantine(limit=2)] == [1, 2]
+            assert [one.id for one in look.quarantine(after=12).quarantine] == [13, 14]
+            assert [one.id for one in look.quarantine(limit=2).quarantine] == [1, 2]
             counters = look.counters()
             assert (counters.sinks, counters.streams) == (journal.counters().sinks, journal.counters().streams)
         fill(journal, 3, first=41)
-        assert outside.extent() == Extent(1, 44), "it sees what is written meanwhile"
+        assert outside.extent().next == 44, "it sees what is written meanwhile"
         assert journal.counters().bytes == outside.counters().bytes
 
 
@@ -123,11 +131,11 @@ def test_a_running_journal_tells_the_same_from_inside_and_outside(journal: Journ
         (DeadLetterQuery(sink="b"), [2, 7, 12, 17]),
         (DeadLetterQuery(sink="a"), []),
         (DeadLetterQuery(reason="too_old"), [12]),
-        (DeadLetterQuery(since=NOW + 12), [12, 17]),
+        (DeadLetterQuery(since=time_of(NOW + 12)), [12, 17]),
         (DeadLetterQuery(type="service"), [7, 17]),
         (DeadLetterQuery(uuid="u-7"), [7]),
         (DeadLetterQuery(uuid="u-7", type="node"), []),
-        (DeadLetterQuery(sink="b", reason="rejected", since=NOW + 3, type="service"), [7, 17]),
+        (DeadLetterQuery(sink="b", reason="rejected", since=time_of(NOW + 3), type="service"), [7, 17]),
     ],
 )
 def test_dead_letters_are_found_by_all_that_is_asked(journal: Journal, query: DeadLetterQuery, seqs: list[int]) -> None:
@@ -140,19 +148,19 @@ def test_a_page_looks_at_so_many_and_one_can_go_on_after_an_empty_one(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(journal, 20)
-    monkeypatch.setattr(reader, "_LOOKED_AT", 2)
+    monkeypatch.setattr(reader, "_MAX_LOOKED_AT", 2)
     page = journal.dead_letters(DeadLetterQuery(uuid="u-17"))
-    assert (page.found, page.upto) == ([], 2)
-    assert [one.letter.seq for one in journal.dead_letters(DeadLetterQuery(uuid="u-17"), page.upto).found] == [17]
+    assert (page.dead_letters, page.next) == ([], 2)
+    assert [one.seq for one in journal.dead_letters(DeadLetterQuery(uuid="u-17"), 2).dead_letters] == [17]
     assert dead_ids(journal, DeadLetterQuery(uuid="u-17")) == [17]
 
 
 def test_a_page_is_no_larger_than_its_bytes_but_has_one_letter(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(journal, 20)
     monkeypatch.setattr(reader, "_PAGE_BYTES", 2 * len(json(12)))
-    assert len(journal.dead_letters(DeadLetterQuery()).found) == 2
+    assert len(journal.dead_letters(DeadLetterQuery()).dead_letters) == 2
     monkeypatch.setattr(reader, "_PAGE_BYTES", 1)
-    assert len(journal.dead_letters(DeadLetterQuery()).found) == 1
+    assert len(journal.dead_letters(DeadLetterQuery()).dead_letters) == 1
     assert dead_ids(journal, DeadLetterQuery()) == [2, 7, 12, 17]
 
 
@@ -168,9 +176,9 @@ def test_a_damaged_letter_is_found_by_what_is_not_in_the_event(journal: Journal,
 def test_pages_of_events_keep_to_their_limits(journal: Journal) -> None:
     fill(journal, 20)
     one = len(json(1))
-    assert [entry.seq for entry in journal.events(4, 3, 1 << 20).entries] == [5, 6, 7]
-    assert [entry.seq for entry in journal.events(4, 100, 2 * one).entries] == [5, 6]
-    assert [entry.seq for entry in journal.events(4, 100, 1).entries] == [5]
+    assert [entry.seq for entry in journal.events(4, 3, 1 << 20).events] == [5, 6, 7]
+    assert [entry.seq for entry in journal.events(4, 100, 2 * one).events] == [5, 6]
+    assert [entry.seq for entry in journal.events(4, 100, 1).events] == [5]
     for limit in (1, 2, 3, 4, 100):
         assert exported(journal, limit) == ({number: json(number) for number in range(1, 21)}, 0)
 
@@ -179,14 +187,14 @@ def test_pruned_places_are_not_there(journal: Journal) -> None:
     fill(journal, 20)
     journal.settle("a", Settlement(1, 11, delivered=10))
     journal.prune()
-    assert journal.extent() == Extent(10, 21)
+    assert (journal.extent().first, journal.extent().next) == (10, 21)
     assert exported(journal) == ({number: json(number) for number in range(10, 21)}, 0)
 
 
 @pytest.mark.parametrize("place", [-(10**30), -1, 20, 10**30])
 def test_any_place_may_be_asked_for(journal: Journal, place: int) -> None:
     fill(journal, 20)
-    events = [entry.seq for entry in journal.events(place, 1, 1000).entries]
+    events = [entry.seq for entry in journal.events(place, 1, 1000).events]
     assert events == ([1] if place < 0 else [])
     assert journal.verify(place, 1).events == (3 if place < 0 else 0)
     journal.dead_letters(DeadLetterQuery(), place)
@@ -287,8 +295,8 @@ def every_way_to_look(path: Path, sent: dict[int, bytes]) -> tuple[int, int]:
             with suppress(JournalError):
                 use()
         with suppress(JournalError):
-            letters = look.dead_letters(DeadLetterQuery()).found
-            assert all(one.damaged or one.letter.json == sent[one.letter.seq] for one in letters)
+            letters = look.dead_letters(DeadLetterQuery()).dead_letters
+            assert all(one.damaged or (one.seq and bytes(one.event) == sent[one.seq]) for one in letters)
         with suppress(JournalError):
             events, damaged = exported(look, 1000)
             assert set(events.values()) <= set(sent.values())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.journal import Extent, file, scan, tables
+from bridge.journal import JournalExtent, file, scan, tables
 from bridge.journal.scan import Stretch
 
 LINES = {seq: b"event %d" % seq for seq in range(1, 16)}
@@ -40,7 +40,7 @@ def shape(stretches: list[Stretch]) -> list[tuple[int, int, list[bytes]]]:
 
 
 def test_everything_comes_in_order_from_any_place(db: sqlite3.Connection) -> None:
-    assert scan.extent(db) == Extent(1, 16)
+    assert scan.extent(db) == JournalExtent(1, 16)
     assert walk(db) == [good(1, 3), good(4, 6), good(7, 9), good(10, 12), good(13, 15)]
     assert walk(db, 9) == [good(9, 9), good(10, 12), good(13, 15)]
     assert walk(db, 16) == walk(db, 10**9) == []
@@ -48,10 +48,10 @@ def test_everything_comes_in_order_from_any_place(db: sqlite3.Connection) -> Non
 
 def test_pruned_places_are_passed_over(db: sqlite3.Connection) -> None:
     db.execute("DELETE FROM batches WHERE first < 10")
-    assert scan.extent(db) == Extent(10, 16)
+    assert scan.extent(db) == JournalExtent(10, 16)
     assert walk(db, 2) == [good(10, 12), good(13, 15)]
     db.execute("DELETE FROM batches")
-    assert scan.extent(db) == Extent(16, 16)
+    assert scan.extent(db) == JournalExtent(16, 16)
     assert walk(db, 2) == []
 
 
@@ -88,10 +88,10 @@ def test_a_row_that_changed_is_passed_and_counted_to_the_next(db: sqlite3.Connec
 @pytest.mark.parametrize("following", [1, 5, 16, "'x'", "x'00'"])
 def test_the_last_row_tells_the_end_if_the_next_place_is_damaged(db: sqlite3.Connection, following: object) -> None:
     db.execute(f"UPDATE meta SET next_seq = {following}")
-    assert scan.extent(db) == Extent(1, 16)
+    assert scan.extent(db) == JournalExtent(1, 16)
     assert len(walk(db)) == 5
     db.execute("DELETE FROM meta")
-    assert scan.extent(db) == Extent(1, 16)
+    assert scan.extent(db) == JournalExtent(1, 16)
 
 
 def test_a_lock_is_told_and_is_no_damage(db: sqlite3.Connection, tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from bridge.journal import (
     Appended,
     Batch,
     DeadLetter,
-    DeadLetterQuery,
     Journal,
     JournalSettings,
     Retry,
@@ -26,6 +25,7 @@ from bridge.journal import (
     SinkCounters,
     StreamCounters,
 )
+from tests.support.dead_letters import written
 from tests.support.journal_samples import assert_balanced
 from tests.support.journal_work import due_retries, read, waiting_keys
 
@@ -279,8 +279,7 @@ class JournalMachine(RuleBasedStateMachine):
         for name, sink in self.sinks.items():
             assert waiting_keys(self.journal, name) == {retry.ordering_key for retry in sink.retries.values()}
             assert due_retries(self.journal, name, NOW, HORIZON, 1000, 1 << 20) == sink.due()
-            found = self.journal.dead_letters(DeadLetterQuery(sink=name)).found
-            assert {stored.id: stored.letter for stored in found} == self._letters_of(name)
+            assert written(self.journal, sink=name) == self._letters_of(name)
 
     def _letters_of(self, name: str) -> dict[int, DeadLetter]:
         return {id_: letter for id_, (sink, letter) in self.letters.items() if sink == name}

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bridge.cli.terminal import Progress, confirmation, line_width
+from bridge.cli.output import Progress, confirmation, line_width
 
 
 class Clock:

@@ -51,7 +51,7 @@ def test_a_look_that_fails_is_trouble_until_one_goes_well(journal: Journal, monk
         with pytest.raises(JournalError, match=r"journal.db: the disk is on fire"):
             journal.dead_letters(DeadLetterQuery())
         assert "the disk is on fire" in (journal.counters().last_error or "")
-    assert journal.dead_letters(DeadLetterQuery()).found == []
+    assert journal.dead_letters(DeadLetterQuery()).dead_letters == []
     assert journal.counters().last_error is None
 
 

@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.admin.operations import LetterQuery, NotConfiguredError, OperationError, Waiting
-from bridge.admin.operations_journal import JournalInspection, JournalOperations, SinkLimits
+from bridge.admin.operations import NotConfiguredError, Operations, SinkLimits
 from bridge.event import Malformed
-from bridge.journal import Closed, Journal, JournalReader
+from bridge.journal import Closed, DeadLetterQuery, Journal, JournalError, JournalReader, SinkBacklog
 from tests.support.journal_samples import RECEIVED, append, bury, damage, event, opened, uuid
 from tests.support.journal_work import due_retries
 
-EVERY = LetterQuery()
+EVERY = DeadLetterQuery()
 EVENTS = [event(number) for number in range(1, 11)]
 DIED = RECEIVED.timestamp() + 60.0
 
@@ -35,12 +34,12 @@ def journal(path: Path) -> Iterator[Journal]:
         yield made
 
 
-def operations(journal: Journal, max_pending: int = 1000) -> JournalOperations:
-    return JournalOperations(journal, lambda: {"alerts": SinkLimits(max_pending, "latest")}, running=True, clock=lambda: DIED)
+def operations(journal: Journal, max_pending: int = 1000) -> Operations:
+    return Operations(journal, lambda: {"alerts": SinkLimits(max_pending, "latest")}, running=True, clock=lambda: DIED)
 
 
 def test_a_dead_letter_tells_everything(journal: Journal) -> None:
-    letter = operations(journal).dead_letters(EVERY, 0, 1).dead_letters[0]
+    letter = journal.dead_letters(EVERY, 0, 1).dead_letters[0]
 
     assert (letter.id, letter.sink, letter.reason, letter.attempts, letter.seq) == (1, "alerts", "rejected", 3, 1)
     assert letter.error == "answered 400 \x1b[31mBad"
@@ -49,7 +48,7 @@ def test_a_dead_letter_tells_everything(journal: Journal) -> None:
 
 
 def test_dead_letters_come_in_pages_until_there_are_no_more(journal: Journal) -> None:
-    looking = operations(journal)
+    looking = journal
     first = looking.dead_letters(EVERY, 0, 6)
     assert first.next is not None
     second = looking.dead_letters(EVERY, first.next, 6)
@@ -63,17 +62,17 @@ def test_dead_letters_come_in_pages_until_there_are_no_more(journal: Journal) ->
 @pytest.mark.parametrize(
     ("query", "count"),
     [
-        (LetterQuery(sink="alerts"), 10),
-        (LetterQuery(sink="audit"), 0),
-        (LetterQuery(reason="too_old"), 0),
-        (LetterQuery(since=datetime.fromtimestamp(DIED, UTC)), 10),
-        (LetterQuery(since=datetime.fromtimestamp(DIED + 1, UTC)), 0),
-        (LetterQuery(uuid=uuid(3), type="container"), 1),
-        (LetterQuery(type="node"), 0),
+        (DeadLetterQuery(sink="alerts"), 10),
+        (DeadLetterQuery(sink="audit"), 0),
+        (DeadLetterQuery(reason="too_old"), 0),
+        (DeadLetterQuery(since=datetime.fromtimestamp(DIED, UTC)), 10),
+        (DeadLetterQuery(since=datetime.fromtimestamp(DIED + 1, UTC)), 0),
+        (DeadLetterQuery(uuid=uuid(3), type="container"), 1),
+        (DeadLetterQuery(type="node"), 0),
     ],
 )
-def test_a_query_arrives_at_the_journal(journal: Journal, query: LetterQuery, count: int) -> None:
-    assert len(operations(journal).dead_letters(query, 0, 100).dead_letters) == count
+def test_a_query_arrives_at_the_journal(journal: Journal, query: DeadLetterQuery, count: int) -> None:
+    assert len(journal.dead_letters(query, 0, 100).dead_letters) == count
 
 
 def test_a_replay_fills_half_of_the_retry_queue_at_most(journal: Journal) -> None:
@@ -120,41 +119,41 @@ def test_dropped_ones_are_gone_and_counted_once(journal: Journal) -> None:
     with capture_logs() as logs:
         assert [operations(journal).drop([1, 2, 99]) for _ in range(2)] == [2, 0]
     assert [(line["event"], line["count"]) for line in logs] == [("dead letters were deleted by an operator", 2)]
-    assert len(operations(journal).dead_letters(EVERY, 0, 100).dead_letters) == 8
+    assert len(journal.dead_letters(EVERY, 0, 100).dead_letters) == 8
 
 
 def test_malformed_messages_come_with_their_bytes(journal: Journal) -> None:
-    page = operations(journal).quarantine(0, 10)
+    page = journal.quarantine(0, 10)
 
     (frame,) = page.quarantine
     assert (frame.stream, frame.reason, frame.received, frame.frame) == ("acme", "not_json", RECEIVED, b"\xff\x00")
-    assert operations(journal).quarantine(frame.id, 10).next is None
+    assert journal.quarantine(frame.id, 10).next is None
 
 
 def test_stored_events_are_told_as_they_are(journal: Journal) -> None:
-    looking = operations(journal)
+    looking = journal
     page = looking.events(3, 4)
 
     assert ([each.seq for each in page.events], page.upto, page.damaged) == ([4, 5, 6, 7], 7, 0)
     assert [bytes(each.event) for each in page.events] == [each.json for each in EVENTS[3:7]]
     assert {each.received for each in page.events} == {RECEIVED}
-    assert (looking.stored().first, looking.stored().next) == (1, 11)
-    assert (looking.stored().bytes or 0) > 0
+    assert (looking.extent().first, looking.extent().next) == (1, 11)
+    assert (looking.extent().bytes or 0) > 0
 
 
 def test_a_sound_journal_is_verified(journal: Journal) -> None:
-    looking = operations(journal)
+    looking = journal
     page = looking.verify(0, 10)
 
     assert (page.upto, page.events, page.damaged) == (10, 10, [])
-    assert looking.damage() is None
+    assert looking.check() is None
 
 
 def test_pruning_tells_what_became_free(path: Path) -> None:
     with opened(path) as journal:
         for number in range(1, 300, 2):
             append(journal, [event(number), event(number + 1)])
-        operations = JournalOperations(journal, dict, running=False)
+        operations = Operations(journal, dict, running=False)
 
         assert operations.prune() > 0
         assert operations.prune() == 0
@@ -166,15 +165,15 @@ def test_what_is_wrong_with_the_journal_is_told_like_everything_else(path: Path)
     with closing(JournalReader(path)) as reader:
         path.write_bytes(b"")
         path.unlink()
-        with pytest.raises(OperationError, match=r"journal\.db"):
-            JournalInspection(reader, running=False).damage()
+        with pytest.raises(JournalError, match=r"journal\.db"):
+            reader.check()
 
 
 def test_a_bridge_that_stops_says_so(journal: Journal) -> None:
     journal.close()
 
     with pytest.raises(Closed):
-        operations(journal).stored()
+        journal.extent()
 
 
 def test_a_damaged_dead_letter_says_nothing_but_that_and_can_only_be_dropped(path: Path) -> None:
@@ -185,7 +184,7 @@ def test_a_damaged_dead_letter_says_nothing_but_that_and_can_only_be_dropped(pat
 
     with opened(path, "alerts") as journal:
         looking = operations(journal)
-        letter = looking.dead_letters(EVERY, 1, 1).dead_letters[0]
+        letter = journal.dead_letters(EVERY, 1, 1).dead_letters[0]
 
         assert (letter.id, letter.damaged, letter.died, bytes(letter.event)) == (2, True, None, b"null")
         assert looking.replay("alerts", [2]).replayed == 0
@@ -199,7 +198,7 @@ def test_what_waits_is_told_of_the_file_alone(path: Path) -> None:
         operations(journal).replay("alerts", [1, 2])
         bury(journal, "idle", 1, EVENTS)
     with closing(JournalReader(path)) as reader:
-        waiting = JournalInspection(reader, running=False).backlog()
+        waiting = reader.backlog()
 
     age = datetime.now(UTC).timestamp() - RECEIVED.timestamp()
     assert {name: sink.lag_seconds for name, sink in waiting.items()} == {
@@ -207,12 +206,12 @@ def test_what_waits_is_told_of_the_file_alone(path: Path) -> None:
         "audit": pytest.approx(age, abs=60),
         "idle": 0.0,
     }
-    assert waiting["audit"] == Waiting(10, 0, 10, 0, 0, lag_seconds=waiting["audit"].lag_seconds)
-    assert waiting["alerts"] == Waiting(10, 0, 8, 2, 2, lag_seconds=waiting["alerts"].lag_seconds)
+    assert waiting["audit"] == SinkBacklog(10, 0, 10, 0, 0, lag_seconds=waiting["audit"].lag_seconds)
+    assert waiting["alerts"] == SinkBacklog(10, 0, 8, 2, 2, lag_seconds=waiting["alerts"].lag_seconds)
 
 
 def test_what_waits_is_told_of_an_open_journal_too(journal: Journal) -> None:
-    waiting = operations(journal).backlog()
+    waiting = journal.backlog()
 
     assert (waiting["alerts"].pending, waiting["audit"].pending) == (0, 10)
     assert waiting["audit"].lag_seconds != 0.0
