@@ -262,13 +262,16 @@ def test_a_check_that_is_not_wanted_any_more_ends(journal: Journal, path: Path) 
     fill(journal, 1000, 20_000)
     with closing(JournalReader(path)) as look, ThreadPoolExecutor(1) as pool:
         look.interrupt()
-        checking = pool.submit(look.check)
-        while not checking.done():
-            look.interrupt()
-        with pytest.raises(JournalError, match="interrupted"):
-            checking.result()
+
+        def interrupted() -> bool:
+            """Check, and interrupt all the time; the check may be through before this thread gets a turn."""
+            checking = pool.submit(look.check)
+            while not checking.done():
+                look.interrupt()
+            return "interrupted" in str(checking.exception())
+
+        assert any(interrupted() for _ in range(100))
         assert look.check() is None
-        look.interrupt()
 
 
 def test_a_check_tells_what_is_wrong(journal: Journal, path: Path) -> None:
