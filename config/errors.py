@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from config.introspection import FILE, KeyPath, at, keys_of, model_for, unwrap
+from config.introspection import FILE, KeyPath, at, keys_of
 from config.layers import Layer, dotted
 from config.settings import Settings
 
@@ -57,29 +58,28 @@ class ConfigError(Exception):
         super().__init__("\n".join(self.problems))
 
 
+@dataclass
 class Problems:
-    """Collects what is wrong, and knows what a place is called in the source it comes from.
+    """Collects problems, each under the variable or file and key that the user knows.
 
-    Of several problems at one place only the first is kept: the others are its consequences.
+    Of several problems at one path only the first is kept: the others are its consequences.
 
-    Args:
+    Attributes:
         layers: The sources, the one that wins first. The list may grow.
-        lines: What is known to be wrong already.
+        found: A line for each problem, by path.
     """
 
-    def __init__(self, layers: Sequence[Layer], lines: Iterable[str]) -> None:
-        self._layers = layers
-        self._lines = list(lines)
-        self._texts: dict[KeyPath, str] = {}
+    layers: Sequence[Layer]
+    found: dict[KeyPath, str] = field(default_factory=dict)
 
     def add(self, path: KeyPath, text: str, *, layer: Layer | None = None, instead: KeyPath | None = None) -> None:
         """Remember what is wrong at a path, in that layer if it is known; `instead` of it another path may be named."""
         shown = path if instead is None else instead
-        self._texts.setdefault(path, f"{layer.place(shown) if layer else self._place(shown)}: {text}")
+        self.found.setdefault(path, f"{layer.place(shown) if layer else self._place(shown)}: {text}")
 
     def touches(self, section: str) -> bool:
         """Whether anything is known to be wrong in a section."""
-        return any(path[:1] == (section,) for path in self._texts)
+        return any(path[:1] == (section,) for path in self.found)
 
     def add_validation(self, error: ValidationError, annotation: Any, data: Any, path: KeyPath = ()) -> None:
         """Remember what a type finds wrong with `data`, which stands at a path; beneath the top, the type is a plug-in's."""
@@ -93,26 +93,17 @@ class Problems:
                 text = text.replace(given, "…")
             self.add(path + inner, text, instead=(*path, *inner[:-1]) if text == _NO_KEY else None)
 
-    def raise_any(self) -> None:
-        """Raise if anything is wrong.
-
-        Raises:
-            ConfigError: With all of it.
-        """
-        if self._lines or self._texts:
-            raise ConfigError([*self._lines, *self._texts.values()])
-
     def _place(self, path: KeyPath) -> str:
         for known in (path, (*path[:-1], f"{path[-1]}{FILE}") if path else path):
-            for layer in self._layers:
+            for layer in self.layers:
                 if layer.has(known):
                     return layer.place(known)
         # What is missing is best added where its surroundings are, and rather in the file than in a variable.
         for length in range(len(path), 0, -1):
-            for layer in reversed(self._layers):
+            for layer in reversed(self.layers):
                 if layer.has(path[:length]):
                     return layer.place(path)
-        return next((layer.place(path) for layer in self._layers if not layer.text), dotted(path))
+        return next((layer.place(path) for layer in self.layers if not layer.text), dotted(path))
 
 
 def no_such_type(kind: Any, kinds: Iterable[str]) -> str:
@@ -141,10 +132,10 @@ def _locate(loc: tuple[int | str, ...], annotation: Any, data: Any) -> tuple[Key
         except (LookupError, TypeError):
             continue
         path = (*path, key)
-    model = model_for(unwrap(at(annotation, data, path)), value)
+    model = at(annotation, data, path).model_for(value)
     if model and loc and path[-1:] != loc[-1:] and loc[-1] in model.model_fields:
         return (*path, loc[-1]), model
-    return path, model_for(unwrap(at(annotation, data, path[:-1])), parent) if path else None
+    return path, at(annotation, data, path[:-1]).model_for(parent) if path else None
 
 
 def _explain(details: ErrorDetails, path: KeyPath, model: type[BaseModel] | None) -> str:

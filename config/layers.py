@@ -23,7 +23,7 @@ from pydantic import BaseModel, create_model
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
-from config.introspection import KeyPath, is_mapping, is_model, unwrap
+from config.introspection import KeyPath, fields_of
 from config.settings import Settings
 from config.yaml_file import ReadError, read_document
 
@@ -46,7 +46,7 @@ _KUBERNETES: Final = re.compile(
 """What Kubernetes sets in every pod beside a Service called `bridge` or `bridge-<something>`: not meant for us."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Layer:
     """One source.
 
@@ -223,12 +223,11 @@ def _hint(name: str) -> str:
 
 def _known(model: type[BaseModel], prefix: str) -> Iterator[str]:
     """The names of all variables but those that hold the name of a stream or sink."""
-    for key, field in model.model_fields.items():
-        kind, name = unwrap(field.annotation), prefix + key.upper()
-        if is_model(kind):
-            yield from _known(kind, name + "__")
-        elif not is_mapping(kind):
-            yield name
+    for key, shape in fields_of(model).items():
+        if shape.models:
+            yield from _known(shape.models[0], f"{prefix}{key.upper()}__")
+        elif not shape.is_mapping:
+            yield prefix + key.upper()
 
 
 def _is_kubernetes(name: str, value: str) -> bool:

@@ -1,11 +1,13 @@
 """The kinds of sinks there are: ours and strangers', all registered in the same entry point group."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Final
 
 from bridge.sink import SinkPlugin, SinkSettings
+from config.errors import Problems, no_such_type
+from config.layers import Layer
 
 GROUP: Final = "event_bridge.sinks"
 
@@ -39,3 +41,29 @@ def load_plugin(plugins: Plugins, kind: str) -> SinkPlugin:
     if not (callable(plugin) and isinstance(settings, type) and issubclass(settings, SinkSettings)):
         raise PluginError(f"the plug-in for type {kind} is no sink: it needs a `Settings` model derived from SinkSettings")
     return plugin  # type: ignore[no-any-return]  # It was checked by hand: a protocol's class attributes can't be.
+
+
+def settings_models(layers: Iterable[Layer], plugins: Plugins, problems: Problems) -> dict[str, type[SinkSettings]]:
+    """Return the settings model of each sink, by name, without the sinks whose type is missing or wrong.
+
+    Args:
+        layers: The sources, the one that wins last.
+        plugins: The types of sinks.
+        problems: Takes what is wrong with the types.
+    """
+    kinds: dict[str, Any] = {}
+    for layer in layers:
+        for name, sink in layer.data.get("sinks", {}).items():
+            kinds[name] = sink.get("type", kinds.get(name))
+    models = {}
+    for name, kind in kinds.items():
+        if kind is None:
+            problems.add(("sinks", name, "type"), f"is missing; types are {', '.join(sorted(plugins))}")
+        elif not isinstance(kind, str) or kind not in plugins:
+            problems.add(("sinks", name, "type"), no_such_type(kind, plugins))
+        else:
+            try:
+                models[name] = load_plugin(plugins, kind).Settings
+            except PluginError as error:
+                problems.add(("sinks", name, "type"), str(error))
+    return models

@@ -145,7 +145,7 @@ def test_models_are_found_wherever_they_are() -> None:
 def test_the_type_at_a_path_is_found_even_where_nothing_stands() -> None:
     value = {"pets": {"rex": {"type": "dog"}}}
 
-    assert at(Outer, value, ("inner", "size")) is int
-    assert at(Outer, value, ("pets", "rex", "toys")) == dict[str, int]
-    assert at(Outer, value, ("pets", "none", "toys")) == list[str]
-    assert at(Outer, value, ("pets", "rex", "fur")) is None
+    assert at(Outer, value, ("inner", "size")).annotation is int
+    assert at(Outer, value, ("pets", "rex", "toys")).annotation == dict[str, int]
+    assert at(Outer, value, ("pets", "none", "toys")).annotation == list[str]
+    assert at(Outer, value, ("pets", "rex", "fur")).annotation is None
