@@ -2,10 +2,10 @@
 
 import argparse
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final, TypeAlias, get_args
 
 from bridge.admin.client import Client
 from bridge.admin.operations import OperationError, parse_time
@@ -49,16 +49,38 @@ _BACKLOG: Final = """\
 What waits at each sink: events that it has not got yet (pending, and of those retrying), its dead letters, the age of the
 oldest pending event, how many it is given per second, and when nothing will be pending any more if it goes on like that."""
 
-Command = Callable[[str, str, str], argparse.ArgumentParser]
-"""Adds a command: its name, what it does in a few words, and an example."""
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - argparse has no public name for it
 
 
-def add(command: Command) -> None:
-    """Add the commands to the command line."""
-    _add_dead_letters(command("dead-letters", "look at, replay and drop what sinks could not deliver", _EXAMPLES_LETTERS))
-    _add_backlog(command("backlog", "show what waits at each sink, and for how long", "event-bridge backlog"))
-    _add_journal(command("journal", "verify, export and prune the journal", _EXAMPLES_JOURNAL))
-    _add_quarantine(command("quarantine", "look at messages that are no events", "event-bridge quarantine list"))
+def add_commands(subparsers: Subparsers, commands: Mapping[str, tuple[str, str]]) -> dict[str, argparse.ArgumentParser]:
+    """Add commands, each with its purpose and an example, to the command line; return their parsers."""
+    return {
+        name: subparsers.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        for name, (text, example) in commands.items()
+    }
+
+
+def add(subparsers: Subparsers) -> None:
+    """Add the commands that look inside to the command line."""
+    parsers = add_commands(
+        subparsers,
+        {
+            "dead-letters": ("look at, replay and drop what sinks could not deliver", _EXAMPLES_LETTERS),
+            "backlog": ("show what waits at each sink, and for how long", "event-bridge backlog"),
+            "journal": ("verify, export and prune the journal", _EXAMPLES_JOURNAL),
+            "quarantine": ("look at messages that are no events", "event-bridge quarantine list"),
+        },
+    )
+    _add_dead_letters(parsers["dead-letters"])
+    _add_backlog(parsers["backlog"])
+    _add_journal(parsers["journal"])
+    _add_quarantine(parsers["quarantine"])
 
 
 _EXAMPLES_LETTERS: Final = """\

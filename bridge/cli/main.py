@@ -133,23 +133,24 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"event-bridge {app.VERSION}")
     subparsers = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, text: str, example: str) -> argparse.ArgumentParser:
-        return subparsers.add_parser(
-            name,
-            help=text,
-            description=text[0].upper() + text[1:] + ".",
-            epilog=f"example:\n  {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-
-    run = command("run", "run the bridge until SIGTERM or Ctrl-C", "event-bridge run --config bridge.yaml")
-    check = command("check", "validate the configuration", "event-bridge check --config bridge.yaml --connect")
-    check.add_argument("--connect", action="store_true", help="try to reach every stream and every sink, too")
-    live = command(
-        "listen",
-        "print live events of one namespace, one line of JSON each, until Ctrl-C",
-        "event-bridge listen --namespace acme --type container,service",
+    commands = inspect_arguments.add_commands(
+        subparsers,
+        {
+            "run": ("run the bridge until SIGTERM or Ctrl-C", "event-bridge run --config bridge.yaml"),
+            "check": ("validate the configuration", "event-bridge check --config bridge.yaml --connect"),
+            "listen": (
+                "print live events of one namespace, one line of JSON each, until Ctrl-C",
+                "event-bridge listen --namespace acme --type container,service",
+            ),
+            "demo": ("see it work: simulator (or a Docker Engine), bridge and stdout sink in one go", "event-bridge demo"),
+            "simulate": ("be a Stream API server that makes events up", "event-bridge simulate --rate 100"),
+        },
     )
+    inspect_arguments.add(subparsers)
+    schema = ("print the JSON schema of the configuration", "event-bridge schema > bridge.schema.json")
+    inspect_arguments.add_commands(subparsers, {"schema": schema})
+    run, check, live, demo = (commands[name] for name in ("run", "check", "listen", "demo"))
+    check.add_argument("--connect", action="store_true", help="try to reach every stream and every sink, too")
     for config_user in (run, check, live):
         config_user.add_argument("--config", type=Path, metavar="FILE", help="the configuration (see event-bridge --help)")
     run.add_argument("--log-format", choices=("auto", "human", "json"), help="human on a terminal, JSON elsewhere (auto)")
@@ -162,16 +163,11 @@ def parser() -> argparse.ArgumentParser:
     )
     live.add_argument("--object", action="append", default=[], metavar="URI", help="only events of this resource; repeatable")
     live.add_argument("--parent", action="append", default=[], metavar="URI", help="only events below this one; repeatable")
-    demo = command("demo", "see it work: simulator (or a Docker Engine), bridge and stdout sink in one go", "event-bridge demo")
     demo.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds; Ctrl-C otherwise")
     demo.add_argument("--engine", metavar="URL", help="follow this Docker Engine instead, like unix:///var/run/docker.sock")
     demo.add_argument("--rate", type=float, default=2.0, metavar="N", help="simulated events per second (2)")
     demo.add_argument("--seed", type=int, default=1, metavar="N", help="same seed, same story (1)")
-    _add_simulator_options(
-        command("simulate", "be a Stream API server that makes events up", "event-bridge simulate --rate 100")
-    )
-    inspect_arguments.add(command)
-    command("schema", "print the JSON schema of the configuration", "event-bridge schema > bridge.schema.json")
+    _add_simulator_options(commands["simulate"])
     return root
 
 

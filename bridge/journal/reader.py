@@ -66,15 +66,15 @@ class JournalReader:
         """Return the dead letters that fit a query, of any sink, with ids larger than `after`."""
         with self._looking() as db:
             found: list[StoredDeadLetter] = []
-            upto, left = after, _PAGE_BYTES
+            upto, looked_at, left = after, 0, _PAGE_BYTES
             for letter in queues.dead_letters(db, _within(after), _MAX_LOOKED_AT):
                 if fits(query, letter):
                     left -= memoryview(letter.event).nbytes
                     if found and (left < 0 or len(found) >= limit):
-                        break
+                        return DeadLetterPage(found, upto)
                     found.append(letter)
-                upto = letter.id
-            return DeadLetterPage(found, None if upto == after else upto)
+                upto, looked_at = letter.id, looked_at + 1
+            return DeadLetterPage(found, upto if looked_at == _MAX_LOOKED_AT else None)
 
     def quarantine(self, after: int = 0, limit: int = 250) -> QuarantinePage:
         """Return the kept malformed messages with ids larger than `after`."""

@@ -51,12 +51,10 @@ def test_dead_letters_come_in_pages_until_there_are_no_more(journal: Journal) ->
     looking = journal
     first = looking.dead_letters(EVERY, 0, 6)
     assert first.next is not None
-    second = looking.dead_letters(EVERY, first.next, 6)
-    assert second.next is not None
-    last = looking.dead_letters(EVERY, second.next, 6)
+    last = looking.dead_letters(EVERY, first.next, 6)
 
-    assert [letter.id for page in (first, second) for letter in page.dead_letters] == list(range(1, 11))
-    assert (last.dead_letters, last.next) == ([], None)
+    assert [letter.id for page in (first, last) for letter in page.dead_letters] == list(range(1, 11))
+    assert last.next is None
 
 
 @pytest.mark.parametrize(
