@@ -252,6 +252,8 @@ class Journal(JournalReader):
 
         Takes a quarter of a second at most, and lets others commit meanwhile. Returns whether there may be more to delete.
         """
+        # Uuids can be pruned once the dedup window is read; what is read meanwhile is for the next call.
+        all_read = self._remembered.done.is_set()
         until, more = self._monotonic() + 0.25, True
         while more and self._monotonic() < until:
             with self._write:
@@ -262,8 +264,7 @@ class Journal(JournalReader):
         with self._write:
             if not self._closing.is_set():
                 self._store.sync()
-        # Uuids can be pruned once the dedup window is read.
-        return more or not self._remembered.done.is_set()
+        return more or not all_read
 
     def close(self) -> None:
         """End all waits, write the log into the file and unlock it. May be called twice."""
