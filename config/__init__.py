@@ -1,1 +1,1 @@
-"""The configuration: what can be set (`settings`), where it comes from (`sources`), and how it is put together (`load`)."""
+"""The configuration: its keys (`settings`), its sources (`layers`), and loading it (`load`)."""

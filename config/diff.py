@@ -8,11 +8,11 @@ from pydantic import BaseModel, SecretStr
 from config.settings import Settings
 
 _FIXED = ("journal", "http")
-"""Sections that are read when the process starts, and never again."""
+"""Sections that are read only when the process starts."""
 
 
 class Changes(NamedTuple):
-    """The names of what came, what went, and what is not as it was."""
+    """The names of the streams or sinks that were added, removed and changed."""
 
     added: list[str]
     removed: list[str]
@@ -29,12 +29,12 @@ def changes(old: Mapping[str, BaseModel], new: Mapping[str, BaseModel]) -> Chang
 
 
 def needing_restart(old: Settings, new: Settings) -> list[str]:
-    """The keys, like `journal.max_bytes`, that differ and can't be changed while the process runs."""
+    """Return the keys, like `journal.max_bytes`, that differ and can't be changed while the process runs."""
     return [key for section in _FIXED for key in _differing(getattr(old, section), getattr(new, section), section)]
 
 
 def as_far_as_possible(old: Settings, new: Settings) -> Settings:
-    """The new settings, as far as they can be applied while the process runs with the old ones."""
+    """Return the new settings with the old sections that can't be changed while the process runs."""
     return new.model_copy(update={section: getattr(old, section) for section in _FIXED})
 
 
@@ -44,5 +44,5 @@ def _differing(old: BaseModel, new: BaseModel, path: str) -> Iterator[str]:
         if isinstance(before, BaseModel) and isinstance(after, BaseModel):
             yield from _differing(before, after, f"{path}.{key}")
         elif before != after and not (isinstance(before, SecretStr) and isinstance(after, SecretStr)):
-            # A secret in place of another is found by whoever needs it.
+            # A changed secret needs no restart: `config.rotation` reads it.
             yield f"{path}.{key}"

@@ -1,12 +1,12 @@
-"""The variables of the original clients, so that what ran with them runs with us unchanged.
+"""The variables of the original clients: a deployment that used them works with event-bridge unchanged.
 
 `DOCKERCLOUD_AUTH`, `DOCKERCLOUD_USER`, `DOCKERCLOUD_APIKEY`, `DOCKERCLOUD_PASS`, `DOCKERCLOUD_NAMESPACE` and
-`DOCKERCLOUD_STREAM_HOST` mean what they meant in python-dockercloud 1.0.12 (`dockercloud/__init__.py`, `api/auth.py`);
-an empty one counts as not set, as there. The secrets among them may be given by a file: `DOCKERCLOUD_APIKEY_FILE`.
+`DOCKERCLOUD_STREAM_HOST` have the meaning of python-dockercloud 1.0.12 (`dockercloud/__init__.py`, `api/auth.py`).
+An empty variable counts as not set, as there. A secret may be given by a file: `DOCKERCLOUD_APIKEY_FILE`.
 
-Without any configured stream, credentials or a host make one stream, named by the namespace. With configured streams they
-are the credentials and host of those that have neither of their own: credentials go nowhere else than the original clients
-would have sent them. The namespace is then that of each stream.
+If no stream is configured, credentials or a host make one stream, named by the namespace. If streams are configured, the
+credentials and the host apply to the streams that have neither: credentials are sent only to the servers to which the
+original clients would have sent them. `DOCKERCLOUD_NAMESPACE` is then ignored.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,7 +27,7 @@ _VARIABLES: Final = {
 
 
 def from_original(env: Mapping[str, str], streams: Mapping[str, Any]) -> Layer:
-    """Make the layer below all others.
+    """Make the layer that all others override.
 
     Args:
         env: The environment.
@@ -43,7 +43,7 @@ def from_original(env: Mapping[str, str], streams: Mapping[str, Any]) -> Layer:
 
 
 def incomplete(layer: Layer) -> Iterator[tuple[KeyPath, str]]:
-    """Find credentials that are only half there, and say so in the words of these variables."""
+    """Find incomplete credentials; yield the path and a text that names these variables."""
     for stream, given in layer.data.get("streams", {}).items():
         secrets = given.keys() & {"api_key", "password", "api_key_file", "password_file"}
         if not given.keys() & {"auth", "auth_file"} and ("username" in given) is not bool(secrets):

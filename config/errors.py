@@ -1,4 +1,4 @@
-"""What is wrong with a configuration: collected, so that all is said at once, a line each, without a secret."""
+"""Problems of a configuration: collected and reported together, one line each, without secrets."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -37,20 +37,17 @@ _TEXTS: Final = {
     "less_than_equal": "must be at most {le}",
 }
 
-_WORDS: Final = frozenset({"value_error", "assertion_error"})
-"""Errors that are told in a validator's own words."""
+_OWN_TEXT: Final = frozenset({"value_error", "assertion_error"})
+"""Errors whose text is a validator's own message."""
 
 _NO_KEY: Final = "holds a key that does not exist, without a value; text with a colon or a comma needs quotes, a colon a space"
-
-_QUOTED: Final = 4
-"""Shorter text is not looked for in an error: it is found in any sentence."""
 
 
 class ConfigError(Exception):
     """The configuration can't be used.
 
     Attributes:
-        problems: Everything that is wrong, one line each: where, what, and what would be right. No secrets.
+        problems: One line for each problem: the key, what is wrong, and what would be right. No secrets.
     """
 
     def __init__(self, problems: Iterable[str]) -> None:
@@ -73,23 +70,30 @@ class Problems:
     found: dict[KeyPath, str] = field(default_factory=dict)
 
     def add(self, path: KeyPath, text: str, *, layer: Layer | None = None, instead: KeyPath | None = None) -> None:
-        """Remember what is wrong at a path, in that layer if it is known; `instead` of it another path may be named."""
+        """Add the problem at a path.
+
+        Args:
+            path: The path; a second problem at it is ignored.
+            text: What is wrong.
+            layer: The layer that has the problem, if it is known.
+            instead: The path that is shown, if it is another one.
+        """
         shown = path if instead is None else instead
         self.found.setdefault(path, f"{layer.place(shown) if layer else self._place(shown)}: {text}")
 
     def touches(self, section: str) -> bool:
-        """Whether anything is known to be wrong in a section."""
+        """Tell whether a section has a problem."""
         return any(path[:1] == (section,) for path in self.found)
 
     def add_validation(self, error: ValidationError, annotation: Any, data: Any, path: KeyPath = ()) -> None:
-        """Remember what a type finds wrong with `data`, which stands at a path; beneath the top, the type is a plug-in's."""
+        """Add the problems that a type has with the `data` at a path; below the top, the type is a plug-in's."""
         for details in error.errors(include_url=False):
             tag = str(details.get("ctx", {}).get("discriminator", "")).strip("'")
             inner, model = _locate(details["loc"] + ((tag,) if tag else ()), annotation, data)
             text = _explain(details, inner, model)
             given = details["input"]
-            if path and details["type"] in _WORDS and isinstance(given, str) and len(given) >= _QUOTED:
-                # A stranger's validator may quote what it was given, and that may be a secret.
+            if path and details["type"] in _OWN_TEXT and isinstance(given, str) and len(given) > 3:
+                # A plug-in's validator may quote its input, which may be a secret. Shorter text occurs in any sentence.
                 text = text.replace(given, "…")
             self.add(path + inner, text, instead=(*path, *inner[:-1]) if text == _NO_KEY else None)
 
@@ -98,7 +102,7 @@ class Problems:
             for layer in self.layers:
                 if layer.has(known):
                     return layer.place(known)
-        # What is missing is best added where its surroundings are, and rather in the file than in a variable.
+        # A missing key is best added where the keys around it are, and rather in the file than in a variable.
         for length in range(len(path), 0, -1):
             for layer in reversed(self.layers):
                 if layer.has(path[:length]):
@@ -107,7 +111,7 @@ class Problems:
 
 
 def no_such_type(kind: Any, kinds: Iterable[str]) -> str:
-    """Say that a type does not exist, and which ones do."""
+    """Return the text for a type that does not exist: the closest type, and all types."""
     names = sorted(kinds)
     close = _suggestion(kind, names)
     return f"no such type{close}{' Types' if close else '; types'} are {', '.join(names)}"
@@ -119,10 +123,10 @@ def _suggestion(given: Any, names: Iterable[str]) -> str:
 
 
 def _locate(loc: tuple[int | str, ...], annotation: Any, data: Any) -> tuple[KeyPath, type[BaseModel] | None]:
-    """Where an error is in the data, and the model whose key that is.
+    """Return the path of an error in the data, and the model that has its last key.
 
-    pydantic's own path also names members of unions and the like, which are not in the data. Neither is what is missing,
-    but the model knows it.
+    pydantic's own path also contains members of unions, which are not in the data. A missing key is not in the data either;
+    it is kept if the model has it.
     """
     path: KeyPath = ()
     value, parent = data, None
@@ -144,7 +148,7 @@ def _explain(details: ErrorDetails, path: KeyPath, model: type[BaseModel] | None
     if kind == "string_type" and isinstance(given, (bool, int, float)):
         return "must be text: put it in quotes"
     match kind:
-        case _ if kind in _WORDS:
+        case _ if kind in _OWN_TEXT:
             text = str(context["error"])
         case "missing":
             about = model.model_fields[key].description if model and key in model.model_fields else None
@@ -163,7 +167,7 @@ def _explain(details: ErrorDetails, path: KeyPath, model: type[BaseModel] | None
 
 
 def _may_be_half_a_secret(path: KeyPath, model: type[BaseModel] | None) -> bool:
-    """Whether a key without a value may be no key at all: `{password: one,half}`, `{password:secret}`. Then it is not shown."""
+    """Tell whether a key without a value may show a secret, like `{password: one,half}` or `{password:secret}`."""
     key = str(path[-1])
     return model is not None and model is not Settings and (":" in key or not _suggestion(key, keys_of(model)))
 

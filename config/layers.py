@@ -1,4 +1,4 @@
-"""Where values come from; the first source that has a key wins it.
+"""The sources of values, by priority: the first source that has a key wins.
 
 1. Variables `BRIDGE_…`, with two underscores between the levels (`BRIDGE_STREAMS__ACME__URL`).
 2. Files named like them, with `__`, in a directory of secrets (`bridge_streams__acme__api_key`): in systemd's
@@ -6,9 +6,9 @@
 3. The YAML file.
 4. The variables of the original clients (`config.dockercloud_env`).
 
-Each becomes a layer: nested mappings, and the names by which the user knows them. pydantic-settings takes nested names
-apart. It is not asked for more, since it decodes text without knowing the types of a sink that a plug-in brings, passes
-over misspelt variables and missing files in silence, and can't tell which variable an error comes from.
+Each becomes a layer: nested mappings, with the variable or file that each key comes from. pydantic-settings only splits
+nested names: it decodes text without knowing the types of a plug-in's sink, ignores misspelt variables and missing files,
+and can't tell which variable an error comes from.
 """
 
 import os
@@ -31,7 +31,7 @@ PREFIX: Final = "BRIDGE_"
 CONFIG: Final = "BRIDGE_CONFIG"
 SECRETS_DIR: Final = "BRIDGE_SECRETS_DIR"
 OTHERS: Final = frozenset({CONFIG, SECRETS_DIR, "BRIDGE_SIMULATOR_API_KEY"})
-"""Variables of ours that are no keys of the configuration; the last one is the simulator's (`bridge.cli.main`)."""
+"""Variables that are no keys of the configuration; the last one is the simulator's (`bridge.cli.main`)."""
 
 CREDENTIALS_DIRECTORY: Final = "CREDENTIALS_DIRECTORY"  # Set by systemd for a unit with LoadCredential=.
 
@@ -43,7 +43,7 @@ _MAX_SECRET_BYTES: Final = 1024 * 1024
 _KUBERNETES: Final = re.compile(
     r"BRIDGE_([A-Z0-9_]+_)?(SERVICE_HOST=|SERVICE_PORT(_[A-Z0-9_]+)?=|PORT_\d+_(TCP|UDP|SCTP)(_[A-Z]+)?=|PORT=[a-z]+://)"
 )
-"""What Kubernetes sets in every pod beside a Service called `bridge` or `bridge-<something>`: not meant for us."""
+"""Variables that Kubernetes sets in every pod beside a Service called `bridge` or `bridge-<something>`: ignored."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Layer:
 
     Attributes:
         data: Its values, as nested mappings.
-        labels: What its keys are called by the user: the variable, or the file.
+        labels: The variable or file of each key.
         text: Whether all its values are text.
     """
 
@@ -61,7 +61,7 @@ class Layer:
     text: bool = True
 
     def has(self, path: KeyPath) -> bool:
-        """Whether something stands at a path."""
+        """Tell whether the layer has a value at a path."""
         value: Any = self.data
         for key in path:
             try:
@@ -71,7 +71,7 @@ class Layer:
         return True
 
     def place(self, path: KeyPath) -> str:
-        """Name what stands at a path, or would have to stand there, as the user knows it."""
+        """Name the value at a path, or the one that is missing there, by its variable or by its file and key."""
         for length in range(len(path), -1, -1):
             if label := self.labels.get(path[:length]):
                 return f"{label}: {dotted(path[length:])}".removesuffix(": ")
@@ -84,7 +84,7 @@ def variable(path: KeyPath) -> str:
 
 
 def dotted(path: KeyPath) -> str:
-    """Write a path as `sinks.alerts.match[0]`. A key that is no name is not shown: it may be `api_key:secret`, mistyped."""
+    """Write a path as `sinks.alerts.match[0]`. A key that is no name is hidden: it may be a mistyped `api_key:secret`."""
     text = ""
     for key in path:
         name = str(key) if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", str(key)) else "…"
@@ -93,9 +93,9 @@ def dotted(path: KeyPath) -> str:
 
 
 def find(config: Path | None, env: Mapping[str, str]) -> Path | None:
-    """Tell which file is read: the one given, else `BRIDGE_CONFIG`, ./bridge.yaml, /etc/event-bridge/bridge.yaml.
+    """Return the file to read: the one given, else `BRIDGE_CONFIG`, ./bridge.yaml, /etc/event-bridge/bridge.yaml.
 
-    None if nobody named a file and none is there. A file that was named need not exist: reading it is the error.
+    None if no file is named and none exists. A file that is named need not exist: reading it is the error.
     """
     if config is not None:
         return config
@@ -121,16 +121,16 @@ def from_file(config: Path | None, env: Mapping[str, str]) -> Layer | None:
 
 
 def from_environment(env: Mapping[str, str], problems: list[str]) -> Layer:
-    """Read the variables; the ones that no key can be called by are problems."""
+    """Read the variables; a variable that names no key is a problem."""
     texts = {name: value for name, value in env.items() if name.startswith(PREFIX) and name not in OTHERS}
     ours = {name: value for name, value in texts.items() if not _is_kubernetes(name, value)}
     return _nested(ours, {name: name for name in ours}, problems)
 
 
 def from_secrets(env: Mapping[str, str], problems: list[str]) -> tuple[Layer, bool]:
-    """Read the files in directories of secrets that are named like our variables; others are none of our business.
+    """Read the files in directories of secrets that are named like variables of the configuration; ignore all others.
 
-    Without `__` a file is not ours either: a secret called `bridge_api_key` may well be there for an `api_key_file`.
+    A file without `__` is ignored, too: a secret called `bridge_api_key` may be there for an `api_key_file`.
 
     Returns:
         The layer, and whether all of them could be read.
@@ -156,7 +156,7 @@ def from_secrets(env: Mapping[str, str], problems: list[str]) -> tuple[Layer, bo
 
 
 def read_secret(path: Path) -> str:
-    """Read a file that holds one secret; the line end that editors leave behind it is no part of it.
+    """Read a file that holds one secret, without the line end that editors add.
 
     Raises:
         ReadError: It can't be read, is no text, or is empty. The text names the file.
@@ -182,7 +182,7 @@ _SECTIONS: Final = create_model("_Sections", __base__=_Base, **dict.fromkeys(Set
 
 
 class _Texts(EnvSettingsSource):
-    """Takes nested names apart, and leaves the values alone."""
+    """Splits nested names; does not decode the values."""
 
     def __init__(self, texts: Mapping[str, str]) -> None:
         self._texts = {name.lower(): value for name, value in texts.items()}
@@ -197,7 +197,7 @@ class _Texts(EnvSettingsSource):
 
 
 def _nested(texts: Mapping[str, str], labels: Mapping[str, str], problems: list[str]) -> Layer:
-    """Make a layer of values by variable name, and report the names that can't be."""
+    """Make a layer of values by variable name, and report the names that are wrong."""
     paths = {name: tuple(name.removeprefix(PREFIX).lower().split("__")) for name in sorted(texts)}
     by_path = {path: labels[name] for name, path in paths.items()}
     good = {}
@@ -222,7 +222,7 @@ def _hint(name: str) -> str:
 
 
 def _known(model: type[BaseModel], prefix: str) -> Iterator[str]:
-    """The names of all variables but those that hold the name of a stream or sink."""
+    """Yield the names of all variables except those that contain the name of a stream or sink."""
     for key, shape in fields_of(model).items():
         if shape.models:
             yield from _known(shape.models[0], f"{prefix}{key.upper()}__")
@@ -235,7 +235,7 @@ def _is_kubernetes(name: str, value: str) -> bool:
 
 
 def _secret_directories(env: Mapping[str, str]) -> list[Path]:
-    """The directories of secrets, the one that wins last; the default one only if it can be read."""
+    """Return the directories of secrets, the one that wins last; the default one only if it can be read."""
     directories = [Path(env[SECRETS_DIR])] if env.get(SECRETS_DIR) else []
     if SECRETS_DIR not in env and os.access(DEFAULT_SECRETS_DIR, os.R_OK | os.X_OK):
         directories = [DEFAULT_SECRETS_DIR]
@@ -245,7 +245,7 @@ def _secret_directories(env: Mapping[str, str]) -> list[Path]:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether there is anything at a path, even if it can't be read: that is for the reader to complain about."""
+    """Tell whether a path exists; True if that is not known, so that reading it reports the error."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):

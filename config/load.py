@@ -1,9 +1,9 @@
-"""Putting the configuration together: read the sources, merge them key by key, put secrets in, validate, say all that is wrong.
+"""Loading the configuration: read the sources, merge them key by key, read secrets from files, validate, report all problems.
 
-`load` has no memory: calling it again reads everything again, which is how a reload and fresh credentials work.
+`load` keeps nothing: each call reads everything again. Reload and new secrets depend on that.
 
-The order matters. What type a key has depends on the kind of its sink, which any source may tell; so kinds come first, then
-text is decoded by type, then layers are merged, and only then are secrets read from the files that won.
+The order matters. The type of a sink's key depends on the sink's `type`, which any source may set. So sink types are found
+first, then text is decoded by type, then layers are merged, and then secrets are read from the files that won.
 """
 
 import os
@@ -89,10 +89,10 @@ def load_http(config: Path | None = None, env: Mapping[str, str] | None = None) 
 
 
 def _read(config: Path | None, env: Mapping[str, str]) -> tuple[list[Layer], list[str]]:
-    """Read the sources, the one that wins first, and what is wrong with names of variables.
+    """Return the sources, the one that wins first, and the problems with names of variables.
 
     Raises:
-        ConfigError: Something could not be read. What it holds would be missing everywhere, so that is all to be said.
+        ConfigError: A source can't be read. No other problem is reported: its values would be missing everywhere.
     """
     lines: list[str] = []
     environment = from_environment(env, lines)
@@ -121,14 +121,14 @@ def _put_in_secret(mapping: dict[str, Any], path: KeyPath, layers: list[Layer], 
     key, twin = str(path[-1]), f"{path[-1]}{FILE}"
     twin_path = (*path[:-1], twin)
     if mapping.get(key) is not None:
-        # They are two ways to say one thing: the higher source wins, as between any two; within one it is a contradiction.
+        # Both set the same secret: the higher source wins, as for any key; within one source it is a contradiction.
         first, second = (next(index for index, layer in enumerate(layers) if layer.has(place)) for place in (path, twin_path))
         if first == second:
             other = layers[second].place(twin_path) if layers[second].text else twin
             problems.add(path, f"is set together with {other}; only one of the two can be meant")
         if first <= second:
             return
-    file, mapping[key] = mapping[twin], "unread"  # So that after a problem nothing else is said to be missing beside it.
+    file, mapping[key] = mapping[twin], "unread"  # After a problem with the file, the secret must not be reported as missing.
     if not isinstance(file, str) or not file:
         problems.add(path, "must be the path of a file that holds the secret", instead=twin_path)
         return

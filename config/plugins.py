@@ -1,4 +1,4 @@
-"""The kinds of sinks there are: ours and strangers', all registered in the same entry point group."""
+"""The installed types of sinks: built-in and third-party, all registered in the same entry point group."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -12,16 +12,16 @@ from config.layers import Layer
 GROUP: Final = "event_bridge.sinks"
 
 Plugins = Mapping[str, Callable[[], Any]]
-"""The types of sinks, and for each the function that loads its class; nothing is imported before that."""
+"""The function that loads the class of each type of sink; it is not imported before that."""
 
 
 class PluginError(Exception):
-    """What an entry point names can't be loaded, or is no sink."""
+    """An entry point can't be loaded, or is no sink."""
 
 
 @cache
 def installed() -> Plugins:
-    """The plug-ins of all installed packages, looked up once: later there may be no descriptor for it."""
+    """Return the plug-ins of all installed packages, looked up once: later there may be no free file descriptor."""
     return {point.name: point.load for point in entry_points(group=GROUP)}
 
 
@@ -40,7 +40,7 @@ def load_plugin(plugins: Plugins, kind: str) -> SinkPlugin:
     settings = getattr(plugin, "Settings", None)
     if not (callable(plugin) and isinstance(settings, type) and issubclass(settings, SinkSettings)):
         raise PluginError(f"the plug-in for type {kind} is no sink: it needs a `Settings` model derived from SinkSettings")
-    return plugin  # type: ignore[no-any-return]  # It was checked by hand: a protocol's class attributes can't be.
+    return plugin  # type: ignore[no-any-return]  # Checked above: isinstance can't check a protocol's class attributes.
 
 
 def settings_models(layers: Iterable[Layer], plugins: Plugins, problems: Problems) -> dict[str, type[SinkSettings]]:

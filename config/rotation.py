@@ -1,7 +1,7 @@
-"""Secrets that change while the process runs: streams and sinks ask for their present settings before they open anything.
+"""Secrets that change while the process runs: streams and sinks get their current settings before they connect.
 
-They get new secrets only. Anything else that changed waits for a reload, together with the secrets beside it: a new key may
-belong to a new address.
+Only new secrets are applied. If other settings of a stream or sink changed, too, its new secrets wait for the reload: a new
+key may belong to a new address.
 """
 
 import threading
@@ -18,7 +18,7 @@ from config.settings import Settings
 log = structlog.get_logger(__name__)
 
 _FRESH_SECONDS: Final = 1.0
-"""A configuration read so recently is not read again: many streams may reconnect at once."""
+"""Minimum age of a configuration that is read again: many streams may reconnect at once."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -55,7 +55,7 @@ class ConfigReader:
             return self._settings
 
     def current(self) -> Settings:
-        """Return what was read last, a second ago at most if it could be read."""
+        """Return the last configuration that could be read; read it again if it is older than a second."""
         with self._lock:
             if self._monotonic() - self._read_at > _FRESH_SECONDS:
                 self._read_again()
@@ -74,12 +74,12 @@ class ConfigReader:
 
 
 class FreshSecrets(Generic[Model]):
-    """A part of the settings, a sink's for example, with its secrets kept up to date.
+    """The settings of one stream, sink or section, with its secrets kept up to date.
 
     Args:
-        reader: Gives the present configuration.
-        settings: The part as it was when something was made of it.
-        section: Key of the part in the configuration.
+        reader: Reads the current configuration.
+        settings: The settings that the stream, sink or section was made with.
+        section: Key of the section in the configuration.
         name: Name of the stream or sink in a section of several.
     """
 
@@ -90,7 +90,7 @@ class FreshSecrets(Generic[Model]):
         self._name = name
 
     def current(self) -> Model:
-        """Return the settings with which to open something now."""
+        """Return the settings to connect with now."""
         new: Any = getattr(self._reader.current(), self._section)
         if self._name is not None:
             new = new.get(self._name)
@@ -100,7 +100,7 @@ class FreshSecrets(Generic[Model]):
 
 
 def _differ_in_secrets_only(old: BaseModel, new: BaseModel) -> bool:
-    """Tell whether both set the same, with other values of some secrets."""
+    """Tell whether both differ, but only in values of secrets."""
     return type(old) is type(new) and old != new and _masked(old.model_dump()) == _masked(new.model_dump())
 
 

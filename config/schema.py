@@ -1,6 +1,6 @@
 """The JSON Schema of the configuration file, for editors and for checks before a deployment.
 
-config/bridge.schema.json is what `event-bridge schema` prints, and a test keeps it in step.
+config/bridge.schema.json is the output of `event-bridge schema`; a test compares them.
 """
 
 from typing import Any, Final
@@ -11,17 +11,15 @@ from config.introspection import FILE
 from config.plugins import Plugins, installed, load_plugin
 from config.settings import Settings
 
-_ID: Final = "urn:event-bridge:config"
-_DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _NOISE: Final = frozenset({"title", "ge", "gt", "le", "lt"})
-"""What says nothing: the key again as a title, and bounds that have no standard keyword for the type."""
+"""Left out: titles that repeat the key, and bounds that have no standard keyword for the type."""
 
 
 def json_schema(plugins: Plugins | None = None) -> dict[str, Any]:
     """Make the schema.
 
     Args:
-        plugins: The kinds of sinks; if None, those that are installed. All of them are imported.
+        plugins: The types of sinks; if None, those that are installed. All of them are imported.
 
     Raises:
         PluginError: One of them can't be imported, or is no sink.
@@ -38,12 +36,13 @@ def json_schema(plugins: Plugins | None = None) -> dict[str, Any]:
     definitions.pop("SinkSettings", None)
     for model_schema in (root, *definitions.values()):
         _finish(model_schema, definitions)
-    root = {"$schema": _DIALECT, "$id": _ID, **root, "title": "Configuration of event-bridge"}
-    return {**root, "$defs": dict(sorted(definitions.items()))}
+    root["title"] = "Configuration of event-bridge"
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "urn:event-bridge:config"}
+    return {**head, **root, "$defs": dict(sorted(definitions.items()))}
 
 
 def _tie_to_type(model_schema: dict[str, Any], kind: str) -> None:
-    """Make a sink's `type` the one thing that tells it from others: required, and equal to the plug-in's name."""
+    """Make a sink's `type` required, and equal to the plug-in's name."""
     model_schema["properties"]["type"] = {"const": kind, "type": "string", "description": "The kind of sink."}
     model_schema["required"] = sorted({"type", *model_schema.get("required", [])})
 
@@ -57,7 +56,7 @@ def _set_values(mapping_schema: dict[str, Any], by_kind: dict[str, str]) -> None
 
 
 def _finish(model_schema: dict[str, Any], definitions: dict[str, Any]) -> None:
-    """Say of one model what pydantic leaves out: twins of secrets, descriptions, that other names are not allowed."""
+    """Add to one model what pydantic leaves out: `<key>_file` of secrets, descriptions, that other names are not allowed."""
     properties = model_schema.get("properties", {})
     for key, raw in list(properties.items()):
         properties[key] = schema = _plain(raw)
@@ -82,7 +81,7 @@ def _is_secret(schema: dict[str, Any]) -> bool:
 
 
 def _add_twin(model_schema: dict[str, Any], key: str) -> None:
-    """Allow `<key>_file` instead of a secret, but not beside it; if it is required, one of them is."""
+    """Allow `<key>_file` instead of a secret, but not both; if the secret is required, one of the two is."""
     model_schema["properties"][key + FILE] = {"type": "string", "minLength": 1, "description": f"File that holds {key}."}
     rules = model_schema.setdefault("allOf", [])
     rules.append({"not": {"required": [key, key + FILE]}})

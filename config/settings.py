@@ -1,7 +1,7 @@
 """The whole configuration, put together from the settings of its parts.
 
-Each part declares its own settings, and each sink its own beside what all sinks have (`SinkSettings`). The models are pure:
-making one reads no environment and no file. `config.load` knows where values come from.
+Each part declares its own settings; each sink adds its own to those that all sinks have (`SinkSettings`). The models are
+pure: making one reads no environment and no file. `config.load` reads the sources.
 """
 
 from typing import Annotated, Any, Literal
@@ -55,7 +55,7 @@ class Settings(Strict):
     @field_validator("streams", mode="before")
     @classmethod
     def _fill_in(cls, streams: Any) -> Any:
-        """A stream is of the original kind, and of the namespace it is called by, unless it says otherwise."""
+        """Set the defaults of a stream: type `docker-cloud`, and its name as the namespace."""
         if not isinstance(streams, dict):
             return streams
         return {

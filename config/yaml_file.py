@@ -1,7 +1,7 @@
-"""The YAML file: read as YAML 1.2 has it, with every fault told in one line that shows nothing of the content.
+"""The YAML file: read as YAML 1.2. Every error is reported in one line that shows nothing of the content.
 
-PyYAML speaks YAML 1.1, where `no` and `off` are booleans, `012` is ten and `2026-01-01` a date. Editors and the JSON Schema
-go by version 1.2, where all these are text, and so do we: of words, only `true`, `false` and `null` are not text.
+PyYAML implements YAML 1.1, where `no` and `off` are booleans, `012` is ten and `2026-01-01` is a date. In version 1.2, which
+editors and the JSON Schema use, all these are text: `true`, `false` and `null` are the only words that are not text.
 """
 
 import re
@@ -16,11 +16,11 @@ _QUOTED: Final = re.compile(r"""\s*(['"])(.*?)\1""")
 
 
 class ReadError(ValueError):
-    """A file can't be read; the text says why and shows nothing of its content."""
+    """A file can't be read; the text gives the reason and shows nothing of its content."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Also refuses a key that is there twice, of which PyYAML would silently take the last."""
+    """Refuses duplicate keys, of which PyYAML would silently take the last."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -37,7 +37,7 @@ _Loader.yaml_implicit_resolvers = {}
 for _kind, _pattern, _first in (
     ("null", r"^(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
     ("bool", r"^(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
-    # A leading zero makes text, because no number is written so, but many a password and id is.
+    # With a leading zero it is text: many passwords and ids begin with one, no number does.
     ("int", r"^[-+]?(0|[1-9][0-9]*)$", list("-+0123456789")),
     ("float", r"^[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$", list("-+.0123456789")),
     ("merge", r"^<<$", ["<"]),
@@ -46,10 +46,10 @@ for _kind, _pattern, _first in (
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """Read the mapping that a YAML file holds; an empty file holds an empty one.
+    """Read the mapping in a YAML file; an empty file gives an empty mapping.
 
     Raises:
-        ReadError: There is no such file, it is not YAML, or its top is no mapping.
+        ReadError: There is no such file, it is not YAML, or its top level is no mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -85,7 +85,7 @@ def _parse(text: str) -> Any:
 
 
 def _without_content(quoted: re.Match[str]) -> str:
-    """Keep what PyYAML quotes only if it is syntax: `password: *hunter2` is "found undefined alias 'hunter2'"."""
+    """Keep PyYAML's quote only if it is syntax: for `password: *hunter2` it says "found undefined alias 'hunter2'"."""
     return quoted[0] if re.fullmatch(r"<[a-z ]+>|\W{1,2}", quoted[2]) else ""
 
 
