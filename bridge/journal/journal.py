@@ -1,6 +1,5 @@
 """The journal's owner: its locks, and the waits of those who use it."""
 
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,17 +13,9 @@ from bridge.journal import file, scan
 from bridge.journal.cursor import Sinks
 from bridge.journal.dead_letters import Letters
 from bridge.journal.dedup import Appender, Remembered
-from bridge.journal.model import (
-    Appended,
-    Batch,
-    Closed,
-    Counters,
-    Limits,
-    Settlement,
-    Work,
-)
+from bridge.journal.model import Appended, Batch, Closed, Counters, Limits, Settlement, Work
 from bridge.journal.pruning import Space
-from bridge.journal.reader import JournalReader
+from bridge.journal.reader import ConcurrentReader
 from bridge.journal.settings import JournalSettings
 from bridge.journal.writer import Store
 
@@ -32,7 +23,7 @@ _RETRY_SECONDS: Final = 0.25
 """Seconds between attempts while the disk fails or the journal is full."""
 
 
-class Journal(JournalReader):
+class Journal(ConcurrentReader):
     """The durable log. Every method may be called from any thread; `next_work` from one thread per sink.
 
     Args:
@@ -54,10 +45,7 @@ class Journal(JournalReader):
     ) -> None:
         self._settings = settings
         self._monotonic = monotonic
-        self._store = Store(settings.path, settings.durability, settings.max_bytes)
-        self._closing = threading.Event()
-        self._peek = threading.Lock()
-        super().__init__(settings.path)
+        super().__init__(Store(settings.path, settings.durability, settings.max_bytes))
         self._write = threading.Lock()
         self._changed = threading.Condition()
         self._sinks = Sinks(self._store, self._changed)
@@ -235,18 +223,6 @@ class Journal(JournalReader):
         seq = cursor.row.cursor
         return self.event_at(seq) if seq < self._appender.next_seq else None
 
-    def check(self) -> str | None:
-        """As `JournalReader.check`; nobody waits for it. Raises `Closed` if the journal is closed meanwhile."""
-        try:
-            damage = None if self._closing.is_set() else super().check()
-        except file.JournalError:
-            if not self._closing.is_set():
-                raise
-        else:
-            if not self._closing.is_set():
-                return damage
-        raise Closed
-
     def prune(self) -> bool:
         """Delete events behind all cursors and old uuids, and make settlements durable. Call it every second or so.
 
@@ -272,7 +248,7 @@ class Journal(JournalReader):
         self.wake()
         self.interrupt()
         self._remembered.end()
-        with self._write, self._peek:
+        with self._write, self._reading:
             if self._store.closed:
                 return
             for cursor in self._sinks.values():
@@ -304,15 +280,6 @@ class Journal(JournalReader):
             if not skipped:
                 self._closing.wait(_RETRY_SECONDS)
             return work
-
-    @contextmanager
-    def _looking(self) -> Iterator[sqlite3.Connection]:
-        """Read on the reader's connection, without the write lock."""
-        with self._peek, self._store.report_errors("look"):
-            if self._closing.is_set():
-                raise Closed
-            with super()._looking() as db:
-                yield db
 
     @contextmanager
     def _rearranging(self, sink: str | None = None) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """Reading a journal in pages: the file of this process, of another one, or one that a dead process left."""
 
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -12,7 +13,7 @@ import msgspec
 
 from bridge.event import fields_of
 from bridge.journal import file, queues, scan, tables
-from bridge.journal.model import Counters, SinkCounters
+from bridge.journal.model import Closed, Counters, SinkCounters
 from bridge.journal.pages import (
     DeadLetterPage,
     DeadLetterQuery,
@@ -25,7 +26,7 @@ from bridge.journal.pages import (
     VerifyPage,
     time_of,
 )
-from bridge.journal.writer import used_bytes
+from bridge.journal.writer import Store, used_bytes
 
 _MAX_LOOKED_AT: Final = 10_000
 """Dead letters that one page looks at, at most, however few of them fit."""
@@ -199,6 +200,44 @@ class JournalReader:
                 self._db.execute("ROLLBACK")
         except (sqlite3.Error, UnicodeDecodeError) as error:
             raise file.JournalError(f"{self._path}: {error}") from error
+
+
+class ConcurrentReader(JournalReader):
+    """A reader of the journal that this process has open: for any thread, and without the write lock.
+
+    Args:
+        store: The journal's file, which also keeps its last error.
+
+    Raises:
+        Closed: By every method: the journal was closed.
+    """
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store.path)
+        self._store = store
+        self._closing = threading.Event()
+        self._reading = threading.Lock()
+
+    def check(self) -> str | None:
+        """As `JournalReader.check`; nobody waits for it."""
+        damage = None
+        try:
+            if not self._closing.is_set():
+                damage = super().check()
+        except file.JournalError:
+            if not self._closing.is_set():
+                raise
+        if self._closing.is_set():
+            raise Closed
+        return damage
+
+    @contextmanager
+    def _looking(self) -> Iterator[sqlite3.Connection]:
+        with self._reading, self._store.report_errors("look"):
+            if self._closing.is_set():
+                raise Closed
+            with super()._looking() as db:
+                yield db
 
 
 def fits(query: DeadLetterQuery, letter: StoredDeadLetter) -> bool:
