@@ -12,17 +12,17 @@ from bridge.admin.health import Health
 from bridge.admin.operations import Operations, SinkLimits
 from bridge.admin.routes import operation_routes
 from bridge.admin.server import Server
-from bridge.forwarder import Forwarder
-from bridge.gaps import GapTracker
 from bridge.journal import Journal
 from bridge.metrics import Metrics, SinkMetrics, StreamMetrics
+from bridge.pipeline.forwarder import Forwarder
+from bridge.pipeline.gaps import GapTracker
+from bridge.pipeline.stream import Stream
+from bridge.pipeline.supervisor import Requests, Supervisor
 from bridge.sink import Sink, SinkSettings
 from bridge.source import Source
 from bridge.sources.dockercloud.source import DockerCloudSource
 from bridge.sources.engine.settings import EngineSettings
 from bridge.sources.engine.source import EngineSource
-from bridge.stream import Stream
-from bridge.supervisor import Requests, Supervisor
 from config.load import ConfigError
 from config.plugins import installed, load_plugin
 from config.rotation import ConfigReader, FreshSecrets

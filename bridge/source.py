@@ -1,7 +1,7 @@
 """The contract of sources, and the settings that all of them share.
 
 A source opens sessions; a session is one open connection. Neither knows the journal, retries or metrics: those are the business
-of `bridge.stream`, the same for all kinds.
+of `bridge.pipeline.stream`, the same for all kinds.
 """
 
 from collections.abc import Sequence

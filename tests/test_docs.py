@@ -21,8 +21,8 @@ from bridge.cli import arguments, main
 from bridge.event import Event, Malformed, Reception, fields_of, normalize
 from bridge.journal import DeathReason, Journal, JournalSettings
 from bridge.metrics import Metrics, SinkMetrics, StreamMetrics
+from bridge.pipeline.supervisor import Running
 from bridge.sink import Entry
-from bridge.supervisor import Running
 from config.load import load
 from tests.support.journal_samples import append, bury, event, opened
 

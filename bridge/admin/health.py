@@ -9,11 +9,11 @@ from typing import Final
 import msgspec
 
 from bridge.admin.settings import HealthSettings
-from bridge.forwarder import Forwarder
 from bridge.journal import Counters, Journal, JournalError, SinkBacklog, SinkCounters, StreamCounters, age_seconds
+from bridge.pipeline.forwarder import Forwarder
+from bridge.pipeline.stream import Stream
+from bridge.pipeline.supervisor import Running
 from bridge.sink import Reason
-from bridge.stream import Stream
-from bridge.supervisor import Running
 
 _STUCK: Final = 30.0
 """Seconds without a tick of the main thread after which the process does not work any more."""

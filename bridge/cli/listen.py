@@ -15,9 +15,9 @@ from bridge.cli.check import ConnectFailed
 from bridge.cli.run import OptionError, stop_on_signals
 from bridge.journal import Batch
 from bridge.metrics import Metrics, StreamMetrics
+from bridge.pipeline.stream import Stream
 from bridge.sources.dockercloud.settings import DockerCloudSettings
 from bridge.sources.dockercloud.source import DockerCloudSource
-from bridge.stream import Stream
 from config.load import load
 from config.settings import Settings
 

@@ -15,9 +15,9 @@ import structlog
 
 from bridge import app, logs
 from bridge.journal import DiskFullError, JournalError
+from bridge.pipeline.supervisor import Requests
 from bridge.reload import Reload
 from bridge.simulator.server import Simulator, SimulatorSettings
-from bridge.supervisor import Requests
 from config.load import ConfigError, load
 from config.rotation import ConfigReader
 from config.settings import LogSettings, Settings

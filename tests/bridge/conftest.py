@@ -37,4 +37,4 @@ def journal(tmp_path: Path, diary: Diary) -> Iterator[Watched]:
 
 @pytest.fixture
 def _quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.supervisor._LAST_SECONDS", 0.05)
+    monkeypatch.setattr("bridge.pipeline.supervisor._LAST_SECONDS", 0.05)

@@ -167,7 +167,7 @@ def test_a_library_is_not_heard_below_the_level_that_was_set() -> None:
     assert [line["body"] for line in lines(stream)] == ["more trouble"]
 
 
-@pytest.mark.parametrize("name", ["bridge.stream", "sinks.kafka", "config.load"])
+@pytest.mark.parametrize("name", ["bridge.pipeline.stream", "sinks.kafka", "config.load"])
 @pytest.mark.parametrize(
     ("level", "heard"), [("debug", ["d", "i", "w", "e"]), ("info", ["i", "w", "e"]), ("warning", ["w", "e"]), ("error", ["e"])]
 )

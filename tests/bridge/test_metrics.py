@@ -16,13 +16,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from bridge.admin.health import Health
 from bridge.admin.settings import HealthSettings
 from bridge.event import CONTROL_TYPES
-from bridge.forwarder import Forwarder
 from bridge.journal import Counters, Journal, JournalSettings, SinkCounters, StreamCounters
 from bridge.metrics import MALFORMED_REASONS, Metrics, SinkMetrics, StreamMetrics
+from bridge.pipeline.forwarder import Forwarder
+from bridge.pipeline.stream import Stream
+from bridge.pipeline.supervisor import Running
 from bridge.sink import REASONS, Entry, Failure, RetrySettings, SinkSettings
 from bridge.source import END_REASONS, Ended, Read, SourceSettings
-from bridge.stream import Stream
-from bridge.supervisor import Running
 from tests.support.messages import message
 
 # The tables of the design and of the documentation: name, type, labels.

@@ -13,9 +13,9 @@ from bridge import app
 from bridge.admin.health import Health
 from bridge.journal import JournalError
 from bridge.metrics import SinkMetrics, StreamMetrics
+from bridge.pipeline.supervisor import Running, Supervisor
 from bridge.reload import Reload
 from bridge.sink import Sink, SinkSettings
-from bridge.supervisor import Running, Supervisor
 from config.load import ConfigError
 from config.rotation import ConfigReader
 from config.settings import LogSettings, Settings

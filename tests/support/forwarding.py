@@ -7,9 +7,9 @@ from typing import Any
 from uuid import UUID
 
 from bridge.event import Event
-from bridge.forwarder import Forwarder
 from bridge.journal import Batch, DeadLetter, Journal, JournalSettings, SinkCounters
 from bridge.metrics import Metrics, SinkMetrics
+from bridge.pipeline.forwarder import Forwarder
 from bridge.sink import Entry, Failure, SinkSettings
 from tests.support.dead_letters import written
 from tests.support.journal_samples import journal_settings

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from bridge.forwarder import Forwarder, SinkStatus
 from bridge.journal import Journal, JournalError, JournalSettings
-from bridge.stream import Stream, StreamStatus
-from bridge.supervisor import Requests, Supervisor
+from bridge.pipeline.forwarder import Forwarder, SinkStatus
+from bridge.pipeline.stream import Stream, StreamStatus
+from bridge.pipeline.supervisor import Requests, Supervisor
 
 DEADLINE = 20.0
 

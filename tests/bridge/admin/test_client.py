@@ -19,7 +19,7 @@ from bridge.admin.server import Server
 from bridge.admin.settings import HealthSettings
 from bridge.event import Malformed
 from bridge.journal import DeadLetterQuery
-from bridge.supervisor import Running
+from bridge.pipeline.supervisor import Running
 from tests.support.journal_samples import append, bury, event, opened, uuid
 
 SECRET = "geheim"

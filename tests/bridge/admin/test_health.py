@@ -16,13 +16,13 @@ import pytest
 from bridge.admin.health import Health, Reloaded
 from bridge.admin.settings import HealthSettings
 from bridge.event import Event, Reception, normalize
-from bridge.forwarder import Forwarder
 from bridge.journal import Batch, Closed, Journal, JournalError
 from bridge.metrics import Metrics, SinkMetrics, StreamMetrics
+from bridge.pipeline.forwarder import Forwarder
+from bridge.pipeline.stream import Stream
+from bridge.pipeline.supervisor import Running
 from bridge.sink import Entry, Failure, SinkSettings, Unavailable
 from bridge.source import Ended, Session, SourceSettings
-from bridge.stream import Stream
-from bridge.supervisor import Running
 from tests.support.journal_samples import journal_settings
 from tests.support.messages import message
 from tests.support.waiting import until

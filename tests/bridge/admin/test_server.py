@@ -21,13 +21,13 @@ from bridge.admin.operations import Operations
 from bridge.admin.routes import operation_routes
 from bridge.admin.server import Server, url_of
 from bridge.admin.settings import HealthSettings
-from bridge.forwarder import Forwarder
 from bridge.journal import Journal, JournalSettings
 from bridge.metrics import Metrics, SinkMetrics, StreamMetrics
+from bridge.pipeline.forwarder import Forwarder
+from bridge.pipeline.stream import Stream
+from bridge.pipeline.supervisor import Running
 from bridge.sink import Entry, Failure, SinkSettings
 from bridge.source import Ended, Session, SourceSettings
-from bridge.stream import Stream
-from bridge.supervisor import Running
 from tests.support.waiting import until
 
 TIMEOUT = 20.0

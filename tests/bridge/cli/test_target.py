@@ -14,7 +14,7 @@ from bridge.admin.server import Server
 from bridge.admin.settings import HealthSettings
 from bridge.cli.target import Target
 from bridge.journal import DeadLetterQuery, Journal, JournalSettings
-from bridge.supervisor import Running
+from bridge.pipeline.supervisor import Running
 from config.load import ConfigError
 from tests.support.journal_samples import append, bury, event, opened
 

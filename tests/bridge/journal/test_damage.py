@@ -23,10 +23,10 @@ from structlog.testing import capture_logs
 
 from bridge.admin.operations import OperationError
 from bridge.event import Event, Malformed
-from bridge.forwarder import Forwarder
 from bridge.journal import Batch, DeadLetterQuery, Journal, JournalError, JournalReader, JournalSettings
 from bridge.journal.schema import is_damage
 from bridge.metrics import Metrics, SinkMetrics
+from bridge.pipeline.forwarder import Forwarder
 from bridge.sink import Entry, Failure, SinkSettings
 from tests.support.journal_work import read
 

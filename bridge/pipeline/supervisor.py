@@ -1,7 +1,7 @@
 """The supervisor starts the threads, replaces those whose settings changed, and stops all in order.
 
-One thread per stream, one per forwarder (`bridge.threads`); they share the journal and nothing else. The main thread runs
-`Supervisor.run`, and it alone starts and ends them.
+One thread per stream, one per forwarder (`bridge.pipeline.threads`); they share the journal and nothing else. The main thread
+runs `Supervisor.run`, and it alone starts and ends them.
 
 What has changed replaces what runs under the same name. Of a stream, the new session opens before the old one ends, since there
 is no replay; it is read when the old one commits nothing any more, so that order holds, and the journal takes every event once.
@@ -17,10 +17,10 @@ from typing import Final, Literal, NamedTuple, TypeVar
 
 import structlog
 
-from bridge.forwarder import Forwarder
 from bridge.journal import Journal, JournalError
-from bridge.stream import Stream
-from bridge.threads import Count, Handover, SinkThread, StreamThread
+from bridge.pipeline.forwarder import Forwarder
+from bridge.pipeline.stream import Stream
+from bridge.pipeline.threads import Count, Handover, SinkThread, StreamThread
 
 log = structlog.get_logger(__name__)
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.forwarder import Forwarder, SinkStatus
 from bridge.journal import Closed, Journal, JournalError, JournalSettings
 from bridge.metrics import Metrics, SinkMetrics, StreamMetrics
+from bridge.pipeline.forwarder import Forwarder, SinkStatus
+from bridge.pipeline.stream import Stream
 from bridge.sink import Entry, Failure, SinkSettings, Unavailable
 from bridge.source import Ended, Read, SourceSettings
-from bridge.stream import Stream
 from tests.support.messages import message
 from tests.support.supervision import DEADLINE, Bench, Diary, FakeForwarder, FakeStream, Watched, fail, note
 from tests.support.waiting import until
@@ -48,7 +48,7 @@ def test_a_step_is_followed_by_the_next_one(journal: Watched, diary: Diary) -> N
 
 
 def test_the_main_thread_prunes_and_ticks(journal: Watched, diary: Diary, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.supervisor._TICK_SECONDS", 0.01)
+    monkeypatch.setattr("bridge.pipeline.supervisor._TICK_SECONDS", 0.01)
     bench = Bench(journal, [FakeStream(diary)])
     before = bench.supervisor.last_tick
     bench.start()
@@ -137,7 +137,7 @@ def test_a_signal_may_come_at_any_moment(journal: Watched, diary: Diary) -> None
 def test_a_thread_that_died_of_a_bug_is_started_again_and_counted(
     journal: Watched, diary: Diary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.threads._RESTART_SECONDS", (0.001, 0.001))
+    monkeypatch.setattr("bridge.pipeline.threads._RESTART_SECONDS", (0.001, 0.001))
     stream = FakeStream(diary, fail(ZeroDivisionError()), fail(KeyError()), note(diary, "stream lives"))
     forwarder = FakeForwarder(diary, fail(RuntimeError()), note(diary, "forwarder lives"))
     bench = Bench(journal, [stream], [forwarder])
@@ -162,7 +162,7 @@ def test_the_bug_of_one_thread_does_not_delay_another(journal: Watched, diary: D
 
 
 def test_a_bug_in_pruning_ends_nothing(journal: Watched, diary: Diary, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.supervisor._TICK_SECONDS", 0.01)
+    monkeypatch.setattr("bridge.pipeline.supervisor._TICK_SECONDS", 0.01)
     journal.bugs.append(ZeroDivisionError())
     bench = Bench(journal, [FakeStream(diary)])
 
@@ -186,7 +186,7 @@ def test_a_closed_journal_is_the_end_of_a_thread_and_no_bug(journal: Watched, di
 def test_a_journal_that_can_not_be_read_now_is_no_bug_and_asked_again(
     journal: Watched, diary: Diary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.threads._JOURNAL_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr("bridge.pipeline.threads._JOURNAL_RETRY_SECONDS", 0.001)
     forwarder = FakeForwarder(diary, *[fail(JournalError("disk I/O error"))] * 3, note(diary, "forwarder lives"))
     bench = Bench(journal, [], [forwarder])
 
@@ -285,8 +285,8 @@ def test_a_sink_that_waits_for_its_next_try_gets_one_and_is_not_waited_for(journ
 def test_a_forwarder_with_a_bug_is_not_stepped_in_a_hurry_while_it_stops(
     journal: Watched, diary: Diary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.threads._RESTART_SECONDS", (3600.0, 3600.0))
-    monkeypatch.setattr("bridge.threads.random.uniform", lambda _, high: high)
+    monkeypatch.setattr("bridge.pipeline.threads._RESTART_SECONDS", (3600.0, 3600.0))
+    monkeypatch.setattr("bridge.pipeline.threads.random.uniform", lambda _, high: high)
     forwarder = FakeForwarder(diary, *[fail(ZeroDivisionError())] * 1000)
     bench = Bench(journal, [FakeStream(diary)], [forwarder], grace=0.3).start()
     diary.wait_for("audit step")

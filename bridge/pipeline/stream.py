@@ -15,9 +15,9 @@ import msgspec
 import structlog
 
 from bridge.event import Control, Event, fields_of, normalize_all
-from bridge.gaps import GapTracker
 from bridge.journal import Batch
 from bridge.metrics import StreamMetrics
+from bridge.pipeline.gaps import GapTracker
 from bridge.policy import Uniform, backoff
 from bridge.source import Ended, EndReason, Read, Session, Source, SourceSettings
 

@@ -11,10 +11,10 @@ from typing import Final, Protocol
 
 import structlog
 
-from bridge.forwarder import Forwarder
 from bridge.journal import Closed, JournalError
+from bridge.pipeline.forwarder import Forwarder
+from bridge.pipeline.stream import Stream
 from bridge.policy import backoff
-from bridge.stream import Stream
 
 log = structlog.get_logger(__name__)
 

@@ -17,8 +17,8 @@ import structlog
 
 from bridge.journal import Closed, DeadLetter, Journal, JournalError, Limits, Retry, Settlement, Work
 from bridge.metrics import SinkMetrics
+from bridge.pipeline.retries import decide, decide_new, ordering_key, settle_beginning
 from bridge.policy import Filter, Uniform, backoff, obey
-from bridge.retries import decide, decide_new, ordering_key, settle_beginning
 from bridge.sink import Entry, Failure, Reason, Sink, SinkSettings, Unavailable
 
 log = structlog.get_logger(__name__)

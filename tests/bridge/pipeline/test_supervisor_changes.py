@@ -6,17 +6,17 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.stream import Stream, StreamStatus
-from bridge.supervisor import Supervisor
+from bridge.pipeline.stream import Stream, StreamStatus
+from bridge.pipeline.supervisor import Supervisor
 from tests.support.supervision import DEADLINE, Bench, Diary, FakeForwarder, FakeStream, Watched
 from tests.support.waiting import until
 
 
 @pytest.fixture
 def _quick_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.supervisor._TICK_SECONDS", 0.005)
-    monkeypatch.setattr("bridge.threads._OVERLAP_SECONDS", 0.02)
-    monkeypatch.setattr("bridge.threads._CONNECT_SECONDS", 3600.0)
+    monkeypatch.setattr("bridge.pipeline.supervisor._TICK_SECONDS", 0.005)
+    monkeypatch.setattr("bridge.pipeline.threads._OVERLAP_SECONDS", 0.02)
+    monkeypatch.setattr("bridge.pipeline.threads._CONNECT_SECONDS", 3600.0)
 
 
 def let_ticks_pass(diary: Diary) -> None:
@@ -53,7 +53,7 @@ def test_the_session_of_a_changed_stream_ends_when_the_new_one_is_there(journal:
 def test_a_new_session_is_read_when_the_old_one_has_committed_what_it_has_read_or_hangs(
     journal: Watched, diary: Diary, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
-    monkeypatch.setattr("bridge.threads._END_SECONDS", patience)
+    monkeypatch.setattr("bridge.pipeline.threads._END_SECONDS", patience)
     released = threading.Event()
 
     def commit() -> float:
@@ -77,8 +77,8 @@ def test_a_new_session_is_read_when_the_old_one_has_committed_what_it_has_read_o
 def test_both_sessions_of_a_changed_stream_are_open_for_a_while(
     journal: Watched, diary: Diary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.threads._OVERLAP_SECONDS", 3600.0)
-    monkeypatch.setattr("bridge.threads._CONNECT_SECONDS", 0.0)
+    monkeypatch.setattr("bridge.pipeline.threads._OVERLAP_SECONDS", 3600.0)
+    monkeypatch.setattr("bridge.pipeline.threads._CONNECT_SECONDS", 0.0)
     old, new = FakeStream(diary, label="old"), FakeStream(diary, label="new")
     bench = Bench(journal, [old]).start()
     bench.change(lambda supervisor: supervisor.put_stream(new))
@@ -93,7 +93,7 @@ def test_both_sessions_of_a_changed_stream_are_open_for_a_while(
 def test_a_changed_stream_that_does_not_connect_in_time_gets_no_more_patience(
     journal: Watched, diary: Diary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.threads._CONNECT_SECONDS", 0.02)
+    monkeypatch.setattr("bridge.pipeline.threads._CONNECT_SECONDS", 0.02)
     old, new = FakeStream(diary, label="old"), FakeStream(diary, label="new", connected=False)
     bench = Bench(journal, [old]).start()
     with capture_logs() as logs:
@@ -120,13 +120,13 @@ def test_an_old_session_that_is_not_there_covers_nothing(journal: Watched, diary
 def test_a_stream_that_changes_again_while_it_changes_is_covered_by_the_first(
     journal: Watched, diary: Diary, monkeypatch: pytest.MonkeyPatch, *, connected: bool
 ) -> None:
-    monkeypatch.setattr("bridge.threads._OVERLAP_SECONDS", 3600.0)
+    monkeypatch.setattr("bridge.pipeline.threads._OVERLAP_SECONDS", 3600.0)
     first, second = FakeStream(diary, label="first"), FakeStream(diary, label="second", connected=connected)
     third = FakeStream(diary, label="third", connected=False)
     bench = Bench(journal, [first]).start()
     bench.change(lambda supervisor: supervisor.put_stream(second))
     let_ticks_pass(diary)
-    monkeypatch.setattr("bridge.threads._OVERLAP_SECONDS", 0.02)
+    monkeypatch.setattr("bridge.pipeline.threads._OVERLAP_SECONDS", 0.02)
     bench.change(lambda supervisor: supervisor.put_stream(third))
     diary.wait_for("second ended")
     let_ticks_pass(diary)

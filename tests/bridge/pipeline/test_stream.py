@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 from bridge.field_types import Backoff
 from bridge.journal import Batch, Closed, Journal, JournalSettings
 from bridge.metrics import Metrics, StreamMetrics
+from bridge.pipeline.stream import Destination, Stream, seconds_of
 from bridge.source import END_REASONS, Ended, EndReason, Read, Session, SourceSettings
-from bridge.stream import Destination, Stream, seconds_of
 from tests.support.journal_work import read
 from tests.support.messages import message
 

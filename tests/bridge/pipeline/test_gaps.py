@@ -2,7 +2,7 @@
 
 import pytest
 
-from bridge.gaps import GapTracker
+from bridge.pipeline.gaps import GapTracker
 from bridge.source import Ended
 
 START = 1_000_000.0

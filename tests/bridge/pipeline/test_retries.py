@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bridge.journal import Retry, Settlement
-from bridge.retries import decide, decide_new, new_retry, ordering_key, settle_beginning
+from bridge.pipeline.retries import decide, decide_new, new_retry, ordering_key, settle_beginning
 from bridge.sink import Entry, Failure, RetrySettings, SinkSettings
 from tests.support.forwarding import event
 

@@ -5,9 +5,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from bridge.forwarder import SinkStatus
 from bridge.journal import Closed
-from bridge.threads import SinkThread, StreamThread
+from bridge.pipeline.forwarder import SinkStatus
+from bridge.pipeline.threads import SinkThread, StreamThread
 
 DEADLINE = 20.0
 
