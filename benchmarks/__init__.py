@@ -1,1 +1,1 @@
-"""What `make bench` runs: speed, latency and memory of the real program, and the cost of its stages."""
+"""The benchmarks of `make bench`: speed, latency and memory of the whole program, and the cost of its stages."""

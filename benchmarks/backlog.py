@@ -1,4 +1,4 @@
-"""Journals that are made in advance, with events that a sink has not delivered."""
+"""Journals made in advance, with events that one sink has not delivered."""
 
 import time
 from collections.abc import Sequence
@@ -11,27 +11,26 @@ from benchmarks.events import NAMESPACE, canonical_events
 from bridge.event import Event, Reception, normalize
 from bridge.journal import Journal, JournalSettings, file, tables
 
-_CHUNK: Final = 10_000
-"""Events that are made at once."""
+_CHUNK_EVENTS: Final = 10_000
 
 
 def fill(path: Path, events: int, *, behind: str, done: Sequence[str] = ()) -> None:
-    """Leave a journal with so many events that one sink has not delivered, and the others have.
+    """Make a journal with events that the sink `behind` has not delivered; the sinks `done` have delivered all.
 
-    Each event is in a batch of its own, as when few come. By the journal's own statements: so many commits through its
-    interface would take minutes.
+    Each event is a batch of its own, as at low rates. The rows are written by the journal's own statements, because one
+    commit per event takes minutes.
     """
     with closing(Journal(JournalSettings(path=path))) as journal:
         journal.add_sink(behind, "earliest")
     with closing(file.prepare(path)) as db:
-        for start in range(1, events + 1, _CHUNK):
+        for start in range(1, events + 1, _CHUNK_EVENTS):
             reception = Reception.at(NAMESPACE, datetime.now(UTC))
-            bodies = canonical_events(min(_CHUNK, events + 1 - start))
+            bodies = canonical_events(min(_CHUNK_EVENTS, events + 1 - start))
             results = [normalize(body, reception, 1_000_000) for body in bodies]
             db.execute("BEGIN")
-            for place, event in enumerate(results, start):
+            for seq, event in enumerate(results, start):
                 if isinstance(event, Event):
-                    tables.insert_batch(db, place, time.time(), {event.key: event.json})
+                    tables.insert_batch(db, seq, time.time(), {event.key: event.json})
             tables.add_counts(db, NAMESPACE, (len(results), len(results), 0), None)
             db.execute("COMMIT")
     with closing(Journal(JournalSettings(path=path))) as journal:

@@ -1,4 +1,4 @@
-"""Events as Docker Cloud sent them: canonical, 358 bytes, each with a uuid of its own."""
+"""Events as Docker Cloud sent them: canonical, 358 bytes, each with its own uuid."""
 
 import os
 import time
@@ -10,39 +10,37 @@ from typing import Final
 from bridge.frames import TEXT, encode
 
 NAMESPACE: Final = "acme"
-_RESOURCES: Final = 1000
-_CHUNK: Final = 730
-"""Events that are made at once: 256 KiB."""
+_CHUNK_EVENTS: Final = 730  # 256 KiB.
 
 
 def canonical_events(count: int) -> list[bytes]:
-    """Make events with random uuids, all of this second, of a thousand containers in turn."""
+    """Return events with random uuids and the current time, of a thousand containers in turn."""
     return _events(count, _resources())
 
 
 def frames_in_chunks(count: int) -> Iterator[bytes]:
-    """Make the same as websocket frames, many in one piece."""
+    """Yield such events as websocket frames, many in one piece."""
     resources = _resources()
-    for start in range(0, count, _CHUNK):
-        yield b"".join(encode(TEXT, event) for event in _events(min(_CHUNK, count - start), resources))
+    for start in range(0, count, _CHUNK_EVENTS):
+        yield b"".join(encode(TEXT, event) for event in _events(min(_CHUNK_EVENTS, count - start), resources))
 
 
 def stamped_event() -> bytes:
-    """Make one event whose uuid tells when that was: its last 64 bits are the monotonic time in nanoseconds."""
+    """Return an event whose uuid ends with the monotonic time in nanoseconds, in 64 bits."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     resource = _uuid(uuid.uuid4().hex)
     return _body(resource, now) % _uuid(os.urandom(8).hex() + f"{time.monotonic_ns():016x}")
 
 
 def stamp_of(identity: bytes) -> int:
-    """The monotonic time in nanoseconds at which `stamped_event` made the event with this uuid."""
+    """Return the monotonic time in nanoseconds at which `stamped_event` made the event with this uuid."""
     return int(identity.replace(b"-", b"")[-16:], 16)
 
 
 def _resources() -> Iterator[bytes]:
-    """Events without uuids, of a thousand containers in turn, for ever."""
+    """Yield events without uuids, of a thousand containers in turn, for ever."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return cycle([_body(_uuid(os.urandom(16).hex()), now) for _ in range(_RESOURCES)])
+    return cycle([_body(_uuid(os.urandom(16).hex()), now) for _ in range(1000)])
 
 
 def _events(count: int, resources: Iterator[bytes]) -> list[bytes]:
@@ -55,7 +53,7 @@ def _uuid(digits: str) -> bytes:
 
 
 def _body(resource: bytes, now: str) -> bytes:
-    """An event in the order of fields of a real capture, with a place for its uuid."""
+    """Return an event with the field order of a real capture, and a placeholder for its uuid."""
     return (
         b'{"type":"container","action":"update","parents":["/api/app/v1/acme/service/7eaf7fff-882c-4f3d-9a8f-a22317ac00ce/",'
         b'"/api/app/v1/acme/stack/55710a04-bfa6-5f61-a37f-541ffc4930e7/"],"resource_uri":"/api/app/v1/acme/container/%b/",'

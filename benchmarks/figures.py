@@ -1,4 +1,4 @@
-"""How large the runs are, what a figure is, and how figures are shown."""
+"""Sizes of the runs, figures, and the table that shows them."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -6,16 +6,16 @@ from typing import Final, NamedTuple
 
 
 class Sizes(NamedTuple):
-    """How much each run does.
+    """The amount of work of each run.
 
     Attributes:
-        rounds: How often a run is repeated; the figure is the median.
+        rounds: Repetitions of a run; the figure is the median.
         events: Events of one throughput run.
         sink_events: Events of one run into brokers.
-        seconds: How long events flow in a latency run.
+        seconds: Duration of a latency run.
         window: Uuids in the full dedup window.
         stage_events: Events of one round of a stage.
-        syncs: How often the disk is asked to sync.
+        syncs: Syncs of the disk.
     """
 
     rounds: int
@@ -34,7 +34,7 @@ SIZES: Final = {
     "quick": Sizes(
         rounds=1, events=200_000, sink_events=100_000, seconds=3.0, window=1_000_000, stage_events=14_600, syncs=100
     ),
-    # So small that the figures mean nothing; for the tests.
+    # For the tests: the figures mean nothing.
     "smoke": Sizes(rounds=1, events=3_000, sink_events=3_000, seconds=0.3, window=5_000, stage_events=730, syncs=3),
 }
 
@@ -43,9 +43,9 @@ class Figure(NamedTuple):
     """One line of the result.
 
     Attributes:
-        what: What was measured.
-        value: The result, in words and units.
-        target: What it should be, if that was ever said.
+        what: The measurement.
+        value: The result, with its unit.
+        target: The result to reach, if there is one.
     """
 
     what: str
@@ -54,17 +54,17 @@ class Figure(NamedTuple):
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """Show figures as a table in Markdown."""
+    """Return figures as a table in Markdown."""
     rows = [("What", "Figure", "Target"), ("---", "---", "---"), *figures]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def spread(values: Sequence[float], digits: int = 0) -> str:
-    """The median, and the range if there is more than one value."""
+    """Return the median, and the range if there is more than one value."""
     middle = f"{median(values):,.{digits}f}"
     return middle if len(values) == 1 else f"{middle} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that `share` of all values do not exceed."""
+    """Return the value that `share` of all values do not exceed."""
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]

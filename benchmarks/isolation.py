@@ -1,6 +1,6 @@
-"""What a sink that is dead costs the others: their latency, and memory. And what events that fail cost those that do not.
+"""The cost of a dead sink for the other sinks, in latency and memory; the cost of failing events for all other events.
 
-Dead means that nobody listens at its address. It has a backlog when the measurement begins, as after an hour at 30 events/s.
+Nobody listens at the address of a dead sink. It begins with a backlog, as after an hour at 30 events/s.
 """
 
 import math
@@ -14,38 +14,29 @@ from typing import Final
 from benchmarks.backlog import fill
 from benchmarks.events import NAMESPACE
 from benchmarks.figures import Figure, Sizes, percentile, spread
-from benchmarks.processes import bridge, receiver, sender
+from benchmarks.processes import ACCEPTED, DELIVERED, bridge, receiver, sender
+from bridge.field_types import MEBIBYTE
 
 _RATE: Final = 1000
 _LIVE: Final[Mapping[str, Mapping[str, object]]] = {"live": {"type": "stdout"}}
 _DEAD: Final[Mapping[str, Mapping[str, object]]] = {
     "dead": {"type": "webhook", "url": "http://127.0.0.1:9/", "backoff": {"first": "60s"}}
 }
-"""Nobody listens on the port of the discard service. After an hour, a sink that is away is tried about twice a minute."""
-
-_HOUR: Final = 108_000
-_DAYS_SHARE: Final = 2.6
-"""A day at 30 events/s is 2.6 million events; the dedup window holds one million."""
+"""Nobody listens on the port of the discard service. After an hour, an unreachable sink is tried about twice a minute."""
 
 _FAILING: Final = 50
-_REQUEST_SHARE: Final = 50
-"""Requests take longer than lines; so many times fewer are enough."""
-
-_MEBIBYTE: Final = 1 << 20
-_ACCEPTED: Final = "event_bridge_events_accepted_total"
-_DELIVERED: Final = "event_bridge_sink_events_delivered_total"
 _PENDING: Final = "event_bridge_sink_pending_events"
-_RETRYING: Final = "event_bridge_sink_retry_events"
 
 
 def isolation(sizes: Sizes) -> list[Figure]:
-    """Measure all of it."""
-    return [*_latency(sizes), _memory(int(sizes.window * _DAYS_SHARE)), *_failures(sizes)]
+    """Measure latency, memory and failing events."""
+    # A day at 30 events/s is 2.6 million events; the dedup window holds one million.
+    return [*_latency(sizes), _memory(int(sizes.window * 2.6)), *_failures(sizes)]
 
 
 def _latency(sizes: Sizes) -> list[Figure]:
-    events, backlog = max(1, int(sizes.seconds * _RATE)), min(_HOUR, sizes.window)
-    # In turn, so that whatever else the machine does hits both.
+    events, backlog = max(1, int(sizes.seconds * _RATE)), min(108_000, sizes.window)
+    # In turn, so that other load on the machine affects both.
     pairs = [(_p99(events, backlog, dead=False), _p99(events, backlog, dead=True)) for _ in range(sizes.rounds)]
     alone, beside = zip(*pairs, strict=True)
     change = (median(beside) / median(alone) - 1) * 100
@@ -75,7 +66,7 @@ def _p99(events: int, backlog: int, *, dead: bool) -> float:
 
 
 def _memory(events: int) -> Figure:
-    """How much memory grows between a tenth of the events and all of them, with a dedup window that is full by then."""
+    """Measure the growth of memory from a tenth of the events, when the dedup window is full, to all of them."""
     with tempfile.TemporaryDirectory() as directory, sender(f"--events={events}") as (source, url):
         journal = {"max_bytes": "4GiB", "dedup": {"max_events": max(1, events // 100)}}
         streams = {NAMESPACE: {"url": url}}
@@ -84,19 +75,19 @@ def _memory(events: int) -> Figure:
             source.go()
             resident: list[int] = []
             for tenth in range(1, 11):
-                running.wait_for(_DELIVERED, events * tenth // 10)
+                running.wait_for(DELIVERED, events * tenth // 10)
                 resident.append(running.resident_bytes())
             source.answer()
             metrics = running.metrics()
-    if metrics[_ACCEPTED] != events or metrics[_PENDING] != events:
-        raise RuntimeError(f"{events} events were sent; the books say: {metrics}")
-    first, most = resident[0] / _MEBIBYTE, max(resident) / _MEBIBYTE
+    if metrics[ACCEPTED] != events or metrics[_PENDING] != events:
+        raise RuntimeError(f"{events} events were sent; the counters are: {metrics}")
+    first, most = resident[0] / MEBIBYTE, max(resident) / MEBIBYTE
     what = f"Memory after a tenth of {events:,} events of a dead sink → at most until the last, MiB"
     return Figure(what, f"{first:.1f} → {most:.1f}", "10 more at most")
 
 
 def _failures(sizes: Sizes) -> list[Figure]:
-    events = sizes.events // _REQUEST_SHARE
+    events = sizes.events // 50  # Requests take longer than lines.
     pairs = [(_requests(events, failing=0), _requests(events, failing=_FAILING)) for _ in range(sizes.rounds)]
     sound, mixed = zip(*pairs, strict=True)
     change = (median(mixed) / median(sound) - 1) * 100
@@ -109,13 +100,13 @@ def _failures(sizes: Sizes) -> list[Figure]:
 
 
 def _requests(events: int, *, failing: int) -> float:
-    """Events per second until all are delivered but those that fail, which are tried again meanwhile."""
+    """Return the events per second until all that do not fail are delivered; the others are retried meanwhile."""
     with (
         tempfile.TemporaryDirectory() as directory,
         receiver("webhook", f"--events={events}", f"--failing={failing}") as hook,
         sender(f"--events={events}") as (source, url),
     ):
-        # So many may wait for a retry that the sink is not taken for one that is down.
+        # max_pending is so high that the sink is never paused.
         retry = {"first_delay": "1s", "max_pending": events}
         sink = {"type": "webhook", "url": f"http://127.0.0.1:{hook.answer()['port']}/", "ordering": "none", "retry": retry}
         with bridge(Path(directory), {NAMESPACE: {"url": url}}, {"hook": sink}) as running:
@@ -124,11 +115,11 @@ def _requests(events: int, *, failing: int) -> float:
             first = float(source.answer()["first"])
             last = running.wait_until(
                 "only what failed is pending",
-                lambda now: now.get(_ACCEPTED) == events and now[_PENDING] == now[_RETRYING],
+                lambda now: now.get(ACCEPTED) == events and now[_PENDING] == now["event_bridge_sink_retry_events"],
             )
-            delivered = running.metrics()[_DELIVERED]
+            delivered = running.metrics()[DELIVERED]
     expected = events / failing if failing else 0
-    # Checksums are as good as chance: five deviations, and a bit.
+    # The receiver picks by checksum, which is close to random: allow five standard deviations.
     if abs(events - delivered - expected) > 5 * math.sqrt(expected) + bool(failing):
         raise RuntimeError(f"of {events} events {events - delivered} were not delivered, not about {expected:.0f}")
     return delivered / (last - first)

@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""The machine of the measurement."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ from benchmarks.figures import Figure, Sizes, percentile, spread
 
 
 def machine(sizes: Sizes) -> list[Figure]:
-    """Describe it: cores, versions, how fast the disk syncs, what else is going on."""
+    """Describe it: cores, versions, speed of a thread and of the disk, load."""
     load = os.getloadavg()
     return [
         Figure("Date", f"{datetime.now(UTC):%Y-%m-%d}"),
@@ -35,7 +35,7 @@ def _processor() -> str:
 
 
 def _loop_times(count: int) -> list[float]:
-    """How fast one thread is: what is shared with others changes from hour to hour, and from machine to machine."""
+    """Return the milliseconds of a loop in one thread: on a shared machine they change from hour to hour."""
     milliseconds: list[float] = []
     for _ in range(count):
         began = time.perf_counter()

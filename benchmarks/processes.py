@@ -1,4 +1,4 @@
-"""The processes of a run: the bridge as everybody starts it, a sender, a receiver. Each is ended with its `with` block."""
+"""The processes of a run: `event-bridge run`, a sender, a receiver. Each ends with its `with` block."""
 
 import http.client
 import json
@@ -19,33 +19,33 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 _ROOT: Final = Path(__file__).parent.parent
-_COMMAND: Final = Path(sys.executable).with_name("event-bridge")
-_LISTENS: Final = re.compile(r'"http": "http://127.0.0.1:(\d+)"')
-_PATIENCE: Final = 60.0
-"""Seconds that anything may take; what takes longer has failed."""
+_TIMEOUT_SECONDS: Final = 60.0
+
+ACCEPTED: Final = "event_bridge_events_accepted_total"
+DELIVERED: Final = "event_bridge_sink_events_delivered_total"
 
 
 class Helper:
-    """A sender or a receiver: it answers with lines of JSON."""
+    """A sender or a receiver; it writes lines of JSON to its standard output."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
 
     def go(self) -> None:
-        """Let a sender begin."""
+        """Make a sender begin."""
         assert self._process.stdin
         self._process.stdin.write(b"go\n")
 
     def answer(self) -> dict[str, Any]:
-        """Wait for the next line.
+        """Return the next line, decoded.
 
         Raises:
             TimeoutError: None came.
-            RuntimeError: It tells that not every event arrived once.
+            RuntimeError: It reports that events are missing or arrived twice.
         """
         output = self._process.stdout
         assert output
-        if not select.select([output], [], [], _PATIENCE)[0]:
+        if not select.select([output], [], [], _TIMEOUT_SECONDS)[0]:
             raise TimeoutError(f"no answer from {self._process.args!r}")
         answer: dict[str, Any] = json.loads(output.readline() or "null") or {}
         if answer.get("missing"):
@@ -54,13 +54,13 @@ class Helper:
 
 
 class Bridge(NamedTuple):
-    """A bridge that runs.
+    """A running bridge.
 
     Attributes:
         process: Its process.
-        port: Where it answers HTTP.
-        log: Where its log goes.
-        startup: Seconds from its start to its first answer.
+        port: Its HTTP port.
+        log: Its log file.
+        startup: Seconds from its start to its first HTTP response.
     """
 
     process: psutil.Process
@@ -69,7 +69,7 @@ class Bridge(NamedTuple):
     startup: float
 
     def metrics(self) -> dict[str, float]:
-        """Its metrics, each summed over its labels."""
+        """Return its metrics, each summed over its labels."""
         totals: dict[str, float] = {}
         for family in text_string_to_metric_families(_get(self.port, "/metrics").decode()):
             for sample in family.samples:
@@ -80,17 +80,17 @@ class Bridge(NamedTuple):
         """Wait until a metric has reached a value; return the monotonic time at which it was seen.
 
         Raises:
-            RuntimeError: It did not; the text says where the bridge stands.
+            RuntimeError: It did not; the text has the counters and the log.
         """
         return self.wait_until(f"{metric} is {value:g}", lambda metrics: metrics.get(metric, 0.0) >= value, pause)
 
     def wait_until(self, what: str, is_so: Callable[[Mapping[str, float]], bool], pause: float = 0.02) -> float:
-        """Wait until the metrics say something; return the monotonic time at which it was seen.
+        """Wait until a condition on the metrics holds; return the monotonic time at which it was seen.
 
         Raises:
-            RuntimeError: They do not; the text says where the bridge stands.
+            RuntimeError: It does not; the text has the counters and the log.
         """
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _TIMEOUT_SECONDS
         while not is_so(metrics := self.metrics()):
             if time.monotonic() > deadline:
                 counters = {name: count for name, count in metrics.items() if "events" in name}
@@ -99,39 +99,39 @@ class Bridge(NamedTuple):
         return time.monotonic()
 
     def wait_until_ready(self) -> None:
-        """Wait until it accepts events: its streams are connected, and it knows what it has seen before.
+        """Wait until a stream is connected and the dedup window is loaded.
 
         Raises:
-            RuntimeError: It does not.
+            RuntimeError: That took too long.
         """
         self.wait_for("event_bridge_stream_connected", 1)
         self.wait_until("it is ready", lambda _: _answers(self.port, "/readyz"))
 
     def cpu_seconds(self) -> float:
-        """What it has used of all cores so far."""
+        """Return the CPU time of all its threads so far."""
         times = self.process.cpu_times()
         return float(times.user + times.system)
 
     def resident_bytes(self) -> int:
-        """How much memory it has now."""
+        """Return its resident memory."""
         return int(self.process.memory_info().rss)
 
     def peak_bytes(self) -> int:
-        """How much memory it had at most."""
+        """Return the peak of its resident memory."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 @contextmanager
 def sender(*options: str) -> Iterator[tuple[Helper, str]]:
-    """A sender and its URL."""
+    """Run a sender; yield it and its URL."""
     with _helper("benchmarks.sender", *options) as helper:
         yield helper, f"ws://127.0.0.1:{helper.answer()['port']}"
 
 
 @contextmanager
 def receiver(*options: str, stdin: int | IO[bytes] | None = None) -> Iterator[Helper]:
-    """A receiver; it reads its standard input from `stdin`."""
+    """Run a receiver that reads its standard input from `stdin`."""
     with _helper("benchmarks.receiver", *options, stdin=stdin) as helper:
         yield helper
 
@@ -144,7 +144,7 @@ def bridge(
     stdout: int | None = None,
     journal: Mapping[str, object] | None = None,
 ) -> Iterator[Bridge]:
-    """`event-bridge run`, with its journal in a directory, from the moment at which it answers; `stdout` is a descriptor."""
+    """Run `event-bridge run` with its journal in a directory; yield it when it answers HTTP. `stdout` is a descriptor."""
     config, log = directory / "bridge.yaml", directory / "stderr.log"
     settings = {
         "journal": {"path": str(directory / "journal.db"), "durability": "full", **(journal or {})},
@@ -154,14 +154,14 @@ def bridge(
         "sinks": {name: {"start_at": "earliest", **sink} for name, sink in sinks.items()},
     }
     config.write_text(yaml.safe_dump(settings))
-    command: Sequence[str | Path] = [_COMMAND, "run", "--config", config]
+    command: Sequence[str | Path] = [Path(sys.executable).with_name("event-bridge"), "run", "--config", config]
     began = time.monotonic()
     with log.open("wb") as errors:
         output = subprocess.DEVNULL if stdout is None else stdout
         process = subprocess.Popen(command, stdout=output, stderr=errors, env={"PATH": os.defpath}, cwd=directory)
     try:
         while (port := _port(log)) is None or not _answers(port):
-            if process.poll() is not None or time.monotonic() - began > _PATIENCE:
+            if process.poll() is not None or time.monotonic() - began > _TIMEOUT_SECONDS:
                 raise RuntimeError(f"the bridge does not run: {log.read_text()}")
             time.sleep(0.005)
         yield Bridge(psutil.Process(process.pid), port, log, time.monotonic() - began)
@@ -182,16 +182,16 @@ def _helper(module: str, *options: str, stdin: int | IO[bytes] | None = subproce
 def _end(process: "subprocess.Popen[bytes]") -> None:
     process.terminate()
     try:
-        process.wait(_PATIENCE)
+        process.wait(_TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
 
 
 def _port(log: Path) -> int | None:
-    """Where the bridge answers HTTP, as soon as its log tells."""
-    found = _LISTENS.search(log.read_text())
-    return int(found[1]) if found else None
+    """Return the HTTP port of the bridge, or None until it is logged."""
+    address = re.search(r'"http": "http://127.0.0.1:(\d+)"', log.read_text())
+    return int(address[1]) if address else None
 
 
 def _answers(port: int, path: str = "/healthz") -> bool:
@@ -203,7 +203,7 @@ def _answers(port: int, path: str = "/healthz") -> bool:
 
 
 def _get(port: int, path: str) -> bytes:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT_SECONDS)
     try:
         connection.request("GET", path)
         response = connection.getresponse()

@@ -1,10 +1,10 @@
-"""A process that takes what the bridge delivers, and tells how much and how late.
+"""A process that receives the events that the bridge delivers, and reports their count and latency.
 
     python -m benchmarks.receiver pipe --events 500000      # JSON lines on standard input
     python -m benchmarks.receiver webhook --events 10000    # JSON arrays by POST; its port goes to standard output first
 
-When all events are there, it writes one line of JSON: how many are missing after all, the monotonic time of the last, in
-seconds, and with --latency the milliseconds that each took. Lateness is told by the uuid (`benchmarks.events`).
+When all events have arrived, it writes one line of JSON: the number of missing events, the monotonic time of the last one
+in seconds, and with --latency the milliseconds that each took, which its uuid shows (`benchmarks.events`).
 """
 
 import argparse
@@ -21,16 +21,14 @@ from typing import Final
 from benchmarks.events import stamp_of
 
 _UUID: Final = re.compile(rb'"uuid":"([0-9a-f-]{36})"')
-_ROOM: Final = 1 << 20
-_NANOSECONDS: Final = 1e9
 
 
 class Tally:
-    """What has arrived.
+    """Counts the events that arrive.
 
     Args:
-        events: How many are expected.
-        latency: Whether the uuids tell when their events were sent.
+        events: The number of expected events.
+        latency: Whether the uuids hold the time of sending.
     """
 
     def __init__(self, events: int, *, latency: bool) -> None:
@@ -42,18 +40,18 @@ class Tally:
         self._lock = threading.Lock()
 
     def add(self, lines: bytes, count: int) -> None:
-        """These bytes, with so many events in them, are here now."""
+        """Count `count` events, which arrived in `lines`."""
         now = time.monotonic_ns()
         with self._lock:
             if self._latency:
                 self._milliseconds += [(now - stamp_of(identity)) / 1e6 for identity in _UUID.findall(lines)]
             self._missing -= count
-            self._last = now / _NANOSECONDS
+            self._last = now / 1e9
             if self._missing <= 0:
                 self.complete.set()
 
     def report(self) -> None:
-        """Write down the result."""
+        """Write the result to standard output."""
         print(json.dumps({"missing": self._missing, "last": self._last, "milliseconds": self._milliseconds}), flush=True)
 
 
@@ -75,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _read_pipe(tally: Tally) -> None:
     rest = b""
-    while not tally.complete.is_set() and (data := os.read(0, _ROOM)):
+    while not tally.complete.is_set() and (data := os.read(0, 1 << 20)):
         lines, newline, rest_of_data = data.rpartition(b"\n")
         tally.add(rest + lines, data.count(b"\n"))
         rest = rest_of_data if newline else rest + data
@@ -95,7 +93,7 @@ def _serve(tally: Tally, failing: int) -> None:
                 return
             self.send_response_only(204)
             self.end_headers()
-            # Only now: an event has arrived when its arrival was acknowledged.
+            # After the response: an event has arrived when it is acknowledged.
             tally.add(body, body.count(b'"uuid":"'))
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Request)

@@ -1,4 +1,4 @@
-"""A start with a million events pending: when the first of them is delivered, and what it takes to deliver all."""
+"""A start with a million events pending: time to the first delivery, rate and memory until all are delivered."""
 
 import os
 import shutil
@@ -6,20 +6,16 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Final
 
 from benchmarks.backlog import fill
 from benchmarks.events import NAMESPACE
 from benchmarks.figures import Figure, Sizes, spread
-from benchmarks.processes import bridge, sender
-
-_MEBIBYTE: Final = 1 << 20
-_READ: Final = 1 << 20
-_DELIVERED: Final = "event_bridge_sink_events_delivered_total"
+from benchmarks.processes import DELIVERED, bridge, sender
+from bridge.field_types import MEBIBYTE
 
 
 class _Reader(threading.Thread):
-    """Takes what comes through a pipe.
+    """Reads a pipe.
 
     Attributes:
         first: The monotonic time of the first byte.
@@ -31,8 +27,8 @@ class _Reader(threading.Thread):
         self._descriptor = descriptor
 
     def run(self) -> None:
-        """Read until everybody has closed the other end."""
-        while os.read(self._descriptor, _READ):
+        """Read until the other end is closed."""
+        while os.read(self._descriptor, 1 << 20):
             self.first = self.first or time.monotonic()
 
 
@@ -50,7 +46,7 @@ def restart(sizes: Sizes) -> list[Figure]:
 
 
 def _round(events: int, journal: Path) -> tuple[float, float, float]:
-    """Seconds from the start of the process to the first delivery, events per second, MiB at the peak."""
+    """Return the seconds from the start of the process to the first delivery, events per second, and the peak in MiB."""
     read_end, write_end = os.pipe()
     with (
         os.fdopen(read_end, "rb") as output,
@@ -63,8 +59,8 @@ def _round(events: int, journal: Path) -> tuple[float, float, float]:
         reader.start()
         began = time.monotonic()
         with bridge(Path(directory), {NAMESPACE: {"url": url}}, {"out": {"type": "stdout"}}, pipe.fileno()) as running:
-            last = running.wait_for(_DELIVERED, events, pause=0.1)
-            peak = running.peak_bytes() / _MEBIBYTE
+            last = running.wait_for(DELIVERED, events, pause=0.1)
+            peak = running.peak_bytes() / MEBIBYTE
         pipe.close()
         reader.join()
         return reader.first - began, events / (last - reader.first), peak

@@ -1,11 +1,11 @@
-"""A process that is a Stream API server and sends as fast as anybody can take it, or at a rate.
+"""A process that is a Stream API server, and sends at full speed or at a rate.
 
     python -m benchmarks.sender --events 500000            # made in memory before the first connection is accepted
-    python -m benchmarks.sender --events 10000 --rate 1000 # made one by one, so that their uuids tell when
+    python -m benchmarks.sender --events 10000 --rate 1000 # made one by one: their uuids hold the time
 
-It writes its port to standard output as JSON, then waits for connections. Events go to the first one, when a line arrives on
-standard input; the times of the first and the last byte (monotonic, in seconds) are written when all is sent. It answers
-pings until it is terminated.
+It writes its port to standard output as JSON, then waits for connections. It sends the events to the first connection when a
+line arrives on standard input, then writes the monotonic times of the first and the last byte in seconds. It answers pings
+until it is terminated.
 """
 
 import argparse
@@ -18,13 +18,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final
 
 from benchmarks.events import frames_in_chunks, stamped_event
 from bridge.frames import PING, PONG, TEXT, FrameReader, encode
-
-_MAGIC: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_LARGEST_PING: Final = 1 << 16
 
 
 def main() -> None:
@@ -51,12 +47,12 @@ def _serve(connection: socket.socket, send: Callable[[socket.socket], None]) -> 
 
 
 def _shake_hands(connection: socket.socket) -> None:
-    """The server's part (RFC 6455, section 4.2), for a client that is known to be right."""
+    """Do the server's part (RFC 6455, section 4.2); the client's request is not checked."""
     request = b""
     while b"\r\n\r\n" not in request:
         request += connection.recv(4096)
     key = next(line.split(b": ", 1)[1] for line in request.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key: "))
-    accept = base64.b64encode(hashlib.sha1(key + _MAGIC).digest())
+    accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
     connection.sendall(
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
@@ -87,11 +83,11 @@ def _paced(events: int, rate: float) -> Callable[[socket.socket], None]:
 
 
 def _nothing(_: socket.socket) -> None:
-    """What later connections get."""
+    """Send nothing: all connections but the first."""
 
 
 def _answer_pings(connection: socket.socket) -> None:
-    reader = FrameReader(_LARGEST_PING, masked=True)
+    reader = FrameReader(1 << 16, masked=True)
     while data := connection.recv(4096):
         for control in reader.feed(data).controls:
             if control.opcode == PING:

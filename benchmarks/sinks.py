@@ -1,6 +1,6 @@
-"""How many events per second go from the socket through the journal to where they are acknowledged: brokers, and all at once.
+"""Events per second from the socket through the journal until brokers acknowledge them: each by itself, and all at once.
 
-The brokers are real and run on this machine, with everything else. Where one can't be started, the figure says why.
+The brokers are real and run on the same machine. If one can't be started, the figure says why.
 """
 
 import tempfile
@@ -13,13 +13,11 @@ from typing import Final, NamedTuple
 
 from benchmarks.events import NAMESPACE
 from benchmarks.figures import Figure, Sizes, spread
-from benchmarks.processes import bridge, receiver, sender
+from benchmarks.processes import DELIVERED, bridge, receiver, sender
 from tests.support import kafka_broker, mosquitto
 
-_DELIVERED: Final = "event_bridge_sink_events_delivered_total"
-_POLL: Final = 0.05
+_POLL_SECONDS: Final = 0.05
 """See `benchmarks.throughput`."""
-_PATIENCE: Final = 30.0
 
 _Sink = Mapping[str, object]
 
@@ -79,7 +77,7 @@ def _to_all(events: int, brokers: _Brokers) -> _Rate:
 
 
 def _run(events: int, everywhere: Mapping[str, _Sink]) -> _Rate:
-    """Send, and wait until every sink says that all is acknowledged."""
+    """Send, and wait until every sink has delivered all events."""
     with (
         tempfile.TemporaryDirectory() as directory,
         sender(f"--events={events}") as (source, url),
@@ -90,15 +88,15 @@ def _run(events: int, everywhere: Mapping[str, _Sink]) -> _Rate:
         cpu = running.cpu_seconds()
         source.go()
         first = float(source.answer()["first"])
-        last = running.wait_for(_DELIVERED, events * len(everywhere), _POLL)
+        last = running.wait_for(DELIVERED, events * len(everywhere), _POLL_SECONDS)
         used = running.cpu_seconds() - cpu
-        _compare("the bridge", int(running.metrics()[_DELIVERED]), events * len(everywhere))
+        _compare("the bridge", int(running.metrics()[DELIVERED]), events * len(everywhere))
     return _Rate(events / (last - first), used / events * 1e6)
 
 
 @contextmanager
 def _kafka(events: int, brokers: _Brokers) -> Iterator[_Sink]:
-    """A sink for a topic of its own, which has everything in the end, by its offsets."""
+    """Yield a sink with its own topic; then check the number of records by offsets."""
     topic, address = f"bench-{uuid.uuid4().hex[:8]}", brokers.kafka.address()
     kafka_broker.create_topic(address, topic)
     yield {"type": "kafka", "bootstrap_servers": address, "topic": topic}
@@ -107,35 +105,35 @@ def _kafka(events: int, brokers: _Brokers) -> Iterator[_Sink]:
 
 @contextmanager
 def _mqtt(events: int, brokers: _Brokers) -> Iterator[_Sink]:
-    """A sink that publishes nothing but events, so that the broker's count can be compared in the end."""
+    """Yield a sink that publishes only events; then check the broker's count."""
     before = _published(brokers.mqtt)
     yield {"type": "mqtt", "url": brokers.mqtt.url, "availability_topic": None}
-    deadline = time.monotonic() + _PATIENCE
-    # It counts once a second.
+    deadline = time.monotonic() + 30.0
+    # The broker counts once a second.
     while (got := _published(brokers.mqtt) - before) < events and time.monotonic() < deadline:
-        time.sleep(_POLL)
+        time.sleep(_POLL_SECONDS)
     _compare("MQTT", got, events)
 
 
 @contextmanager
 def _webhook(events: int) -> Iterator[_Sink]:
-    """A sink for a receiver that says in the end whether anything is missing."""
+    """Yield a sink for a receiver; then check that no event is missing."""
     with receiver("webhook", f"--events={events}") as hook:
         yield {"type": "webhook", "url": f"http://127.0.0.1:{hook.answer()['port']}/", "format": "batch"}
         hook.answer()
 
 
 def _published(broker: mosquitto.Mosquitto) -> int:
-    """How many publications a broker has received."""
+    """Return the number of publications that a broker has received."""
     topic = "$SYS/broker/publish/messages/received"
     return int(broker.retained(topic)[topic]["payload"])
 
 
 def _compare(who: str, count: int, events: int) -> None:
-    """Make sure that everything is where it should be.
+    """Check the number of events.
 
     Raises:
-        RuntimeError: It is not, so that the figure would mean nothing.
+        RuntimeError: It is wrong, and the figure would mean nothing.
     """
     if count != events:
         raise RuntimeError(f"{who} has {count} events, it should have {events}")

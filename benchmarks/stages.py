@@ -1,4 +1,4 @@
-"""What each stage costs by itself, in this process and one thread: microseconds per event."""
+"""Cost of each stage by itself, in this process and one thread: microseconds per event."""
 
 import os
 import tempfile
@@ -22,17 +22,17 @@ from tests.support.journal_work import read
 
 _T = TypeVar("_T")
 
-_READ: Final = 1 << 18
-_BATCH: Final = 730
-"""What one read of a busy socket brings."""
+_READ_BYTES: Final = 1 << 18
+_BATCH_EVENTS: Final = 730
+"""Events of one read of a busy socket."""
 
 _DELIVERY: Final = (1000, 1 << 20)
 """Events and bytes of one delivery, as by default."""
 
 
 def stages(sizes: Sizes) -> list[Figure]:
-    """Measure all."""
-    few = max(_BATCH, sizes.stage_events // 50)
+    """Measure all stages."""
+    few = max(_BATCH_EVENTS, sizes.stage_events // 50)
     runs: list[tuple[str, Callable[[], float]]] = [
         ("frames: take messages out of 256 KiB reads", lambda: _frames(sizes.stage_events)),
         ("for comparison: recv() of websocket-client", lambda: _library(sizes.stage_events)),
@@ -40,7 +40,7 @@ def stages(sizes: Sizes) -> list[Figure]:
         ("normalize: events that must be rewritten", lambda: _normalize(_noncanonical_events(sizes.stage_events))),
         ("journal: append, 1 event per commit", lambda: _append(few, 1)),
         ("journal: append, 100 events per commit", lambda: _append(sizes.stage_events, 100)),
-        (f"journal: append, {_BATCH} events per commit", lambda: _append(sizes.stage_events, _BATCH)),
+        (f"journal: append, {_BATCH_EVENTS} events per commit", lambda: _append(sizes.stage_events, _BATCH_EVENTS)),
         ("journal: read and settle", lambda: _read_and_settle(sizes.stage_events)),
         ("stdout sink, /dev/null", lambda: _deliver(sizes.stage_events)),
     ]
@@ -49,7 +49,7 @@ def stages(sizes: Sizes) -> list[Figure]:
 
 def _frames(count: int) -> float:
     data = b"".join(encode(TEXT, event) for event in canonical_events(count))
-    pieces = [data[start : start + _READ] for start in range(0, len(data), _READ)]
+    pieces = [data[start : start + _READ_BYTES] for start in range(0, len(data), _READ_BYTES)]
     reader = FrameReader(1_000_000)
     began = time.perf_counter()
     taken = sum(len(reader.feed(piece).messages) for piece in pieces)
@@ -57,7 +57,7 @@ def _frames(count: int) -> float:
 
 
 def _library(count: int) -> float:
-    """The same by the library's own means, at its best: without its check of UTF-8. System calls included."""
+    """Do the same by websocket-client, at its fastest: without its check of UTF-8. System calls are included."""
     with sender(f"--events={count}") as (source, url):
         web = websocket.create_connection(url, skip_utf8_validation=True, http_no_proxy=["127.0.0.1"])
         source.go()
@@ -71,7 +71,7 @@ def _library(count: int) -> float:
 def _normalize(events: Sequence[bytes]) -> float:
     began = time.perf_counter()
     good = 0
-    for batch in _chunks(events, _BATCH):
+    for batch in _chunks(events, _BATCH_EVENTS):
         reception = _reception()
         good += sum(isinstance(normalize(event, reception, 1_000_000), Event) for event in batch)
     return _microseconds(began, good, len(events))
@@ -91,7 +91,7 @@ def _append(count: int, size: int) -> float:
 def _read_and_settle(count: int) -> float:
     with tempfile.TemporaryDirectory() as directory:
         journal = _journal(directory)
-        for batch in _batches(count, _BATCH):
+        for batch in _batches(count, _BATCH_EVENTS):
             journal.append(batch)
         began = time.perf_counter()
         got = 0
@@ -117,10 +117,10 @@ def _deliver(count: int) -> float:
 
 
 def _microseconds(began: float, done: int, expected: int) -> float:
-    """Microseconds per event since then.
+    """Return the microseconds per event since `began`.
 
     Raises:
-        RuntimeError: Not everything was done, so that the figure would mean nothing.
+        RuntimeError: Not all events were processed, and the figure would mean nothing.
     """
     seconds = time.perf_counter() - began
     if done != expected:
@@ -129,7 +129,7 @@ def _microseconds(began: float, done: int, expected: int) -> float:
 
 
 def _noncanonical_events(count: int) -> list[bytes]:
-    """Events as of 2015: an offset instead of a Z."""
+    """Return events as of 2015: with an offset instead of a Z."""
     return [event.replace(b'Z"}', b'+00:00"}') for event in canonical_events(count)]
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks run, and what they say makes sense; how fast things are is not tested."""
+"""The benchmarks run and report sensible figures; speed is not tested."""
 
 import os
 import re
@@ -38,7 +38,7 @@ def bench(*arguments: str, path: str = os.environ["PATH"]) -> "subprocess.Comple
 
 
 def rows(markdown: str) -> list[tuple[str, list[float]]]:
-    """What was measured, and the numbers of its figure."""
+    """Return each measurement and the numbers of its figure."""
     lines = [line.strip("|").split("|") for line in markdown.splitlines()]
     assert [cell.strip() for cell in lines[0]] == ["What", "Figure", "Target"]
     return [(what.strip(), [float(n.replace(",", "")) for n in _NUMBER.findall(figure)]) for what, figure, _ in lines[2:]]

@@ -1,4 +1,4 @@
-"""How many events per second the whole program takes: socket, journal with full durability, standard output."""
+"""Events per second of the whole program: socket, journal with full durability, standard output."""
 
 import os
 import socket
@@ -9,14 +9,12 @@ from typing import Final, NamedTuple
 
 from benchmarks.events import NAMESPACE, canonical_events
 from benchmarks.figures import Figure, Sizes, spread
-from benchmarks.processes import Bridge, Helper, bridge, receiver, sender
+from benchmarks.processes import DELIVERED, Bridge, Helper, bridge, receiver, sender
+from bridge.field_types import MEBIBYTE
 from bridge.frames import TEXT, encode
 
-_TARGET: Final = "≥ 150,000"
-_MEBIBYTE: Final = 1 << 20
-_DELIVERED: Final = "event_bridge_sink_events_delivered_total"
-_POLL: Final = 0.05
-"""Seconds between scrapes of a bridge under load; its rate is understated by half of this at most."""
+_POLL_SECONDS: Final = 0.05
+"""Pause between scrapes of a bridge under load; its rate is understated by half of this at most."""
 
 
 class _Run(NamedTuple):
@@ -26,12 +24,12 @@ class _Run(NamedTuple):
 
 
 def throughput(sizes: Sizes) -> list[Figure]:
-    """Measure it, with standard output thrown away and with a pipe that another process reads."""
+    """Measure it with standard output discarded and with a pipe that another process reads."""
     figures = [Figure("The sender by itself, events/s", spread([_sender_alone(sizes.events) for _ in range(sizes.rounds)]))]
     for output, run in (("/dev/null", _to_null), ("a pipe with a reader", _to_pipe)):
         runs = [run(sizes.events) for _ in range(sizes.rounds)]
         figures += [
-            Figure(f"Stream → journal → {output}, events/s", spread([run.rate for run in runs]), _TARGET),
+            Figure(f"Stream → journal → {output}, events/s", spread([run.rate for run in runs]), "≥ 150,000"),
             Figure("… CPU of the bridge per event, all threads, µs", spread([run.cpu_microseconds for run in runs], 2)),
             Figure("… memory of the bridge at the end, MiB", spread([run.resident_mebibytes for run in runs])),
         ]
@@ -44,7 +42,7 @@ def _to_null(events: int) -> _Run:
         sender(f"--events={events}") as (source, url),
         bridge(Path(directory), {NAMESPACE: {"url": url}}, {"out": {"type": "stdout"}}) as running,
     ):
-        return _measure(events, source, running, lambda: running.wait_for(_DELIVERED, events, _POLL))
+        return _measure(events, source, running, lambda: running.wait_for(DELIVERED, events, _POLL_SECONDS))
 
 
 def _to_pipe(events: int) -> _Run:
@@ -61,23 +59,23 @@ def _to_pipe(events: int) -> _Run:
 
 
 def _measure(events: int, source: Helper, running: Bridge, wait_for_last: Callable[[], float]) -> _Run:
-    """Let the sender go, and look at the bridge before and after."""
+    """Start the sender, and measure the bridge before and after."""
     running.wait_for("event_bridge_stream_connected", 1)
     cpu = running.cpu_seconds()
     source.go()
     first = float(source.answer()["first"])
     last = wait_for_last()
-    # Its own count must agree with what was sent and received.
-    running.wait_for(_DELIVERED, events)
+    # The bridge's own count must agree.
+    running.wait_for(DELIVERED, events)
     used = running.cpu_seconds() - cpu
-    delivered = running.metrics()[_DELIVERED]
+    delivered = running.metrics()[DELIVERED]
     if delivered != events:
         raise RuntimeError(f"{events} events were sent, the bridge says that it delivered {delivered:g}")
-    return _Run(events / (last - first), used / events * 1e6, running.resident_bytes() / _MEBIBYTE)
+    return _Run(events / (last - first), used / events * 1e6, running.resident_bytes() / MEBIBYTE)
 
 
 def _sender_alone(events: int) -> float:
-    """How fast it sends to somebody who does nothing with what comes."""
+    """Return the events per second that it sends to a reader that discards them."""
     left = events * len(encode(TEXT, canonical_events(1)[0]))
     room = bytearray(1 << 18)
     with sender(f"--events={events}") as (source, url):
