@@ -72,10 +72,10 @@ def _parse(text: str) -> Any:
         return yaml.load(text, _Loader)  # noqa: S506 - it is a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        position = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = _QUOTED.sub(_without_content, error.problem or "").removeprefix("but ")
         hint = "" if problem == _TWICE else "; text with special characters needs quotes"
-        raise ReadError(f"is not valid YAML{where}: {problem}{hint}") from None
+        raise ReadError(f"is not valid YAML{position}: {problem}{hint}") from None
     except yaml.YAMLError:
         raise ReadError("has control characters, which YAML does not allow") from None
     except RecursionError:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, Field, SecretStr
 
-from config.introspection import KeyPath, at, decode, keys_of, models_in, secrets_of
+from config.introspection import KeyPath, at, decode, keys_of, merged, models_in, secrets_of
 
 
 class Inner(BaseModel):
@@ -149,3 +149,29 @@ def test_the_type_at_a_path_is_found_even_where_nothing_stands() -> None:
     assert at(Outer, value, ("pets", "rex", "toys")).annotation == dict[str, int]
     assert at(Outer, value, ("pets", "none", "toys")).annotation == list[str]
     assert at(Outer, value, ("pets", "rex", "fur")).annotation is None
+
+
+def test_the_first_mapping_that_has_a_key_wins_it() -> None:
+    high, low = {"a": {"x": 1}, "b": [1], "c": None}, {"a": {"x": 2, "y": 3}, "b": [2, 3], "c": {"z": 4}, "d": 5}
+
+    assert merged([high, low]) == {"a": {"x": 1, "y": 3}, "b": [1], "c": None, "d": 5}
+    assert merged([low, high])["c"] == {"z": 4}
+    assert merged([]) == {}
+
+
+def test_a_merged_mapping_shares_no_mapping_with_those_it_is_made_of() -> None:
+    high: dict[str, Any] = {"a": {"x": {}}}
+    low: dict[str, Any] = {"a": {"y": {}}, "b": {"z": {}}}
+
+    result = merged([high, low])
+    for mapping in (result["a"], result["a"]["x"], result["a"]["y"], result["b"], result["b"]["z"]):
+        mapping["new"] = 1
+
+    assert (high, low) == ({"a": {"x": {}}}, {"a": {"y": {}}, "b": {"z": {}}})
+
+
+def test_a_type_of_a_stranger_that_can_not_be_hashed_is_taken_apart() -> None:
+    class Odd(BaseModel):
+        words: Annotated[list[str], {"of": "a stranger"}] = []
+
+    assert decode(Odd, {"words": "a,b"}, lambda *_: None, text=True) == {"words": ["a", "b"]}
