@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from benchmarks.events import NAMESPACE
 from benchmarks.figures import Figure, Sizes, spread
 from benchmarks.processes import DELIVERED, bridge, receiver, sender
-from tests.support import kafka_broker, mosquitto
+from tests.support.servers import kafka_broker, mosquitto
 
 _POLL_SECONDS: Final = 0.05
 """See `benchmarks.throughput`."""

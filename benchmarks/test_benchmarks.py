@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import kafka_broker, mosquitto
+from tests.support.servers import kafka_broker, mosquitto
 
 _ROOT = Path(__file__).parent.parent
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-BROKERS: Final = {"Kafka": "tests.support.kafka_broker", "MQTT": "tests.support.mosquitto"}
+BROKERS: Final = {"Kafka": "tests.support.servers.kafka_broker", "MQTT": "tests.support.servers.mosquitto"}
 """Kinds of brokers, and the modules that start them."""
 
 SLOW_FIRST: Final = ("e2e", "faults", "kafka", "contract", "mqtt")

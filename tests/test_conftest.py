@@ -55,7 +55,12 @@ def test_what_did_not_run_is_listed_by_reason_with_counts(tmp_path: Path, option
 @pytest.mark.parametrize("options", [[], PARALLEL], ids=["one process", "workers"])
 def test_it_says_on_what_the_tests_of_brokers_ran(tmp_path: Path, options: list[str]) -> None:
     def lines_of(**variables: str) -> list[str]:
-        return summary(tmp_path, *options, imports="import tests.support.kafka_broker, tests.support.mosquitto", **variables)
+        return summary(
+            tmp_path,
+            *options,
+            imports="import tests.support.servers.kafka_broker, tests.support.servers.mosquitto",
+            **variables,
+        )
 
     given = lines_of(EVENT_BRIDGE_TEST_KAFKA="kafka:9092", EVENT_BRIDGE_TEST_MQTT="broker:1883")
     own = lines_of(EVENT_BRIDGE_TEST_KAFKA="", EVENT_BRIDGE_TEST_MQTT="")

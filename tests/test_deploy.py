@@ -11,8 +11,8 @@ import psutil
 import pytest
 import yaml
 
-from tests.support import kafka_broker, mosquitto
 from tests.support.ports import free_port
+from tests.support.servers import kafka_broker, mosquitto
 
 ROOT: Final = Path(__file__).parent.parent
 FILE: Final = ROOT / "deploy" / "compose.test.yaml"

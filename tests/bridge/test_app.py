@@ -20,7 +20,7 @@ from config.load import ConfigError, load
 from config.rotation import ConfigReader
 from config.settings import Settings
 from sinks.stdout import StdoutSink
-from tests.support import kafka_broker
+from tests.support.servers import kafka_broker
 
 
 def settings_of(tmp_path: Path, **variables: str) -> Settings:

@@ -7,7 +7,7 @@ from pydantic import SecretStr
 
 from bridge.sink import SinkSettings, Unavailable
 from bridge.tls import shared_context, tls_context
-from tests.support.receiver import make_certificate
+from tests.support.servers.receiver import make_certificate
 
 
 class Files(SinkSettings):

@@ -28,8 +28,8 @@ from sinks.webhook.sink import WebhookSink
 from tests.contract.harness import Harness
 from tests.contract.mqtt_broker import Broker, Publish
 from tests.sinks.kafka import mock_kafka
-from tests.support import kafka_broker, mosquitto
-from tests.support.receiver import Receiver, Request, reply
+from tests.support.servers import kafka_broker, mosquitto
+from tests.support.servers.receiver import Receiver, Request, reply
 
 
 class StdoutPipe(Harness):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.harness import Bridge, Receiver, assert_books_balance, repeated, uuids, value
-from tests.support import dockerd
+from tests.support.servers import dockerd
 from tests.support.waiting import until
 
 CONTAINERS = 200

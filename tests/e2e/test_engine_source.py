@@ -18,7 +18,7 @@ from bridge.source import Ended, Read
 from bridge.sources.engine.events import EngineEvent, Identity, to_event
 from bridge.sources.engine.settings import EngineSettings
 from bridge.sources.engine.source import EngineSource
-from tests.support.dockerd import IMAGE, CuttableSocket, Dockerd, available, exits, idle
+from tests.support.servers.dockerd import IMAGE, CuttableSocket, Dockerd, available, exits, idle
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=str(available()))
 

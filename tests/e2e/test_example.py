@@ -23,9 +23,9 @@ from tests.e2e.harness import (
     uuids,
     value,
 )
-from tests.support import dockerd, kafka_broker, mosquitto
 from tests.support.ports import free_port
-from tests.support.receiver import Receiver
+from tests.support.servers import dockerd, kafka_broker, mosquitto
+from tests.support.servers.receiver import Receiver
 from tests.support.waiting import until
 
 EXAMPLE = Path(__file__).parent.parent.parent / "config" / "bridge.example.yaml"

@@ -21,8 +21,8 @@ from tests.e2e.harness import (
     uuids,
     value,
 )
-from tests.support import kafka_broker
-from tests.support.kafka_broker import Broker, create_topic, read_topic
+from tests.support.servers import kafka_broker
+from tests.support.servers.kafka_broker import Broker, create_topic, read_topic
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(kafka_broker.any_available() is not None, reason=str(kafka_broker.any_available()))

@@ -22,8 +22,8 @@ from tests.e2e.harness import (
     uuids,
     value,
 )
-from tests.support import mosquitto
-from tests.support.mosquitto import Certificates, Mosquitto, Subscriber, come_back, write_passwords
+from tests.support.servers import mosquitto
+from tests.support.servers.mosquitto import Certificates, Mosquitto, Subscriber, come_back, write_passwords
 from tests.support.waiting import until
 
 pytestmark = [

@@ -19,9 +19,9 @@ from tests.e2e.harness import (
     uuids,
     value,
 )
-from tests.support import kafka_broker, mosquitto
-from tests.support.kafka_broker import Broker, create_topic, read_topic
-from tests.support.mosquitto import Mosquitto, come_back, write_passwords
+from tests.support.servers import kafka_broker, mosquitto
+from tests.support.servers.kafka_broker import Broker, create_topic, read_topic
+from tests.support.servers.mosquitto import Mosquitto, come_back, write_passwords
 from tests.support.waiting import until
 
 MISSING = kafka_broker.available() or mosquitto.available()

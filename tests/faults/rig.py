@@ -15,8 +15,8 @@ from tests.faults import journal_file
 from tests.faults.oracle import Oracle
 from tests.faults.proxy import Proxy
 from tests.faults.witnesses import Hook, Reader, Told, kcat, mosquitto_sub
-from tests.support import kafka_broker, mosquitto
-from tests.support.mosquitto import Mosquitto
+from tests.support.servers import kafka_broker, mosquitto
+from tests.support.servers.mosquitto import Mosquitto
 from tests.support.waiting import until
 
 SINKS: Final = ("kafka", "mqtt", "webhook", "stdout")

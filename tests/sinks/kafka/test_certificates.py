@@ -13,9 +13,9 @@ from bridge.sink import Unavailable
 from sinks.kafka.settings import KafkaSettings
 from sinks.kafka.sink import KafkaSink
 from tests.contract.harness import make_entries
-from tests.support import kafka_broker
-from tests.support.kafka_broker import Broker, create_topic
-from tests.support.mosquitto import Certificates
+from tests.support.servers import kafka_broker
+from tests.support.servers.kafka_broker import Broker, create_topic
+from tests.support.servers.mosquitto import Certificates
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(kafka_broker.available() is not None, reason=str(kafka_broker.available()))

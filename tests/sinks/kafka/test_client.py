@@ -15,7 +15,7 @@ from sinks.kafka.sink import KafkaSink
 from tests.contract.harness import make_entries, make_entry
 from tests.sinks.kafka import mock_kafka
 from tests.sinks.kafka.mock_kafka import MockKafka
-from tests.support.kafka_broker import read_topic
+from tests.support.servers.kafka_broker import read_topic
 from tests.support.waiting import until
 
 pytestmark = [

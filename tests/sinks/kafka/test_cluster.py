@@ -17,8 +17,8 @@ from sinks.kafka.sink import KafkaSink
 from tests.contract.harness import make_entries
 from tests.sinks.kafka import mock_kafka
 from tests.sinks.kafka.mock_kafka import MockKafka
-from tests.support import kafka_broker
-from tests.support.kafka_broker import Broker, create_topic, read_topic
+from tests.support.servers import kafka_broker
+from tests.support.servers.kafka_broker import Broker, create_topic, read_topic
 from tests.support.waiting import until
 
 needs_mock = pytest.mark.skipif(mock_kafka.available() is not None, reason=str(mock_kafka.available()))

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from bridge.sink import Unavailable
 from sinks.kafka.settings import KafkaSettings, connection_options, producer_options
-from tests.support.receiver import make_certificate
+from tests.support.servers.receiver import make_certificate
 
 PLACE: dict[str, Any] = {"bootstrap_servers": ["kafka:9092"], "topic": "docker-events"}
 LOGIN: dict[str, Any] = {"username": "alice", "password": "hunter2"}

@@ -18,8 +18,8 @@ from sinks.kafka.client import Client
 from sinks.kafka.settings import KafkaSettings
 from sinks.kafka.sink import KafkaSink
 from tests.contract.harness import make_entries, make_entry
-from tests.support import kafka_broker
-from tests.support.kafka_broker import USERS, Broker, create_topic, has_topic, read_topic
+from tests.support.servers import kafka_broker
+from tests.support.servers.kafka_broker import USERS, Broker, create_topic, has_topic, read_topic
 
 pytestmark = pytest.mark.skipif(kafka_broker.any_available() is not None, reason=str(kafka_broker.any_available()))
 

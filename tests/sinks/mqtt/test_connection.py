@@ -18,8 +18,8 @@ from sinks.mqtt.connection import Connection
 from sinks.mqtt.settings import read_address
 from sinks.mqtt.transport import Profile
 from tests.contract.mqtt_broker import Broker
-from tests.support.listener import Listener
-from tests.support.receiver import make_certificate, server_context
+from tests.support.servers.listener import Listener
+from tests.support.servers.receiver import make_certificate, server_context
 
 PUBACK_IN_TWO_FRAMES = b"\x82\x02\x40\x02\x82\x02\x00\x01"
 PUBACK_BEHIND_A_PING = b"\x89\x00\x82\x04\x40\x02\x00\x01"

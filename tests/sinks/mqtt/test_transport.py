@@ -20,10 +20,10 @@ from bridge.sink import Entry, Failure, Unavailable
 from sinks.mqtt.settings import MqttSettings
 from sinks.mqtt.sink import MqttSink
 from tests.contract.harness import make_entries, make_entry
-from tests.support import mosquitto
 from tests.support.failures import outcomes
-from tests.support.mosquitto import Broker, Certificates, Mosquitto, Subscriber, user_properties, write_passwords
 from tests.support.processes import open_descriptors
+from tests.support.servers import mosquitto
+from tests.support.servers.mosquitto import Broker, Certificates, Mosquitto, Subscriber, user_properties, write_passwords
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(mosquitto.any_available() is not None, reason=str(mosquitto.any_available()))

@@ -14,7 +14,7 @@ import pytest
 
 from sinks.webhook.client import Response, TimedClient
 from sinks.webhook.url import NoConnection, read_url
-from tests.support.receiver import Receiver, drip, make_certificate, reply, server_context
+from tests.support.servers.receiver import Receiver, drip, make_certificate, reply, server_context
 from tests.support.waiting import until
 
 TIMEOUT = 0.4

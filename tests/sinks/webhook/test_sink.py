@@ -13,7 +13,7 @@ from bridge.sink import Entry, Failure, Unavailable
 from sinks.webhook.settings import WebhookSettings
 from sinks.webhook.sink import WebhookSink
 from tests.contract.harness import make_entries, make_entry
-from tests.support.receiver import Receiver, Request, make_certificate, reply, server_context
+from tests.support.servers.receiver import Receiver, Request, make_certificate, reply, server_context
 from tests.support.waiting import until
 
 Make = Callable[..., WebhookSink]

@@ -8,7 +8,7 @@ from ssl import SSLContext
 import pytest
 from websockets.sync.server import Server, ServerConnection, serve
 
-from tests.support.websocket_server import RawServer, StartRaw, StartServer, Tls
+from tests.support.servers.websocket_server import RawServer, StartRaw, StartServer, Tls
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from bridge.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, FrameRe
 from bridge.source import Ended, Read
 from bridge.sources.dockercloud.settings import DockerCloudSettings
 from bridge.sources.dockercloud.source import DockerCloudSource
-from tests.support.websocket_server import (
+from tests.support.servers.websocket_server import (
     DEADLINE,
     SECRET,
     RawServer,

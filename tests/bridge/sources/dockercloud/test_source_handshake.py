@@ -11,8 +11,7 @@ import pytest
 
 from bridge.frames import CLOSE, TEXT, encode
 from bridge.source import Ended
-from tests.support.waiting import until
-from tests.support.websocket_server import (
+from tests.support.servers.websocket_server import (
     AUTHORIZATION,
     DEADLINE,
     SECRET,
@@ -27,6 +26,7 @@ from tests.support.websocket_server import (
     response,
     source,
 )
+from tests.support.waiting import until
 
 # --- refusals ----------------------------------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ from kafka.structs import TopicPartition  # type: ignore[import-untyped]
 
 from tests.support.ports import free_ports
 from tests.support.processes import freeze
-from tests.support.receiver import make_certificate
+from tests.support.servers.receiver import make_certificate
 
 VERSION: Final = "4.1.1"
 GIVEN: Final = os.environ.get("EVENT_BRIDGE_TEST_KAFKA")

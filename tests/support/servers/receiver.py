@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.support.listener import Listener
+from tests.support.servers.listener import Listener
 
 
 class Request(NamedTuple):
