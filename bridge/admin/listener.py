@@ -9,7 +9,13 @@ from email.message import Message
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, Final, NamedTuple
+
+import structlog
+
+from bridge.journal import Closed
+
+log = structlog.get_logger(__name__)
 
 JSON: Final = "application/json; charset=utf-8"
 TEXT: Final = "text/plain; charset=utf-8"
@@ -84,7 +90,8 @@ class Listener(ThreadingHTTPServer):
 
     Args:
         address: Host and port.
-        find_route: Returns the route of a path.
+        routes: The routes by path.
+        not_found: The route of all other paths.
 
     Attributes:
         asking: Connections whose request is not read to its end yet, and since when, in monotonic seconds.
@@ -97,12 +104,14 @@ class Listener(ThreadingHTTPServer):
     # The library's five would make the sixth of several clients at once wait for a second.
     request_queue_size = CONNECTIONS
 
-    def __init__(self, address: tuple[str, int], find_route: Callable[[str], Route]) -> None:
+    def __init__(self, address: tuple[str, int], routes: Mapping[str, Route], not_found: Route) -> None:
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         self._free = threading.BoundedSemaphore(CONNECTIONS)
         self.asking: dict[socket.socket, float] = {}
-        super().__init__(address, type("Connection", (_Connection,), {"find_route": staticmethod(find_route)}))
+        self.routes = routes
+        self.not_found = not_found
+        super().__init__(address, _Connection)
 
     def service_actions(self) -> None:
         """Cut connections whose request takes too long; the timeout of a socket begins anew with every byte."""
@@ -146,7 +155,6 @@ class Listener(ThreadingHTTPServer):
 
 
 class _Connection(BaseHTTPRequestHandler):
-    find_route: ClassVar[Callable[[str], Route]]
     server: Listener
     timeout = _CLIENT_TIMEOUT
     # Head and body are written one after the other; the second would wait 40 ms for the client to confirm the first.
@@ -174,7 +182,7 @@ class _Connection(BaseHTTPRequestHandler):
 
     def _respond(self, method: str, *, with_body: bool = True) -> None:
         path, _, query = self.path.partition("?")
-        route = type(self).find_route(path)
+        route = self.server.routes.get(path, self.server.not_found)
         response = self._refusal(method, route)
         if response is not None or (
             method == "GET" and ("Content-Length" in self.headers or "Transfer-Encoding" in self.headers)
@@ -184,7 +192,7 @@ class _Connection(BaseHTTPRequestHandler):
         if response is None:
             body = self.rfile.read(int(self.headers["Content-Length"])) if method == "POST" else b""
             self.server.asking.pop(self.connection, None)
-            response = route.respond(Request(method, path, query, body, self.headers.get("Accept", "")))
+            response = _respond(route, Request(method, path, query, body, self.headers.get("Accept", "")))
         self._send(response, with_body=with_body)
 
     def _refusal(self, method: str, route: Route) -> Response | None:
@@ -206,6 +214,17 @@ class _Connection(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Log nothing: probes come every few seconds."""
+
+
+def _respond(route: Route, request: Request) -> Response:
+    """Respond, whatever happens: the library would close the connection without a word."""
+    try:
+        return route.respond(request)
+    except Closed:
+        return text_response(HTTPStatus.SERVICE_UNAVAILABLE, "the process is stopping")
+    except Exception:
+        log.exception("a request could not be answered because of a bug", path=request.path)
+        return text_response(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error, see the log")
 
 
 def _unreadable(headers: Message) -> Response | None:

@@ -13,7 +13,6 @@ from prometheus_client.registry import Collector
 
 from bridge.admin.health import Health
 from bridge.admin.listener import JSON, TEXT, Listener, Request, Response, Route, text_response
-from bridge.journal import Closed
 
 log = structlog.get_logger(__name__)
 
@@ -67,7 +66,7 @@ class Server:
         self._health = health
         self._registry = registry
         self._last_tick = last_tick
-        self._routes = {
+        routes = {
             "/": Route("GET", lambda _: Response(HTTPStatus.OK, TEXT, _INDEX)),
             "/metrics": Route("GET", self._metrics),
             "/healthz": Route("GET", self._alive),
@@ -75,7 +74,8 @@ class Server:
             "/status": Route("GET", self._status),
             **operations,
         }
-        self._server = Listener((host, port), self._find_route)
+        not_found = Route("GET", lambda _: Response(HTTPStatus.NOT_FOUND, TEXT, _INDEX))
+        self._server = Listener((host, port), routes, not_found)
         self.port: int = self._server.server_address[1]
         self.url = url_of(host, self.port)
         threading.Thread(target=self._server.serve_forever, args=(0.1,), name="http", daemon=True).start()
@@ -84,10 +84,6 @@ class Server:
         """Stop answering."""
         self._server.shutdown()
         self._server.server_close()
-
-    def _find_route(self, path: str) -> Route:
-        route = self._routes.get(path) or Route("GET", lambda _: Response(HTTPStatus.NOT_FOUND, TEXT, _INDEX))
-        return route._replace(respond=lambda request: _guarded(route, request))
 
     def _metrics(self, request: Request) -> Response:
         encode, content_type = _encoding(request.accept)
@@ -99,17 +95,6 @@ class Server:
     def _status(self, _: Request) -> Response:
         status = msgspec.json.encode(self._health.status())
         return Response(HTTPStatus.OK, JSON, msgspec.json.format(status, indent=2) + b"\n")
-
-
-def _guarded(route: Route, request: Request) -> Response:
-    """Respond, whatever happens: the library would close the connection without a word."""
-    try:
-        return route.respond(request)
-    except Closed:
-        return _probe(["the process is stopping"])
-    except Exception:
-        log.exception("a request could not be answered because of a bug", path=request.path)
-        return text_response(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error, see the log")
 
 
 def _encoding(accept: str) -> tuple[Callable[[Collector], bytes], str]:

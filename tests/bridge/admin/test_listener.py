@@ -24,7 +24,8 @@ class Place:
     def __init__(self) -> None:
         self.asked: list[Request] = []
         self.delay = 0.0
-        self._listener = Listener(("127.0.0.1", 0), self._find_route)
+        get = Route("GET", self._respond, self._refuse)
+        self._listener = Listener(("127.0.0.1", 0), {POST: get._replace(method="POST")}, get)
         self.port: int = self._listener.server_address[1]
         Thread(target=self._listener.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -42,9 +43,6 @@ class Place:
             answer = read_all(client)
         assert answer.count(b"HTTP/1.1 ") == 1
         return int(answer.split()[1])
-
-    def _find_route(self, path: str) -> Route:
-        return Route("POST" if path == POST else "GET", self._respond, self._refuse)
 
     @staticmethod
     def _refuse(client: str, headers: Message) -> Response | None:
