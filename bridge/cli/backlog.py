@@ -1,4 +1,4 @@
-"""What `event-bridge backlog` does."""
+"""The command backlog."""
 
 import math
 import sys
@@ -16,12 +16,12 @@ DONE: Final = 0
 
 
 class Pace(NamedTuple):
-    """What two looks at a sink tell.
+    """Rates of a sink between two samples.
 
     Attributes:
-        delivered: Events per second.
-        accepted: The same, of what comes in.
-        drain: Seconds until nothing waits any more, if it goes on like that; infinite if it never does.
+        delivered: Delivered events per second.
+        accepted: Accepted events per second.
+        drain: Seconds until no event is pending, at this rate; infinite if the backlog does not fall.
     """
 
     delivered: float
@@ -30,7 +30,7 @@ class Pace(NamedTuple):
 
 
 def pace(first: SinkBacklog, second: SinkBacklog, seconds: float) -> Pace:
-    """Compare two looks with so many seconds in between."""
+    """Compare two samples with so many seconds in between."""
     drained = (first.pending - second.pending) / seconds
     drain = 0.0 if not second.pending else second.pending / drained if drained > 0 else math.inf
     delivered, accepted = second.delivered - first.delivered, second.accepted - first.accepted
@@ -45,17 +45,17 @@ def backlog(
     sleep: Callable[[float], None] = time.sleep,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> int:
-    """Print what waits at each sink, and how fast it becomes less; return the exit status.
+    """Print the backlog of each sink, and how fast it falls; return the exit status.
 
     Args:
-        target: Target to look.
-        interval: Seconds between the two looks that tell how fast; without a bridge that runs, one look is enough.
-        as_json: Lines of JSON instead of a table.
+        target: The journal.
+        interval: Seconds between two samples; without a running bridge, one sample is enough.
+        as_json: Print lines of JSON instead of a table.
         sleep: Waits for some seconds.
-        monotonic: Seconds of a clock that nobody sets.
+        monotonic: Monotonic clock.
 
     Raises:
-        OperationError: One can't look.
+        OperationError: The journal can't be read.
     """
     with target.open_reader() as reader:
         looked_at, sinks = monotonic(), reader.backlog()

@@ -1,4 +1,4 @@
-"""What `event-bridge dead-letters` does."""
+"""The command dead-letters: list, show, replay and drop."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,15 +21,15 @@ _SHORT_ID: Final = 8
 
 
 class Refused(Exception):
-    """It is not done without another option."""
+    """The command needs another option."""
 
 
 class Selection(NamedTuple):
-    """Which dead letters are meant.
+    """The selected dead letters.
 
     Attributes:
-        query: Those that fit.
-        ids: Of those, only these; all if None.
+        query: A filter.
+        ids: Only these; all that fit if None.
         limit: At most so many; all if None.
     """
 
@@ -42,7 +42,7 @@ def show_list(target: Target, selection: Selection, *, as_json: bool) -> int:
     """Print dead letters, as a table or as lines of JSON; return the exit status.
 
     Raises:
-        OperationError: They can't be looked at.
+        OperationError: They can't be read.
     """
     table, shown = _table(), 0
     with target.open_reader() as reader:
@@ -59,7 +59,7 @@ def show_one(target: Target, key: str, *, as_json: bool) -> int:
     """Print everything about a dead letter, by its number, or about those of an event, by its uuid; return the exit status.
 
     Raises:
-        OperationError: It can't be looked at.
+        OperationError: It can't be read.
     """
     by_id = key.isdecimal()
     selection = Selection(DeadLetterQuery() if by_id else DeadLetterQuery(uuid=key), [int(key)] if by_id else None)
@@ -79,10 +79,10 @@ def replay(target: Target, selection: Selection, *, dry_run: bool, patience: flo
     """Send dead letters to their sinks again; return the exit status.
 
     Args:
-        target: Target they are.
-        selection: Which.
-        dry_run: Whether only to say which.
-        patience: For how many seconds a sink may take none of them before it is given up.
+        target: The journal.
+        selection: The dead letters.
+        dry_run: Only list them.
+        patience: Seconds after which a sink is given up that takes none of them.
 
     Raises:
         OperationError: Nothing could be done.
@@ -103,15 +103,15 @@ def drop(target: Target, selection: Selection, *, dry_run: bool, yes: bool, ask:
     """Delete dead letters; return the exit status.
 
     Args:
-        target: Target they are.
-        selection: Which.
-        dry_run: Whether only to say which.
-        yes: Whether that needs no confirmation.
-        ask: Asks a person; None if there is none.
+        target: The journal.
+        selection: The dead letters.
+        dry_run: Only list them.
+        yes: Delete without confirmation.
+        ask: Asks the person at the terminal; None without a terminal.
 
     Raises:
-        OperationError: They can't be looked at, or not be deleted.
-        Refused: It was not confirmed, and there is nobody to ask.
+        OperationError: They can't be read or deleted.
+        Refused: There is no confirmation and no terminal.
     """
     if not (dry_run or yes or ask):
         raise Refused("drop: deletes for ever; say --yes to have it done without being asked, or --dry-run to see which")
@@ -137,14 +137,14 @@ def drop(target: Target, selection: Selection, *, dry_run: bool, yes: bool, ask:
 
 
 class _Chosen(NamedTuple):
-    """The numbers of the dead letters that are meant, by sink; damaged ones apart, since they can only be deleted."""
+    """The ids of the selected dead letters, by sink; damaged ones apart, since they can only be deleted."""
 
     ids: dict[str, list[int]]
     damaged: dict[str, list[int]]
 
 
 def _chosen(target: Target, selection: Selection, *, dry_run: bool) -> _Chosen:
-    """Find out which are meant, before anything changes: what dies again meanwhile is not among them."""
+    """Select before anything changes: an event that dies again meanwhile is not selected."""
     chosen, table = _Chosen({}, {}), _table()
     with target.open_reader() as reader:
         for page in _pages(reader, selection):
@@ -156,10 +156,10 @@ def _chosen(target: Target, selection: Selection, *, dry_run: bool) -> _Chosen:
 
 
 def _pages(reader: Reader, selection: Selection) -> Iterator[list[StoredDeadLetter]]:
-    """Pages of dead letters, none of them empty.
+    """Yield pages of dead letters, none of them empty.
 
     Raises:
-        OperationError: There are none, of a sink that nobody knows.
+        OperationError: There are none, and the sink is unknown.
     """
     if selection.ids is not None:
         yield from _by_id(reader, selection.ids)
@@ -187,7 +187,7 @@ def _by_id(reader: Reader, ids: Sequence[int]) -> Iterator[list[StoredDeadLetter
 
 
 class _Shown(msgspec.Struct):
-    """What is shown of an event in one line."""
+    """The fields of an event that a row shows."""
 
     type: str = ""
     action: str = ""
@@ -199,7 +199,7 @@ def _table() -> Table:
 
 
 def _rows(letters: Sequence[StoredDeadLetter]) -> list[list[str]]:
-    """A row for each: short ones for a terminal, whole ones for whoever reads them elsewhere."""
+    """Return a row for each: short ones for a terminal, whole ones otherwise."""
     now = None if line_width() is None else datetime.now(UTC)
     return [_row(letter, now) for letter in letters]
 

@@ -1,4 +1,4 @@
-"""What `event-bridge journal` and `event-bridge quarantine` do."""
+"""The commands journal and quarantine."""
 
 import contextlib
 import sys
@@ -26,12 +26,12 @@ _BEGINNING: Final = 200
 
 
 class Wanted(NamedTuple):
-    """Which stored events are to be exported; None lets all pass.
+    """Filter of an export; None lets all pass.
 
     Attributes:
-        after: Those behind this place.
-        since: Those received then or later.
-        types: Those of these types.
+        after: Only events after this sequence number.
+        since: Only events received then or later.
+        types: Only events of these types.
     """
 
     after: int = 0
@@ -39,7 +39,7 @@ class Wanted(NamedTuple):
     types: frozenset[str] = frozenset()
 
     def has(self, event: StoredEvent) -> bool:
-        """Whether an event is among them."""
+        """Return True if an event passes."""
         if self.since is not None and event.received < self.since:
             return False
         return not self.types or msgspec.json.decode(event.event, type=_Type).type in self.types
@@ -53,7 +53,7 @@ def verify(target: Target) -> int:
     """Look for damage, by SQLite's own check and by every row's checksum; return the exit status.
 
     Raises:
-        OperationError: One can't look.
+        OperationError: The journal can't be read.
     """
     with target.open_reader() as reader:
         stored = reader.extent()
@@ -78,8 +78,8 @@ def export(target: Target, wanted: Wanted, output: Path | None) -> int:
     """Write stored events as lines of JSON, as far as they can be read; return the exit status.
 
     Raises:
-        OperationError: One can't look, or not write.
-        BrokenPipeError: Nobody reads any more.
+        OperationError: The journal can't be read, or the output not written.
+        BrokenPipeError: The reader of the output is gone.
     """
     with target.open_reader() as reader, _written(output) as (file, live):
         stored = reader.extent()
@@ -90,7 +90,7 @@ def export(target: Target, wanted: Wanted, output: Path | None) -> int:
             page = reader.events(at, EVENT_PAGE)
             if page.upto <= at:
                 break
-            # What was appended since is not asked for: it would never end.
+            # Events that were appended since are left out: the export would never end.
             events = [event for event in page.events if event.seq <= end and wanted.has(event)]
             file.write(b"".join(bytes(event.event) + b"\n" for event in events))
             at, exported, damaged = page.upto, exported + len(events), damaged + page.damaged
@@ -105,10 +105,10 @@ def export(target: Target, wanted: Wanted, output: Path | None) -> int:
 
 
 def prune(target: Target) -> int:
-    """Delete what nobody needs; return the exit status.
+    """Delete events that no sink needs; return the exit status.
 
     Raises:
-        OperationError: It can't be done.
+        OperationError: The journal can't be changed.
     """
     with target.open_writer() as writer:
         freed = writer.prune()
@@ -118,10 +118,10 @@ def prune(target: Target) -> int:
 
 
 def quarantine(target: Target, *, as_json: bool) -> int:
-    """Print the malformed messages that are kept, as a table or as lines of JSON with all that is kept; return the exit status.
+    """Print the kept malformed messages, as a table or whole as lines of JSON; return the exit status.
 
     Raises:
-        OperationError: One can't look.
+        OperationError: The journal can't be read.
     """
     table, shown = Table([">ID", "STREAM", "RECEIVED", "REASON", ">BYTES", "BEGINNING"], line_width()), 0
     with target.open_reader() as reader:
@@ -154,7 +154,7 @@ def _verify_rows(reader: Reader, stored: JournalExtent) -> tuple[int, list[tuple
 
 @contextmanager
 def _written(output: Path | None) -> Iterator[tuple[BinaryIO, bool]]:
-    """Where an export goes, and whether standard error may show a changing line meanwhile."""
+    """Open the output of an export; the flag says that standard error may show a changing line meanwhile."""
     if output is None:
         yield sys.stdout.buffer, not sys.stdout.isatty()
         sys.stdout.buffer.flush()
@@ -181,7 +181,7 @@ def _row(frame: QuarantinedMessage) -> list[str]:
 
 
 def _json(frame: QuarantinedMessage) -> str:
-    """All that is kept of a message: as text if it is some, else as base64."""
+    """Return a message with all kept bytes: as text if they are UTF-8, else as base64."""
     line = {"id": frame.id, "stream": frame.stream, "received": frame.received, "reason": frame.reason}
     content: dict[str, object] = {"base64": frame.frame}
     with contextlib.suppress(UnicodeDecodeError):

@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # Somebody like `head` has seen enough.
+        # A reader like `head` has finished.
         _let_go_of_output()
         return 0
     return BAD_CONFIGURATION
@@ -100,7 +100,7 @@ def _run(args: argparse.Namespace) -> int:
         case "schema":
             print(json.dumps(json_schema(), indent=2))
     if not all_ended:
-        # A thread hangs in a call to the outside. What it has not finished is in the journal; waiting for it helps nobody.
+        # A thread hangs in a call to the outside. Its unfinished work is in the journal, so there is no need to wait.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -110,7 +110,7 @@ def _run(args: argparse.Namespace) -> int:
 def _look_inside(args: argparse.Namespace) -> int:
     try:
         status = inspect_arguments.run(args)
-        # What nobody reads any more is to be noticed here, not when the interpreter ends.
+        # A closed pipe must be noticed here, not when the interpreter ends.
         sys.stdout.flush()
     except BrokenPipeError:
         raise
@@ -121,7 +121,7 @@ def _look_inside(args: argparse.Namespace) -> int:
 
 
 def _let_go_of_output() -> None:
-    """Lose what could not be written, about which Python would complain when it flushes at exit."""
+    """Discard unwritten output, about which Python would complain when it flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -199,7 +199,7 @@ def _add_simulator_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _values(options: Sequence[str]) -> list[str]:
-    """What a repeatable option was given, separated by commas or not."""
+    """Return the values of a repeatable option, which may be separated by commas."""
     return [value for option in options for value in option.split(",") if value]
 
 

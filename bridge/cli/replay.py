@@ -47,7 +47,7 @@ class Replay:
         patience: Seconds for which a sink's retry queue may stand still before it is given up.
         progress: Tells how far it is.
         sleep: Waits for some seconds.
-        monotonic: Seconds of a clock that nobody sets.
+        monotonic: Monotonic clock.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What becomes of dead letters: sent back to the retry queue, or deleted; either way they are counted."""
+"""Changes of dead letters: back to the retry queue, or deleted; both are counted."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,13 @@ _ROWS: Final = 256
 """Dead letters deleted at a time at most, when the oldest have to go."""
 
 
-class Letters:
-    """Moves dead letters. It has no state of its own; every method is for whoever holds the journal's write lock.
+class DeadLetters:
+    """Moves and deletes dead letters, without state of its own. Call every method with the journal's write lock held.
 
-    All of them raise `sqlite3.Error` if the disk fails; then nothing has changed.
+    Every method raises `sqlite3.Error` if the disk fails; then nothing has changed.
 
     Args:
-        store: Where they lie.
+        store: The journal's file.
         sinks: The journal's cursors, by the sinks' names; as it adds and forgets sinks, they change.
         changed: The journal's lock under which counts change.
     """
@@ -36,8 +36,8 @@ class Letters:
     def replay(self, sink: str, ids: Sequence[int], now: float) -> int:
         """Send a sink's dead letters back to its retry queue, due at once; return how many went there.
 
-        What is gone, damaged or another sink's is left alone. An event that waits already, in the retry queue or after the
-        cursor, is not put there twice (a sink that left and came back may have both): its dead letter is discarded.
+        Dead letters that are gone, damaged or another sink's are left alone. An event that waits already, in the retry queue or
+        after the cursor, is not queued twice (a sink that left and came back may have both): its dead letter is discarded.
         """
         cursor = self._sinks[sink]
         with self._store.transaction(synced=False) as db:
@@ -86,7 +86,7 @@ class Letters:
             log.error("the journal is full, the oldest dead letters were discarded", dead_letters=all_gone)
 
     def most(self) -> tuple[str, int] | None:
-        """The sink that has most dead letters, and how many; None if there are none."""
+        """Return the sink with most dead letters, and their number; None if there are none."""
         counts = queues.count_dead_letters(self._store.db)
         return max(counts.items(), key=lambda its: its[1], default=None)
 

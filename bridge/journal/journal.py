@@ -11,7 +11,7 @@ import msgspec
 
 from bridge.journal import file, scan
 from bridge.journal.cursor import Sinks
-from bridge.journal.dead_letters import Letters
+from bridge.journal.dead_letters import DeadLetters
 from bridge.journal.dedup import Appender, Remembered
 from bridge.journal.model import Appended, Batch, Closed, Counters, Limits, Settlement, Work
 from bridge.journal.pruning import Space
@@ -49,7 +49,7 @@ class Journal(ConcurrentReader):
         self._write = threading.Lock()
         self._changed = threading.Condition()
         self._sinks = Sinks(self._store, self._changed)
-        self._letters = Letters(self._store, self._sinks, self._changed)
+        self._letters = DeadLetters(self._store, self._sinks, self._changed)
         self._space = Space(self._store, self._sinks, self._changed, self._letters, settings.when_full)
         next_seq = scan.extent(self._store.db).next
         self._remembered = Remembered(self._store, settings.dedup, next_seq, self._closing, clock=clock, monotonic=monotonic)

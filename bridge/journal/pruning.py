@@ -8,7 +8,7 @@ import structlog
 
 from bridge.journal import queues, tables
 from bridge.journal.cursor import Cursor
-from bridge.journal.dead_letters import Letters
+from bridge.journal.dead_letters import DeadLetters
 from bridge.journal.writer import RESERVE, Store
 
 log = structlog.get_logger(__name__)
@@ -35,7 +35,7 @@ class Space:
         store: Store,
         sinks: Mapping[str, Cursor],
         changed: threading.Condition,
-        letters: Letters,
+        letters: DeadLetters,
         when_full: Literal["block", "drop_oldest"],
     ) -> None:
         self._store = store

@@ -1,4 +1,4 @@
-"""A walk over the stored events, of which any part may be damaged: every step goes forward, and nothing is made up."""
+"""A walk over the stored events, any part of which may be damaged: every step goes forward, and no event is made up."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from bridge.journal.tables import Row
 
 
 class Stretch(NamedTuple):
-    """The places of `[first, end)`: their events, or no lines if they can't be read."""
+    """The sequence numbers `[first, end)` with their events, or without lines if they can't be read."""
 
     first: int
     end: int
@@ -19,7 +19,7 @@ class Stretch(NamedTuple):
 
 
 def extent(db: sqlite3.Connection) -> JournalExtent:
-    """Where what is stored begins and ends, as far as that can be read.
+    """Return the first and the next sequence number, as far as they can be read.
 
     Raises:
         sqlite3.Error: Neither can be read.
@@ -38,17 +38,17 @@ def extent(db: sqlite3.Connection) -> JournalExtent:
             raise
         return JournalExtent(1, following)
     if row is not None:
-        # Should the place of the next event be damaged, the last row tells it, too.
+        # If `next_seq` is damaged, the last row gives it, too.
         following = max(following, row.first + max(1, len(row.lines)))
     following = max(1, following)
     return JournalExtent(following if first is None else min(first, following), following)
 
 
 def stretches(db: sqlite3.Connection, at: int, end: int) -> Iterator[Stretch]:
-    """What is stored from place `at` on and before `end`, in order, with what is damaged in between.
+    """Yield the stored events of `[at, end)` in order, with the damaged stretches between them.
 
-    Batches are deleted oldest first. So places that are missing while earlier ones are stored were lost; places before
-    everything that is stored were pruned, and are passed over.
+    Batches are deleted oldest first. So missing numbers after a stored row were lost; missing numbers before all stored rows
+    were pruned, and are passed over.
     """
     while at < end:
         try:
@@ -72,7 +72,7 @@ def stretches(db: sqlite3.Connection, at: int, end: int) -> Iterator[Stretch]:
 
 
 def _row_from(db: sqlite3.Connection, at: int) -> Row | None:
-    """The row that holds a place, or else the next one; None if there is none."""
+    """Return the row that holds a sequence number, or else the next row; None if there is none."""
     row = tables.load_row(db, at)
     if row is not None:
         return row
@@ -84,7 +84,7 @@ def _row_from(db: sqlite3.Connection, at: int) -> Row | None:
 
 
 def _end_of(db: sqlite3.Connection, row: Row, end: int) -> int:
-    """The place after a row's last event; of a damaged row, that is where the next one begins."""
+    """Return the sequence number after a row's last event; for a damaged row, the first of the next row."""
     if not row.damaged:
         return min(row.first + len(row.lines), end)
     try:
@@ -96,7 +96,7 @@ def _end_of(db: sqlite3.Connection, row: Row, end: int) -> int:
 
 
 def _readable_again(db: sqlite3.Connection, bad: int, end: int) -> int:
-    """The place from which rows can be read again after one from which they can't; found in about 2 log2(end) questions."""
+    """Return the number from which rows can be read again after an unreadable one, in about 2 log2(end) reads."""
     step = 1
     while bad + step < end and not _is_readable(db, bad + step):
         bad, step = bad + step, step * 2
@@ -120,6 +120,6 @@ def _is_readable(db: sqlite3.Connection, at: int) -> bool:
 
 
 def _only_damage(error: sqlite3.DatabaseError) -> None:
-    """Go on after damage, of the file or of the disk below it; anything else is told."""
+    """Ignore damage of the file or of the disk below it; raise every other error."""
     if not getattr(error, "sqlite_errorname", "SQLITE_CORRUPT").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_IOERR")):
         raise error

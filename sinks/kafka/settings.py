@@ -1,4 +1,4 @@
-"""What can be set for a `kafka` sink, and what its connections are made with accordingly.
+"""Settings of a `kafka` sink, and the options of its connections.
 
 kafka-python takes much that makes no sense and then never connects: an unknown protocol, `acks=2`, a mechanism without a
 password. All of that is refused here.

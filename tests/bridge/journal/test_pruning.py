@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from bridge.journal import file, pruning, tables
 from bridge.journal.cursor import Cursor
-from bridge.journal.dead_letters import Letters
+from bridge.journal.dead_letters import DeadLetters
 from bridge.journal.pruning import Space
 from bridge.journal.tables import SinkRow
 from bridge.journal.writer import Store
@@ -46,7 +46,7 @@ def add_sink(store: Store) -> Iterator[Callable[[Sinks, str, int], Cursor]]:
 
 def make(store: Store, sinks: Sinks, when_full: Literal["block", "drop_oldest"] = "block") -> Space:
     changed = threading.Condition()
-    return Space(store, sinks, changed, Letters(store, sinks, changed), when_full)
+    return Space(store, sinks, changed, DeadLetters(store, sinks, changed), when_full)
 
 
 def put(store: Store, count: int, *, size: int = 1000) -> None:
