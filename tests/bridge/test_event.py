@@ -7,6 +7,7 @@ of the documentation (2016).
 
 import json
 import re
+import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
@@ -626,3 +627,27 @@ def test_whatever_is_unknown_is_preserved(fields: dict[str, Any], encode: Callab
 
     assert {name: value for name, value in event.items() if name in fields} == fields
     assert event.keys() == fields.keys() | NINE
+
+
+@pytest.mark.parametrize(
+    ("head", "repeated"),
+    [
+        (b'{"type":"', b'\\"'),
+        (b'{"type":"', b'{\\"a\\":'),
+        (b'["', b'"x'),
+        (b'{"type":"a","state":"', b"\\\\"),
+        (b"", b'"'),
+        (b"", b'{"'),
+    ],
+)
+def test_a_message_that_ends_within_a_string_is_refused_in_linear_time(head: bytes, repeated: bytes) -> None:
+    def seconds(count: int) -> float:
+        # The depth is measured only if there are many brackets.
+        frame = head + b"[" * 1000 + repeated * count
+        began = time.perf_counter()
+        assert isinstance(normalize(frame, Reception.at("acme", NOW), len(frame)), Malformed)
+        return time.perf_counter() - began
+
+    short, long = (min(seconds(count) for _ in range(3)) for count in (5_000, 80_000))
+
+    assert long < 16 * 8 * short, "16 times the length takes about 16 times as long, not 256 times"
