@@ -18,6 +18,7 @@ from benchmarks.restart import restart
 from benchmarks.sinks import sinks
 from benchmarks.stages import stages
 from benchmarks.throughput import throughput
+from benchmarks.ways import ways
 
 _SCENARIOS: Final[dict[str, Callable[[Sizes], list[Figure]]]] = {
     "machine": machine,
@@ -28,6 +29,7 @@ _SCENARIOS: Final[dict[str, Callable[[Sizes], list[Figure]]]] = {
     "isolation": isolation,
     "restart": restart,
     "stages": stages,
+    "ways": ways,
 }
 
 

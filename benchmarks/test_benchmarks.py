@@ -13,6 +13,7 @@ from tests.support.servers import kafka_broker, mosquitto
 _ROOT = Path(__file__).parent.parent
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 _SCENARIOS = {
+    "ways": ["An event", "Replay"],
     "machine": ["Date", "Processor", "System", "Python", "A loop", "Sync", "Load"],
     "throughput": ["The sender", "Stream", "… CPU", "… memory", "Stream", "… CPU", "… memory"],
     "sinks": [
