@@ -1,6 +1,5 @@
 """Settings that all sinks share. Plug-ins import them from `bridge.sink`."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -65,17 +64,18 @@ class SinkSettings(Strict):
 
         Override if the receiver allows one client per name (an MQTT client id): return settings with another name.
         """
-        old = getattr(self, "for_a_check", None)
-        if old is None:
-            return self
-        warnings.warn("for_a_check() is called for_preflight() now", DeprecationWarning, stacklevel=2)
-        preflight: Self = old()
-        return preflight
+        return self.for_a_check()
+
+    def for_a_check(self) -> Self:
+        """Old name of `for_preflight`, which a plug-in may override or call."""
+        return self
 
     @property
     def deprecations(self) -> Sequence[str]:
         """Old names in these settings, each with the new one; logged at the start and printed by `check`."""
-        return ()
+        if type(self).for_a_check is SinkSettings.for_a_check:
+            return ()
+        return [f"the plug-in for type {self.type}: for_a_check is called for_preflight now"]
 
     @field_validator("match", "drop", mode="before")
     @classmethod

@@ -5,4 +5,4 @@ import warnings
 from bridge.field_types import Bytes, Seconds, duration
 
 __all__ = ["Bytes", "Seconds", "duration"]
-warnings.warn("bridge.units is called bridge.field_types now", DeprecationWarning, stacklevel=2)
+warnings.warn("bridge.units is called bridge.field_types now", FutureWarning, stacklevel=2)

@@ -1,1 +1,5 @@
 """The Kafka sink."""
+
+from sinks.kafka.sink import KafkaSink
+
+__all__ = ["KafkaSink"]

@@ -1,1 +1,5 @@
 """The MQTT sink."""
+
+from sinks.mqtt.sink import MqttSink
+
+__all__ = ["MqttSink"]

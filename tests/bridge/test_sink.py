@@ -160,7 +160,7 @@ def test_reasons_are_a_small_set_of_label_values() -> None:
 
 def test_the_old_name_of_the_field_types_works_and_warns() -> None:
     sys.modules.pop("bridge.units", None)
-    with pytest.warns(DeprecationWarning, match=r"bridge\.field_types"):
+    with pytest.warns(FutureWarning, match=r"bridge\.field_types"):
         units = importlib.import_module("bridge.units")
 
     assert (units.Seconds, units.Bytes) == (field_types.Seconds, field_types.Bytes)
@@ -168,10 +168,11 @@ def test_the_old_name_of_the_field_types_works_and_warns() -> None:
 
 class _OldPreflight(SinkSettings):
     def for_a_check(self) -> Self:
-        return self.model_copy(update={"type": "check"})
+        return super().for_a_check().model_copy(update={"type": "check"})
 
 
 def test_settings_that_override_the_old_name_of_for_preflight_work_and_warn() -> None:
     assert settings().for_preflight() == settings()
-    with pytest.warns(DeprecationWarning, match="for_preflight"):
-        assert _OldPreflight(type="old").for_preflight().type == "check"
+    assert _OldPreflight(type="old").for_preflight().type == "check"
+    assert _OldPreflight(type="old").deprecations == ["the plug-in for type old: for_a_check is called for_preflight now"]
+    assert settings().deprecations == ()
