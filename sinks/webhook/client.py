@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse, parse_headers
 from typing import Any, Final, NamedTuple
 
 import urllib3.connection
@@ -95,9 +95,21 @@ class _TimedTlsSocket(_TimedSocket, ssl.SSLSocket):
     """The same over TLS; the `sslsocket_class` of the context."""
 
 
+class _FinalResponse(HTTPResponse):
+    """A response without the interim ones before it (RFC 9110, 15.2); the library reads over 100 only."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        while True:
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if not 101 < status < 200:
+                return version, status, reason
+            parse_headers(self.fp)
+
+
 class _TimedConnection(urllib3.connection.HTTPConnection):
     """A connection whose connecting, sending and receiving end at a deadline."""
 
+    response_class = _FinalResponse
     sock: _TimedSocket | None
 
     def __init__(self, *args: Any, deadline: Deadline, **kwargs: Any) -> None:

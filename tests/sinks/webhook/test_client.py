@@ -197,6 +197,29 @@ def test_connecting_that_does_not_end_is_cut_at_the_deadline(make_client: Make) 
             filler.close()
 
 
+@pytest.mark.parametrize(
+    "interim",
+    [
+        b"HTTP/1.1 102 Processing\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 199 x\r\nA: b\r\n\r\nHTTP/1.1 103 y\r\n\r\n",
+    ],
+)
+def test_interim_responses_are_read_over(receiver: Receiver, make_client: Make, interim: bytes) -> None:
+    receiver.answer = lambda _: interim + reply(201)
+    client = make_client(receiver.url, timeout=10)
+
+    assert [post(client).status for _ in range(3)] == [201, 201, 201]
+    assert receiver.connections == 1
+
+
+def test_interim_responses_without_an_end_are_cut_at_the_deadline(receiver: Receiver, make_client: Make) -> None:
+    receiver.answer = lambda _: drip(b"HTTP/1.1 102 Processing\r\n\r\n" * 100)
+
+    with pytest.raises(TimeoutError):
+        post(make_client(receiver.url))
+
+
 def test_one_connection_serves_many_requests(receiver: Receiver, make_client: Make) -> None:
     bodies = [reply(200), reply(204), reply(500, b"x" * 60_000), reply(422, b"no"), CHUNKED]
     receiver.answer = lambda _: bodies[len(receiver.requests) % len(bodies)]
