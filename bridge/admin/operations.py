@@ -93,14 +93,16 @@ class Operations:
         Raises:
             NotConfiguredError: There is no such sink.
         """
-        limits = self._limits().get(sink)
-        if limits is not None and not self.running:
-            # In a running bridge the sinks have their cursors; one that was made here would be moved by nobody.
-            self.journal.add_sink(sink, limits.start_at)
-        if limits is None or sink not in self.journal.counters().sinks:
-            raise NotConfiguredError(f"no sink {sink} is configured, so that nothing can be sent to it again")
+        try:
+            limits = self._limits()[sink]
+            if not self.running:
+                # In a running bridge the sinks have their cursors; one that was made here would be moved by nobody.
+                self.journal.add_sink(sink, limits.start_at)
+            retrying = self.journal.retrying(sink)
+        except KeyError:
+            raise NotConfiguredError(f"no sink {sink} is configured, so that nothing can be sent to it again") from None
         room = max(1, limits.max_pending // 2)
-        taken = list(ids[: max(0, room - self.journal.retrying(sink))])
+        taken = list(ids[: max(0, room - retrying)])
         replayed = self.journal.replay(sink, taken, self._clock()) if taken else 0
         return Replayed(len(taken), replayed, self.journal.retrying(sink), room)
 

@@ -146,7 +146,7 @@ class Journal(ConcurrentReader):
             self._changed.notify_all()
 
     def retrying(self, sink: str) -> int:
-        """Return the number of events in the sink's retry queue."""
+        """Return the number of events in the sink's retry queue; raise `KeyError` for a sink that was not added."""
         return self._sinks[sink].retrying
 
     def settle(self, sink: str, outcome: Settlement) -> int:
