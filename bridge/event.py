@@ -38,7 +38,6 @@ _MAX_DEPTH: Final = 500
 
 # A string without an end goes to the end of the message. So no quote is looked at twice, which would take minutes for 100 KB.
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
-_BRACKET: Final = re.compile(rb"[\[\]{}]")
 _URI_NAMESPACE: Final = re.compile(r"/api/[a-z]+/v1/(?P<namespace>[^/]+)/[a-z]+/[^/]+/?")
 
 
@@ -261,11 +260,16 @@ def namespace_of(resource_uri: str) -> str:
     return match["namespace"] if match else ""
 
 
+def age_seconds(event: bytes | None, now: float) -> float:
+    """Return the age of an event (JSON) by its own time; 0 without an event, and for one of the future."""
+    return 0.0 if event is None else max(0.0, now - datetime.fromisoformat(fields_of(event).datetime).timestamp())
+
+
 def _check_depth(frame: bytes) -> None:
     if frame.count(b"[") + frame.count(b"{") <= _MAX_DEPTH:
         return
     depth = 0
-    for bracket in _BRACKET.findall(_STRING.sub(b"", frame)):
+    for bracket in re.findall(rb"[\[\]{}]", _STRING.sub(b"", frame)):
         depth += 1 if bracket in b"[{" else -1
         if depth > _MAX_DEPTH:
             raise RecursionError

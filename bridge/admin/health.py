@@ -9,7 +9,8 @@ from typing import Final
 import msgspec
 
 from bridge.admin.settings import HealthSettings
-from bridge.journal import Counters, Journal, JournalError, SinkBacklog, SinkCounters, StreamCounters, age_seconds
+from bridge.event import age_seconds
+from bridge.journal import Counters, Journal, JournalError, SinkBacklog, SinkCounters, StreamCounters
 from bridge.pipeline.forwarder import Forwarder
 from bridge.pipeline.stream import Stream
 from bridge.pipeline.supervisor import Running

@@ -67,7 +67,7 @@ from bridge.journal.pages import (
     StoredEvent,
     VerifyPage,
 )
-from bridge.journal.reader import JournalReader, age_seconds
+from bridge.journal.reader import JournalReader
 from bridge.journal.settings import JournalSettings
 
 __all__ = [
@@ -99,6 +99,5 @@ __all__ = [
     "StreamCounters",
     "VerifyPage",
     "Work",
-    "age_seconds",
     "holder",
 ]

@@ -5,13 +5,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from bridge.event import fields_of
+from bridge.event import age_seconds, fields_of
 from bridge.journal import file, queues, scan, tables
 from bridge.journal.model import Closed, Counters, SinkCounters
 from bridge.journal.pages import (
@@ -131,7 +130,7 @@ class JournalReader:
         return {name: self._backlog(name, sink) for name, sink in self.counters().sinks.items()}
 
     def _backlog(self, name: str, sink: SinkCounters) -> SinkBacklog:
-        oldest = self.oldest(name) if sink.pending else None
+        oldest = self._oldest(name, sink)
         return SinkBacklog(
             accepted=sink.accepted,
             delivered=sink.delivered,
@@ -141,12 +140,11 @@ class JournalReader:
             lag_seconds=None if sink.pending and oldest is None else age_seconds(oldest, time.time()),
         )
 
-    def oldest(self, sink: str) -> bytes | None:
+    def _oldest(self, name: str, sink: SinkCounters) -> bytes | None:
         """Return the JSON of the oldest pending event of a sink; None if there is none, or it is damaged."""
-        counters = self.counters().sinks[sink]
-        if counters.retrying:
-            return self.oldest_retry(sink)
-        return self.event_at(self.extent().next - counters.pending) if counters.pending else None
+        if sink.retrying:
+            return self.oldest_retry(name)
+        return self.event_at(self.extent().next - sink.pending) if sink.pending else None
 
     def check(self) -> str | None:
         """SQLite's own check of the whole file: what is wrong with it; None if nothing is. May take seconds.
@@ -253,11 +251,6 @@ def fits(query: DeadLetterQuery, letter: StoredDeadLetter) -> bool:
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return False
     return query.uuid in {None, fields.uuid} and query.type in {None, fields.type}
-
-
-def age_seconds(event: bytes | None, now: float) -> float:
-    """Return the age of an event (JSON) by its own time; 0 without an event, and for one of the future."""
-    return 0.0 if event is None else max(0.0, now - datetime.fromisoformat(fields_of(event).datetime).timestamp())
 
 
 def _within(seq: int) -> int:

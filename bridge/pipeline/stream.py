@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 
-from bridge.event import Control, Event, fields_of, normalize_all
+from bridge.event import Control, Event, age_seconds, normalize_all
 from bridge.journal import Batch
 from bridge.metrics import StreamMetrics
 from bridge.pipeline.gaps import GapTracker
@@ -177,7 +177,7 @@ class Stream:
         if undated:
             self._metrics.undated.inc(undated)
         if events:
-            self._metrics.lag.observe(max(0.0, now - seconds_of(fields_of(events[0].json).datetime)))
+            self._metrics.lag.observe(age_seconds(events[0].json, now))
 
     def _control(self, control: Control) -> None:
         self._metrics.control[control.type].inc()
@@ -234,8 +234,3 @@ class Stream:
 
     def _new_auth_delays(self) -> Iterator[float]:
         return backoff(self._settings.auth_backoff.first, self._settings.auth_backoff.max, self._uniform)
-
-
-def seconds_of(text: str) -> float:
-    """Convert a normalized event's time to seconds since the epoch."""
-    return datetime.fromisoformat(text).timestamp()

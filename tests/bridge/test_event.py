@@ -24,6 +24,7 @@ from bridge.event import (
     Event,
     Malformed,
     Reception,
+    age_seconds,
     canonical_datetime,
     fields_of,
     namespace_of,
@@ -651,3 +652,15 @@ def test_a_message_that_ends_within_a_string_is_refused_in_linear_time(head: byt
     short, long = (min(seconds(count) for _ in range(3)) for count in (5_000, 80_000))
 
     assert long < 16 * 8 * short, "16 times the length takes about 16 times as long, not 256 times"
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"), [("1970-01-01T00:00:01Z", 1.0), ("1970-01-01T00:00:01.5Z", 1.5), ("1969-12-31T23:59:59Z", -1.0)]
+)
+def test_the_age_of_an_event_is_by_its_own_time(written: str, seconds: float) -> None:
+    event = normalize(DOCUMENTED, Reception.at("acme", NOW), LIMIT)
+    assert isinstance(event, Event)
+    json_ = event.json.replace(fields_of(event.json).datetime.encode(), written.encode())
+
+    assert age_seconds(json_, 100.0) == 100.0 - seconds
+    assert age_seconds(json_, -2.0) == age_seconds(None, 100.0) == 0.0

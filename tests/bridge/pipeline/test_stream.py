@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from bridge.field_types import Backoff
 from bridge.journal import Batch, Closed, Journal, JournalSettings
 from bridge.metrics import Metrics, StreamMetrics
-from bridge.pipeline.stream import Destination, Stream, seconds_of
+from bridge.pipeline.stream import Destination, Stream
 from bridge.source import END_REASONS, Ended, EndReason, Read, Session, SourceSettings
 from tests.support.journal_work import read
 from tests.support.messages import message
@@ -700,10 +700,3 @@ def test_a_journal_that_was_closed_ends_the_stream(journal: Journal) -> None:
 
     with pytest.raises(Closed):
         bench.stream.step()
-
-
-@pytest.mark.parametrize(
-    ("written", "seconds"), [("1970-01-01T00:00:01Z", 1.0), ("1970-01-01T00:00:01.5Z", 1.5), ("1969-12-31T23:59:59Z", -1.0)]
-)
-def test_the_time_of_an_event_in_seconds(written: str, seconds: float) -> None:
-    assert seconds_of(written) == seconds
