@@ -16,9 +16,9 @@ from bridge.journal.pages import StoredDeadLetter, time_of
 
 _pack: Final = msgspec.msgpack.Encoder().encode
 
+# The casts do nothing, unless a bit that tells bytes from text was flipped.
 _RETRY: Final = "seq, received, CAST(json AS BLOB), lane, attempts, due, since, reason, error"
 _LETTER: Final = "seq, received, CAST(json AS BLOB), lane, attempts, first_failed, died, reason, error"
-# The cast does nothing, unless a bit that tells bytes from text was flipped.
 _AMONG: Final = "id IN (SELECT value FROM json_each(?))"
 
 
