@@ -32,6 +32,19 @@ def clean_environment(**variables: str) -> dict[str, str]:
     return {**kept, **variables}
 
 
+def command(*arguments: str, cwd: Path, seconds: float = 30, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `event-bridge` with these arguments to its end."""
+    return subprocess.run(
+        [EVENT_BRIDGE, *arguments],
+        cwd=cwd,
+        env=clean_environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
 @contextlib.contextmanager
 def running(*arguments: str, cwd: Path, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
     """`event-bridge` with these arguments as a process with pipes; killed at the end, if it still runs then."""

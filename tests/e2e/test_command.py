@@ -11,24 +11,11 @@ import pytest
 import yaml
 
 from bridge.simulator.server import Simulator, SimulatorSettings
-from tests.e2e.harness import EVENT_BRIDGE, Bridge, Receiver, clean_environment, running
+from tests.e2e.harness import EVENT_BRIDGE, Bridge, Receiver, clean_environment, command, running
 from tests.support.ports import free_port
 from tests.support.waiting import until
 
 SECRET = "s3cret-api-key"
-
-
-def command(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run `event-bridge` to its end."""
-    return subprocess.run(
-        [EVENT_BRIDGE, *arguments],
-        cwd=cwd,
-        env=clean_environment(**variables),
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
 
 
 def first_line(process: subprocess.Popen[bytes]) -> Any:
@@ -176,7 +163,7 @@ def test_a_mistake_gets_one_line_with_its_place_and_exit_status_78(
 ) -> None:
     (tmp_path / "bridge.yaml").write_text(text)
 
-    done = command("run", cwd=tmp_path, **variables)
+    done = command("run", cwd=tmp_path, seconds=30, **variables)
 
     assert done.returncode == 78
     assert len(done.stderr.splitlines()) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import EVENT_BRIDGE, Bridge, assert_books_balance, clean_environment, uuids, value
+from tests.e2e.harness import Bridge, assert_books_balance, command, uuids, value
 from tests.support.waiting import until
 
 EARLIER = Path(__file__).parent.parent / "fixtures" / "earlier"
@@ -30,26 +30,18 @@ def journal(tmp_path: Path) -> Path:
     return path
 
 
-def command(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [EVENT_BRIDGE, *arguments],
-        cwd=cwd,
-        env=clean_environment(**variables),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def succeed(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    done = command(*arguments, cwd=cwd, seconds=60, **variables)
     assert done.returncode == 0, done.stderr
     return done
 
 
-def test_an_earlier_journal_is_read_by_every_command(journal: Path) -> None:
+def test_an_earlier_journal_is_read_by_every_succeed(journal: Path) -> None:
     def lines(*arguments: str) -> list[dict[str, object]]:
-        done = command(*arguments, "--journal", str(journal), cwd=journal.parent)
+        done = succeed(*arguments, "--journal", str(journal), cwd=journal.parent)
         return [json.loads(line) for line in done.stdout.splitlines()]
 
-    assert "6 events" in command("journal", "verify", "--journal", str(journal), cwd=journal.parent).stdout
+    assert "6 events" in succeed("journal", "verify", "--journal", str(journal), cwd=journal.parent).stdout
     assert uuids(lines("journal", "export")) == [uuid(number) for number in range(1, 7)]
     (letter,) = lines("dead-letters", "list", "--json")
     assert (letter["id"], letter["sink"], letter["reason"], letter["error"]) == (2, "alerts", "rejected", "400: no")
@@ -76,7 +68,7 @@ def test_a_bridge_goes_on_with_an_earlier_journal(journal: Path) -> None:
 
 
 def test_an_earlier_configuration_is_accepted_and_a_renamed_field_is_named(tmp_path: Path) -> None:
-    done = command(
+    done = succeed(
         "check",
         "--config",
         str(EARLIER / "bridge.yaml"),

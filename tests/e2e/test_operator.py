@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from bridge.simulator.server import Simulator, SimulatorSettings
+from tests.e2e import harness
 from tests.e2e.harness import EVENT_BRIDGE, Bridge, Receiver, clean_environment, uuids
 from tests.support.ports import free_port
 from tests.support.waiting import until
@@ -23,15 +24,7 @@ SECRET = "geheim"
 
 def command(bridge: Bridge, *arguments: str, expect: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run `event-bridge` with the bridge's configuration, in its directory."""
-    done = subprocess.run(
-        [EVENT_BRIDGE, *arguments, "--config", str(bridge.config)],
-        cwd=bridge.directory,
-        env=clean_environment(**variables),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = harness.command(*arguments, "--config", str(bridge.config), cwd=bridge.directory, seconds=60, **variables)
     assert done.returncode == expect, done.stderr
     assert "Traceback" not in done.stderr
     return done
