@@ -50,7 +50,7 @@ class SourceSettings(Strict):
     stable_after: Seconds = Field(
         default=60.0,
         ge=0,
-        description="A session that lasted so long, or brought an event, sets the backoff back to its start.",
+        description="A session that lasted so long sets the backoff back to its start; events do not.",
     )
     ca_file: OptionalFile = Field(default=None, description="CA certificates (PEM) to trust instead of the system's.")
 

@@ -105,7 +105,6 @@ class Stream:
             self._may_read.set()
         self._position = journal.position(name)
         self._opened: float | None = None
-        self._proven = False
         self._delays = self._new_delays()
         self._auth_delays = self._new_auth_delays()
         self.gaps = gaps or GapTracker(metrics.connected.set, clock, monotonic)
@@ -119,7 +118,7 @@ class Stream:
         Raises:
             Closed: The journal was closed.
         """
-        self._opened, self._proven = None, False
+        self._opened = None
         try:
             self._session = self._source.open(self._position)
             if not self._stopping:
@@ -167,7 +166,6 @@ class Stream:
         if malformed and self._monotonic() >= self._quiet_until:
             self._quiet_until = self._monotonic() + _MALFORMED_LOG_SECONDS
             log.warning("messages that are no events were put into quarantine", stream=self.name, reason=malformed[0].reason)
-        self._proven = self._proven or bool(events)
         self._position = read.position or self._position
         for control in controls:
             self._control(control)
@@ -219,8 +217,7 @@ class Stream:
         return delay
 
     def _delay(self, end: Ended) -> float:
-        lasted = self._opened is not None and self._monotonic() - self._opened >= self._settings.stable_after
-        if self._proven or lasted:
+        if self._opened is not None and self._monotonic() - self._opened >= self._settings.stable_after:
             self._delays, self._auth_delays = self._new_delays(), self._new_auth_delays()
         again = self._settings.auth_backoff
         asked = min(end.retry_after or 0.0, again.max)

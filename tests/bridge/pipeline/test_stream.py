@@ -357,10 +357,14 @@ def test_a_session_that_merely_opened_proves_nothing() -> None:
     assert [bench.stream.step() for _ in range(6)] == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
 
 
-def test_an_event_proves_a_session() -> None:
-    bench = Bench(ScriptedSource(*refused(3), Scripted(heard(message(1))), *refused(1)), Recorder())
+def test_a_server_that_sends_one_event_and_closes_is_not_asked_again_and_again() -> None:
+    source = ScriptedSource(*[Scripted(heard(message(number))) for number in range(1000)])
+    bench = Bench(source, Recorder())
 
-    assert [bench.stream.step() for _ in range(5)] == [1.0, 2.0, 4.0, 1.0, 2.0]
+    while bench.clocks.time < START + 3600:
+        bench.clocks.advance(bench.stream.step())
+
+    assert len(source.positions) == 65
 
 
 @pytest.mark.parametrize(("lasted", "delay"), [(59.9, 8.0), (60.0, 1.0)])
@@ -370,8 +374,8 @@ def test_a_session_that_lasted_has_proved_itself_without_an_event(lasted: float,
     assert [bench.stream.step() for _ in range(4)][-1] == delay
 
 
-def test_a_failure_after_a_proof_is_not_proved_by_it() -> None:
-    bench = Bench(ScriptedSource(Scripted(heard(message(1))), *refused(2)), Recorder())
+def test_a_failure_after_a_session_that_lasted_is_not_proved_by_it() -> None:
+    bench = Bench(ScriptedSource(Scripted(60.0, heard(message(1))), *refused(2)), Recorder())
 
     assert [bench.stream.step() for _ in range(3)] == [1.0, 2.0, 4.0]
 
