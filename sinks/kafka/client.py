@@ -17,12 +17,15 @@ in `metadata` and `preflight`.
 import random
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Any, Final
 
 from kafka import KafkaProducer  # type: ignore[import-untyped]
 from kafka.errors import BrokerResponseError, KafkaError  # type: ignore[import-untyped]
+from kafka.future import Future  # type: ignore[import-untyped]
 from kafka.net.compat import KafkaNetClient  # type: ignore[import-untyped]
 from kafka.net.manager import KafkaConnectionManager  # type: ignore[import-untyped]
 from kafka.net.sasl.oauth import AbstractTokenProvider  # type: ignore[import-untyped]
@@ -35,13 +38,10 @@ from sinks.kafka.preflight import About, describe
 from sinks.kafka.records import Partition, Record, looks_as_expected, whole_batch
 from sinks.kafka.settings import KafkaSettings, connection_options, milliseconds, producer_options
 
-Outcome = Sequence[Refusal | None]
-"""What became of each record of a batch: None if it was acknowledged. Empty if all were."""
-
+Refused = Sequence[tuple[Record, Refusal]]
+"""Records of one batch that were not acknowledged."""
 _MARGIN_SECONDS: Final = 1.0
 """Seconds beyond the delivery timeout after which the producer is not trusted any more."""
-_CLOSE_SECONDS: Final = 5.0
-"""Seconds that ending a producer by force may take."""
 
 
 class _Token(AbstractTokenProvider):  # type: ignore[misc]  # The library has no types.
@@ -62,9 +62,8 @@ class _Connections(KafkaConnectionManager):  # type: ignore[misc]  # The library
         self.cluster.config["allow_auto_create_topics"] = options["allow_auto_create_topics"]
 
     def throttled(self) -> float:
-        """Return the seconds for which brokers throttle us because a quota is used up."""
-        ends = [connection._throttle_time for connection in tuple(self._conns.values())]
-        return max([end - time.monotonic() for end in ends], default=0.0)
+        """Return the seconds for which brokers throttle us because a quota is used up; not positive if none does."""
+        return max([connection._throttle_time for connection in tuple(self._conns.values())], default=0.0) - time.monotonic()
 
     async def probe(self, seconds: float) -> None:
         """Connect to one of the brokers and log in, or raise the cause at once; the library would retry."""
@@ -124,6 +123,7 @@ class Client:
         self._net: Any = None
         self._connections: Any = None
         self._producer: Any = None
+        self._answered = False
         self._metadata: Metadata
         self._liveness: Liveness
 
@@ -135,11 +135,7 @@ class Client:
         """
         self._log.listen([threading.current_thread()])
         try:
-            self._producer = KafkaProducer(
-                **self._options(),
-                **producer_options(self._settings),
-                kafka_client=self._make_net,
-            )
+            self._producer = KafkaProducer(**self._options(), **producer_options(self._settings), kafka_client=self._make_net)
         except KafkaError as error:
             self._log.lines.append(str(error))
             raise self.unavailable(f"no connection within {self._settings.connect_timeout:g} s") from error
@@ -155,26 +151,28 @@ class Client:
             Unavailable: No broker answers.
         """
         self._alive()
-        if self._connections.throttled() > 0:
+        if self._answered or self._connections.throttled() > 0:
             # Throttling brokers do not answer.
             self._liveness.heard()
+            self._answered = False
         elif self._liveness.is_gone():
             raise self.unavailable(f"no answer within {self._settings.connect_timeout:g} s")
 
-    def partitions(self, topics: Collection[str]) -> dict[str, int | Refusal]:
+    def partitions(self, topics: Iterable[str]) -> dict[str, int | Refusal]:
         """Return the number of partitions of each topic, or the refusal.
 
         Raises:
             Unavailable: The brokers do not answer.
         """
-        self._alive()
-        return self._metadata.partitions(topics)
+        cluster, wanted = self._alive()._metadata, set(topics)
+        result: dict[str, int | Refusal] = {it: len(known) for it in wanted if (known := cluster.partitions_for_topic(it))}
+        return result if len(result) == len(wanted) else result | self._metadata.partitions(wanted - result.keys())
 
-    def produce(self, batches: Mapping[Partition, Sequence[Record]]) -> dict[Partition, Outcome]:
+    def produce(self, batches: Mapping[Partition, Sequence[Record]]) -> dict[Partition, Refused]:
         """Hand over one batch per partition, and wait for the outcomes.
 
         Returns:
-            The outcome of each batch.
+            For each partition whose records were not all acknowledged: the others, with the refusals.
 
         Raises:
             Unavailable: The brokers throttle us for too long to acknowledge in time.
@@ -184,18 +182,18 @@ class Client:
         if pause > self._settings.delivery_timeout / 2:
             raise Unavailable(f"{self._settings.where}: our quota is used up", "throttled", retry_after=pause)
         self._log.lines.clear()
-        outcomes = self._produce_whole(batches) if self.whole_batches else self._produce_one_by_one(batches)
-        self._liveness.heard()
-        return outcomes
+        refused = self._produce_whole(batches) if self.whole_batches else self._produce_one_by_one(batches)
+        self._answered = True
+        return refused
 
-    def unavailable(self, otherwise: str, delivered: Collection[int] = ()) -> Unavailable:
+    def unavailable(self, otherwise: str) -> Unavailable:
         """Make the exception, with the cause from the captured log or else with the message `otherwise`."""
         settings = self._settings
         reason, words = logged_reason(tuple(self._log.lines)) or ("timeout", otherwise)
         if reason == "unauthorized" and words == LOGIN_REFUSED:
             who = f"user {settings.username}" if settings.username else "our token"
             words = f"login refused: {who} with {settings.sasl} is not accepted"
-        return Unavailable(without(settings.secrets, f"{settings.where}: {words}"), reason, delivered=delivered)
+        return Unavailable(without(settings.secrets, f"{settings.where}: {words}"), reason)
 
     def describe(self, topic: str | None) -> About:
         """Describe a topic, or with None the brokers' default; nothing is created."""
@@ -208,7 +206,7 @@ class Client:
         if producer is not None:
             with suppress(Exception):
                 producer._sender.force_close()  # The public `close` waits for what is under way.
-                producer._sender.join(_CLOSE_SECONDS)
+                producer._sender.join(5.0)
             with suppress(Exception):
                 producer.close(timeout=0)
             producer._closed = True  # Or its finalizer tries again.
@@ -236,7 +234,7 @@ class Client:
         token = self._settings.token
         return options if token is None else options | {"sasl_oauth_token_provider": _Token(token.get_secret_value())}
 
-    def _produce_whole(self, batches: Mapping[Partition, Sequence[Record]]) -> dict[Partition, Outcome]:
+    def _produce_whole(self, batches: Mapping[Partition, Sequence[Record]]) -> dict[Partition, Refused]:
         producer = self._producer
         buffer = producer._accumulator
         waiting = {partition: whole_batch(producer, partition, records) for partition, records in batches.items()}
@@ -246,52 +244,37 @@ class Client:
                 buffer._incomplete.add(batch)
         producer._sender.wakeup()
         deadline = time.monotonic() + self._settings.delivery_timeout + _MARGIN_SECONDS
-        found: dict[Partition, Outcome] = {}
+        refused: dict[Partition, Refused] = {}
         for partition, batch in waiting.items():
             future = batch.produce_future
-            if future.wait(max(0.0, deadline - time.monotonic())) and future.is_done:
-                _, _, refusals = future.value
-                found[partition] = _outcome(refusals, len(batches[partition])) if refusals else ()
-            else:
-                found[partition] = [self._silence()] * len(batches[partition])
-        return found
+            if not future.wait(max(0.0, deadline - time.monotonic())) or not future.is_done:
+                refused[partition] = [(record, self._silence()) for record in batches[partition]]
+            elif error_of := future.value[2]:
+                refused[partition] = [(record, _refusal(error_of(at))) for at, record in enumerate(batches[partition])]
+        return refused
 
-    def _produce_one_by_one(self, batches: Mapping[Partition, Sequence[Record]]) -> dict[Partition, Outcome]:
-        futures: dict[Partition, list[Any]] = {partition: [] for partition in batches}
-        for partition, records in batches.items():
-            for record in records:
-                try:
-                    futures[partition].append(
-                        self._producer.send(
-                            *(partition[0], record.entry.json, record.key, record.headers, partition[1], record.timestamp)
-                        )
-                    )
-                except KafkaError as error:
-                    futures[partition].append(error)
+    def _produce_one_by_one(self, batches: Mapping[Partition, Sequence[Record]]) -> dict[Partition, Refused]:
+        futures: list[tuple[Record, Any]] = []
+        for record in chain.from_iterable(batches.values()):
+            arguments = (record.topic, record.entry.json, record.key, record.headers, record.partition[1], record.timestamp)
+            try:
+                futures.append((record, self._producer.send(*arguments)))
+            except KafkaError as error:
+                futures.append((record, Future().failure(error)))
         with suppress(KafkaError):
             self._producer.flush(self._settings.delivery_timeout + _MARGIN_SECONDS)
-        return {partition: [self._result(future) for future in each] for partition, each in futures.items()}
-
-    def _result(self, future: Any) -> Refusal | None:
-        if isinstance(future, Exception):
-            return _refusal(future)
-        if not future.is_done:
-            return self._silence()
-        return _refusal(future.exception) if future.failed() else None
+        refused: defaultdict[Partition, list[tuple[Record, Refusal]]] = defaultdict(list)
+        for record, future in futures:
+            if not future.succeeded():
+                refusal = _refusal(future.exception) if future.failed() else self._silence()
+                refused[record.partition].append((record, refusal))
+        return dict(refused)
 
     def _silence(self) -> Refusal:
         return Refusal(None, f"no acknowledgement within {self._settings.delivery_timeout:g} s")
 
 
-def _outcome(refusals: Any, count: int) -> Outcome:
-    errors = [refusals(index) for index in range(count)]
-    return [_refusal(error) for error in errors]
-
-
 def _refusal(error: Exception) -> Refusal:
     if isinstance(error, BrokerResponseError):
-        words = str(error.args[0]) if error.args and isinstance(error.args[0], str) else ""
-        return Refusal(error.errno, words)
-    if type(error) is KafkaError:
-        return NOT_AT_FAULT
-    return Refusal(None)
+        return Refusal(error.errno, error.args[0] if error.args and isinstance(error.args[0], str) else "")
+    return NOT_AT_FAULT if type(error) is KafkaError else Refusal(None)

@@ -9,11 +9,11 @@ from kafka.admin import ConfigResource, ConfigResourceType  # type: ignore[impor
 from kafka.net.compat import KafkaNetClient  # type: ignore[import-untyped]
 
 from sinks.kafka.errors import MISSING, UNAUTHORIZED
-from sinks.kafka.names import Topics
+from sinks.kafka.records import topic_template
 from sinks.kafka.settings import KafkaSettings
 
 _OVERHEAD_BYTES: Final = 1024
-"""Room for key, headers and batch header beyond an event."""
+"""Room for key, headers and batch header."""
 
 
 class About(NamedTuple):
@@ -83,7 +83,8 @@ def _described(described: Mapping[str, Any]) -> dict[str, bool | None]:
 
 def preflight(settings: KafkaSettings, about: About, max_event_bytes: int) -> Iterator[str]:
     """Report the state of the topic, and problems with events of up to `max_event_bytes` bytes."""
-    topic = Topics(settings.topic).fixed
+    template = topic_template(settings.topic)
+    topic = None if template.names else template.literals
     if topic is None:
         yield (
             f"topics are made of the events (`{settings.topic}`), so that it can't be checked whether they exist and whether "

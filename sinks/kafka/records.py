@@ -1,14 +1,16 @@
-"""Events as Kafka records, and how many records become one record batch.
+"""Events as Kafka records, and how many records become one record batch; pure.
 
 The format is version 2 of Kafka's record batches (https://kafka.apache.org/documentation/#recordbatch). Encoding a whole batch
 at once takes a tenth of the time that a client takes record by record.
 """
 
 import inspect
+import re
 import struct
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from itertools import count
+from typing import Any, Final, Literal
 
 import msgspec
 from kafka.producer.producer_batch import ProducerBatch  # type: ignore[import-untyped]
@@ -17,23 +19,13 @@ from kafka.record.memory_records import MemoryRecordsBuilder  # type: ignore[imp
 from kafka.structs import TopicPartition  # type: ignore[import-untyped]
 
 from bridge.sink import Entry
+from sinks.template import Template
 
-_CONTENT_TYPE: Final = b"application/json"
-_ATTRIBUTES: Final = b"\x00"
-_HEADER_COUNT: Final = 5
-_OVERHEAD: Final = 21
-"""Bytes of a record besides those that are the same in any batch at most: length, attributes, time and offset."""
-
-_MIX: Final = 0x5BD1E995
-_MASK: Final = 0xFFFFFFFF
-
-
-class SharedHeaders(NamedTuple):
-    """The headers that all events of a kind share: as pairs, and encoded."""
-
-    pairs: tuple[tuple[str, bytes], ...]
-    encoded: bytes
-
+TOPIC_FIELDS: Final = ("type", "action", "state", "namespace", "resource_uuid")
+KEY_FIELDS: Final = (*TOPIC_FIELDS, "resource_uri", "uuid")
+_MAX_TOPIC_CHARS: Final = 249
+"""Legal names of topics: org.apache.kafka.common.internals.Topic."""
+_ILLEGAL: Final = re.compile(r"[^a-zA-Z0-9._-]")
 
 Partition = tuple[str, int]
 """A topic and the number of a partition."""
@@ -46,71 +38,141 @@ class Record(msgspec.Struct, gc=False):
         entry: The event.
         place: Its position in the delivery.
         ordering_key: Records that share it keep their order.
-        partition: Its partition.
+        topic: The topic's name, which may be illegal.
         key: The record's key.
+        spread: Number that chooses the partition, modulo the topic's partitions.
+        timestamp: Time of reception in milliseconds. By the event's own time, retention would delete events received late.
         encoded: Key, value and headers, which are the same in any batch.
+        size: Maximum bytes in a batch.
+        partition: The chosen partition.
     """
 
     entry: Entry
     place: int
     ordering_key: str
-    partition: Partition
+    topic: str
     key: bytes | None
+    spread: int
+    timestamp: int
     encoded: bytes
-
-    @property
-    def timestamp(self) -> int:
-        """Time of reception in milliseconds. By the event's own time, retention would delete events received late."""
-        return int(self.entry.received * 1000)
-
-    @property
-    def size(self) -> int:
-        """Maximum bytes in a batch."""
-        return len(self.encoded) + _OVERHEAD
+    size: int
+    partition: Partition = ("", -1)
 
     @property
     def headers(self) -> list[tuple[str, bytes]]:
         """All headers."""
         event = self.entry.fields
-        return [("uuid", event.uuid.encode()), *_shared_headers(event.namespace, event.type, event.action).pairs]
+        return [("uuid", event.uuid.encode()), *_shared_headers(event.namespace, event.type, event.action)[0]]
 
 
-def record_of(entry: Entry, place: int, ordering_key: str, partition: Partition, key: bytes | None) -> Record:
-    """Make the record of an event; `Record` documents the arguments."""
-    event, value = entry.fields, entry.json
-    uuid = event.uuid.encode()
-    shared = _shared_headers(event.namespace, event.type, event.action)
-    encoded = b"".join((_keyed(key), _varint(len(value)), value, _UUID, _varint(len(uuid)), uuid, shared.encoded))
-    return Record(entry, place, ordering_key, partition, key, encoded)
+def topic_template(text: str) -> Template:
+    """Parse the template of a topic's name.
+
+    Raises:
+        ValueError: It can't be understood, or makes no legal name.
+    """
+    template = Template(text, TOPIC_FIELDS)
+    wrong = _ILLEGAL.search(template.literals)
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} can't stand in the name of a topic; letters, digits, `.`, `_` and `-` can")
+    if not template.names and (problem := topic_problem(template.literals)):
+        raise ValueError(problem)
+    shortest = len(template.literals) + len(template.names)
+    if shortest > _MAX_TOPIC_CHARS:
+        raise ValueError(
+            f"the name of a topic has {_MAX_TOPIC_CHARS} characters at most, those of this template have {shortest} or more"
+        )
+    return template
+
+
+def key_template(text: str) -> Template:
+    """Parse the template of a key; raise ValueError if it can't be understood."""
+    return Template(text, KEY_FIELDS)
+
+
+def topic_problem(topic: str) -> str | None:
+    """Return why this can't be the name of a topic; None if it can."""
+    if len(topic) > _MAX_TOPIC_CHARS:
+        return f"the name of a topic has {_MAX_TOPIC_CHARS} characters at most, this one has {len(topic)}"
+    return f"{topic!r} can't be the name of a topic" if topic in {"", ".", ".."} or _ILLEGAL.search(topic) else None
+
+
+class RecordMaker:
+    """Makes the records of a sink.
+
+    Args:
+        topic: Template of the topic's name. Illegal characters of a field, and an empty field, become `_`.
+        key: Template of the key. Empty: no key, and all records of a delivery go to the same partition of their topic.
+        ordering: Events of one resource keep their order, or none.
+
+    Attributes:
+        topic: The only topic; None if it depends on the event.
+    """
+
+    def __init__(self, topic: str, key: str, ordering: Literal["resource", "none"] = "resource") -> None:
+        topics, keys = topic_template(topic), key_template(key)
+        self.topic = None if topics.names else topics.literals
+        self._topic_values = topics.values
+        self._topic_of = lru_cache(16_384)(lambda values: topics.render([_ILLEGAL.sub("_", it) or "_" for it in values]))
+        self._key_of: Callable[[Any], str] | None = (lambda event: keys.render(keys.values(event))) if key else None
+        self._key_is_uri = key == "{resource_uri}"
+        self._by_resource = ordering == "resource"
+        self._deliveries = count()
+
+    def make(self, entries: Sequence[Entry]) -> list[Record]:
+        """Make the records of one delivery."""
+        turn, received, timestamp = next(self._deliveries), -1.0, 0
+        records = []
+        for place, entry in enumerate(entries):
+            event, value = entry.fields, entry.json
+            uri, uuid = event.resource_uri, event.uuid.encode()
+            key = None if self._key_of is None else (uri if self._key_is_uri else self._key_of(event)).encode()
+            if entry.received != received:
+                received, timestamp = entry.received, int(entry.received * 1000)
+            _, headers = _shared_headers(event.namespace, event.type, event.action)
+            encoded = b"".join((_keyed(key), _varint(len(value)), value, _UUID, _varint(len(uuid)), uuid, headers))
+            records.append(
+                Record(
+                    entry,
+                    place,
+                    uri if self._by_resource else event.uuid,
+                    self.topic or self._topic_of(self._topic_values(event)),
+                    key,
+                    turn if key is None else spread(key),
+                    timestamp,
+                    encoded,
+                    # Besides: length, attributes, time and offset.
+                    len(encoded) + 21,
+                )
+            )
+        return records
 
 
 @lru_cache(4096)
-def _shared_headers(namespace: str, kind: str, action: str) -> SharedHeaders:
-    pairs = (
-        ("namespace", namespace.encode()),
-        ("type", kind.encode()),
-        ("action", action.encode()),
-        ("content-type", _CONTENT_TYPE),
-    )
-    return SharedHeaders(pairs, b"".join([_header(name, value) for name, value in pairs]))
+def _shared_headers(namespace: str, kind: str, action: str) -> tuple[list[tuple[str, bytes]], bytes]:
+    """Return the headers that all events of a kind share: as pairs, and encoded."""
+    values = (namespace.encode(), kind.encode(), action.encode(), b"application/json")
+    pairs = list(zip(("namespace", "type", "action", "content-type"), values, strict=True))
+    return pairs, b"".join([_sized(name.encode()) + _sized(value) for name, value in pairs])
 
 
 @lru_cache(1 << 17)
 def spread(key: bytes) -> int:
     """Hash a key to choose its partition: murmur2, as in Java's client (Utils.murmur2, Utils.toPositive)."""
-    found = 0x9747B28C ^ len(key)
+    mix, mask = 0x5BD1E995, 0xFFFFFFFF
+    value = 0x9747B28C ^ len(key)
     for word in _words(len(key) // 4)(key):
-        mixed = word * _MIX & _MASK
-        found = (found * _MIX ^ (mixed ^ mixed >> 24) * _MIX) & _MASK
+        mixed = word * mix & mask
+        value = (value * mix ^ (mixed ^ mixed >> 24) * mix) & mask
     if rest := len(key) % 4:
-        found = (found ^ int.from_bytes(key[-rest:], "little")) * _MIX & _MASK
-    found = (found ^ found >> 13) * _MIX & _MASK
-    return (found ^ found >> 15) & 0x7FFFFFFF
+        value = (value ^ int.from_bytes(key[-rest:], "little")) * mix & mask
+    value = (value ^ value >> 13) * mix & mask
+    return (value ^ value >> 15) & 0x7FFFFFFF
 
 
 @lru_cache(1024)
-def _words(count: int) -> Callable[[bytes], tuple[int, ...]]:
-    return struct.Struct(f"<{count}I").unpack_from
+def _words(number: int) -> Callable[[bytes], tuple[int, ...]]:
+    return struct.Struct(f"<{number}I").unpack_from
 
 
 def encode(records: Sequence[Record]) -> tuple[bytes, int, int]:
@@ -119,54 +181,48 @@ def encode(records: Sequence[Record]) -> tuple[bytes, int, int]:
     Returns:
         The body, the timestamp of the first record, and the latest timestamp.
     """
-    first = latest = records[0].timestamp
-    received = records[0].entry.received
-    head = _ATTRIBUTES + _varint(0)
+    timestamp = first = latest = records[0].timestamp
+    # Attributes, and the difference to the first timestamp.
+    head = b"\x00" + _varint(0)
     parts: list[bytes] = []
     for offset, record in enumerate(records):
-        if record.entry.received != received:
+        if record.timestamp != timestamp:
             # Most have the time of the one before, with which they were received.
-            received, timestamp = record.entry.received, record.timestamp
+            timestamp = record.timestamp
             latest = max(latest, timestamp)
-            head = _ATTRIBUTES + _varint(timestamp - first)
+            head = b"\x00" + _varint(timestamp - first)
         position, rest = _varint(offset), record.encoded
         parts += (_varint(len(head) + len(position) + len(rest)), head, position, rest)
     return b"".join(parts), first, latest
-
-
-@lru_cache(1 << 14)
-def _keyed(key: bytes | None) -> bytes:
-    return _NO_KEY if key is None else _varint(len(key)) + key
-
-
-def _header(name: str, value: bytes) -> bytes:
-    return _header_name(name) + _varint(len(value)) + value
-
-
-@lru_cache(64)
-def _header_name(name: str) -> bytes:
-    return _varint(len(name.encode())) + name.encode()
 
 
 @lru_cache(1 << 16)
 def _varint(number: int) -> bytes:
     """Encode a signed number in as few bytes as possible: zigzag, then seven bits a byte."""
     rest = number << 1 if number >= 0 else (-number << 1) - 1
-    found = bytearray()
+    encoded = bytearray()
     while rest > 0x7F:
-        found.append(0x80 | rest & 0x7F)
+        encoded.append(0x80 | rest & 0x7F)
         rest >>= 7
-    found.append(rest)
-    return bytes(found)
+    encoded.append(rest)
+    return bytes(encoded)
 
 
-_NO_KEY: Final = _varint(-1)
-_UUID: Final = _varint(_HEADER_COUNT) + _header_name("uuid")
+def _sized(value: bytes) -> bytes:
+    return _varint(len(value)) + value
+
+
+@lru_cache(1 << 14)
+def _keyed(key: bytes | None) -> bytes:
+    return _varint(-1) if key is None else _sized(key)
+
+
+_UUID: Final = _varint(5) + _sized(b"uuid")
 """The bytes before the uuid: the number of headers, and the name of the first one."""
 
 
 class _WholeBatch(ProducerBatch):  # type: ignore[misc]  # The library has no types.
-    """A batch that the producer does not cut in halves when it is too large, since that would be nobody's futures."""
+    """A batch that kafka-python must not split: the halves would have new futures that nobody waits for."""
 
     @property
     def record_count(self) -> int:
@@ -178,8 +234,7 @@ def looks_as_expected(producer: Any) -> bool:
     buffer = producer._accumulator
     there = all(hasattr(buffer, name) for name in ("_tp_lock", "_batches", "_incomplete")) and hasattr(producer, "_sender")
     version = producer.max_usable_produce_magic(producer.config["api_version"])
-    records = MemoryRecordsBuilder(version, 0, 1024)
-    builder = getattr(records, "_builder", None)
+    builder = getattr(MemoryRecordsBuilder(version, 0, 1024), "_builder", None)
     fields = ("_buffer", "_num_records", "_last_offset", "_first_timestamp", "_max_timestamp")
     made = isinstance(builder, DefaultRecordBatchBuilder) and all(hasattr(builder, name) for name in fields)
     return there and made and "records" in inspect.signature(ProducerBatch).parameters

@@ -13,11 +13,9 @@ from pydantic import BeforeValidator, Field, SecretStr, WithJsonSchema, field_va
 from bridge.field_types import Bytes, OptionalFile, Seconds
 from bridge.sink import SinkSettings
 from bridge.tls import tls_context
-from sinks.kafka.names import Keys, Topics
+from sinks.kafka.records import key_template, topic_template
 
 _SERVER: Final = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+)(?::(?P<port>\d{1,5}))?")
-_HIGHEST_PORT: Final = 65535
-_DEFAULT_PORT: Final = 9092
 _CODECS: Final = {"lz4": ("lz4", "lz4"), "snappy": ("snappy", "python-snappy"), "zstd": ("zstandard", "zstandard")}
 """For each compression: the module that kafka-python imports for it, and the package that brings it."""
 
@@ -94,8 +92,8 @@ class KafkaSettings(SinkSettings):
         found = []
         for server in servers:
             match = _SERVER.fullmatch(server)
-            port = int((match and match["port"]) or _DEFAULT_PORT)
-            if match is None or not 0 < port <= _HIGHEST_PORT:
+            port = int((match and match["port"]) or 9092)
+            if match is None or not 0 < port < 1 << 16:
                 raise ValueError("a server is written `host:port`, without `kafka://` or the like")
             found.append(f"{match['host']}:{port}")
         return found
@@ -103,13 +101,13 @@ class KafkaSettings(SinkSettings):
     @field_validator("topic")
     @classmethod
     def _makes_topics(cls, topic: str) -> str:
-        Topics(topic)
+        topic_template(topic)
         return topic
 
     @field_validator("key")
     @classmethod
     def _makes_keys(cls, key: str) -> str:
-        Keys(key)
+        key_template(key)
         return key
 
     @field_validator("compression")
@@ -157,14 +155,6 @@ class KafkaSettings(SinkSettings):
         return [secret.get_secret_value() for secret in given if secret is not None and secret.get_secret_value()]
 
 
-_LINGER: Final = 0.5
-"""Seconds that records of `send` wait for more, if nobody asks for them: longer than handing over a batch takes."""
-_LARGEST_REQUEST: Final = 90 * 1024 * 1024
-"""Bytes of one request at most: below the brokers' own limit, `socket.request.max.bytes`."""
-_LONGEST_REQUEST: Final = 15.0
-"""Seconds that one request may take, after which it is repeated over another connection."""
-
-
 def milliseconds(seconds: float) -> int:
     """Convert to what kafka-python counts in."""
     return int(seconds * 1000)
@@ -180,7 +170,8 @@ def connection_options(settings: KafkaSettings) -> dict[str, Any]:
         "bootstrap_servers": settings.bootstrap_servers,
         "client_id": settings.client_id,
         "security_protocol": ("SASL_" if settings.sasl else "") + ("SSL" if settings.uses_tls else "PLAINTEXT"),
-        "request_timeout_ms": milliseconds(min(_LONGEST_REQUEST, settings.delivery_timeout / 2)),
+        # A request that takes longer is repeated over another connection.
+        "request_timeout_ms": milliseconds(min(15.0, settings.delivery_timeout / 2)),
         "bootstrap_timeout_ms": milliseconds(settings.connect_timeout),
         "reconnect_backoff_ms": 200,
         "reconnect_backoff_max_ms": 2000,
@@ -203,9 +194,9 @@ def producer_options(settings: KafkaSettings) -> dict[str, Any]:
         "max_in_flight_requests_per_connection": 1,
         "compression_type": None if settings.compression == "none" else settings.compression,
         "batch_size": 2 * settings.record_batch_bytes,
-        "linger_ms": milliseconds(_LINGER),
+        "linger_ms": 500,  # Records of `send` wait for more for longer than handing over a batch takes.
         "delivery_timeout_ms": milliseconds(settings.delivery_timeout),
-        "max_request_size": _LARGEST_REQUEST,
+        "max_request_size": 90 << 20,  # Below the brokers' own limit, `socket.request.max.bytes`.
         "allow_auto_create_topics": settings.allow_auto_create_topics,
         "metrics_enabled": False,
         "max_block_ms": milliseconds(settings.connect_timeout),

@@ -10,123 +10,99 @@ closed (`sinks.kafka.client` tells why) and `open` makes a new one.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import count
-from typing import ClassVar, Final
+from operator import attrgetter
+from typing import ClassVar
 
-from bridge.sink import Entry, Failure, Reason, Unavailable
+from bridge.sink import Entry, Failure, Unavailable
 from sinks.classification import Classification
-from sinks.kafka.client import Client
-from sinks.kafka.errors import INVALID, NOT_AT_FAULT, UNAUTHORIZED, Refusal, classify
+from sinks.kafka.client import Client, Refused
+from sinks.kafka.errors import NOT_AT_FAULT, UNAUTHORIZED, Refusal, classify
 from sinks.kafka.metadata import IDLE_SECONDS
-from sinks.kafka.names import Keys, Topics, problem_of
 from sinks.kafka.preflight import About, preflight
-from sinks.kafka.records import Partition, Record, record_of, spread
+from sinks.kafka.records import Partition, Record, RecordMaker
 from sinks.kafka.settings import KafkaSettings
-
-_UNLIMITED: Final = 1 << 30
-_UNPLACED: Final = -1
-
-
-class _Batch:
-    """The records that go to a partition in one round.
-
-    Args:
-        room: Maximum bytes, unless one record alone is larger.
-        most: Maximum number of records.
-
-    Attributes:
-        records: The records.
-    """
-
-    def __init__(self, room: int, most: int) -> None:
-        self.records: list[Record] = []
-        self._room = room
-        self._most = most
-
-    def takes(self, record: Record) -> bool:
-        """Take a record, if there is room for it."""
-        room, records = self._room - record.size, self.records
-        if records and (room < 0 or len(records) >= self._most):
-            return False
-        self._room = room
-        records.append(record)
-        return True
 
 
 class Delivery:
     """The state of one delivery.
 
     Args:
-        limit: Maximum bytes of a record batch.
+        batch_bytes: Maximum bytes of a record batch, unless one record alone is larger.
+
+    Attributes:
+        todo: Records to send, in order.
+        delivered: Sequence numbers of the acknowledged events.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._sizes: dict[Partition, int] = {}
-        self._rejected: list[Failure] = []
-        self._failed: list[tuple[Record, Reason, str]] = []
-        # For each ordering key with a record to retry: the position of the first such record.
-        self._waiting: dict[str, int] = {}
+    def __init__(self, batch_bytes: int) -> None:
         self.todo: list[Record] = []
         self.delivered: set[int] = set()
+        self._batch_bytes = batch_bytes
+        # For a partition whose batches were split: the maximum number of records.
+        self._max_records: dict[Partition, int] = {}
+        self._failures: list[tuple[Record, Failure]] = []
+        # For each ordering key with a record to retry: the position of the first such record.
+        self._waiting: dict[str, int] = {}
 
     def next_round(self) -> dict[Partition, list[Record]]:
         """Take the next round: one batch per partition, and each ordering key in one partition only."""
-        batches: dict[Partition, _Batch] = {}
-        place: dict[str, Partition | None] = {}
+        batches: dict[Partition, list[Record]] = {}
+        room: dict[Partition, int] = {}
+        partition_of: dict[str, Partition | None] = {}
         left: list[Record] = []
         for record in self.todo:
             partition = record.partition
-            if place.setdefault(record.ordering_key, partition) == partition:
+            if partition_of.setdefault(record.ordering_key, partition) == partition:
                 batch = batches.get(partition)
                 if batch is None:
-                    batch = batches[partition] = _Batch(self._limit, self._sizes.get(partition, _UNLIMITED))
-                if batch.takes(record):
+                    batches[partition] = [record]
+                    room[partition] = self._batch_bytes - record.size
+                    continue
+                rest = room[partition] - record.size
+                if rest >= 0 and (not self._max_records or len(batch) < self._max_records.get(partition, len(batch) + 1)):
+                    room[partition] = rest
+                    batch.append(record)
                     continue
             # Later records of this ordering key must wait, too.
-            place[record.ordering_key] = None
+            partition_of[record.ordering_key] = None
             left.append(record)
         self.todo = left
-        return {partition: batch.records for partition, batch in batches.items()}
+        return batches
 
-    def acknowledge(self, partition: Partition, records: Sequence[Record]) -> None:
-        """Note acknowledged records, and let the next batch be larger again."""
-        self.delivered.update([record.entry.seq for record in records])
-        if partition in self._sizes:
-            self._sizes[partition] *= 2
+    def acknowledge(self, partition: Partition, records: Sequence[Record], refused: Refused) -> None:
+        """Note acknowledged records, all but those refused, and let the next batch be larger again."""
+        stored = {record.entry.seq for record in records}.difference([record.entry.seq for record, _ in refused])
+        self.delivered |= stored
+        if stored and partition in self._max_records:
+            self._max_records[partition] *= 2
 
-    def divide(self, partition: Partition, records: Sequence[Record], parts: int = 2) -> None:
-        """Send records again, split into `parts` batches."""
-        self._sizes[partition] = max(1, len(records) // parts)
-        self.again(records)
-
-    def again(self, records: Sequence[Record]) -> None:
-        """Send records again, at their old position."""
+    def send_again(self, records: Sequence[Record], parts: int = 1) -> None:
+        """Send records of one partition again, at their old position, split into `parts` batches."""
+        if parts > 1:
+            self._max_records[records[0].partition] = max(1, len(records) // parts)
         self.todo = sorted([*records, *self.todo], key=lambda record: record.place)
 
-    def reject(self, record: Record, reason: Reason, words: str) -> None:
-        """Note a record that will never succeed."""
-        self._rejected.append(Failure.rejected(record.entry, reason, words))
-
-    def retry(self, record: Record, reason: Reason, words: str) -> None:
-        """Note a record to retry. Later records with its ordering key wait for it."""
-        self._failed.append((record, reason, words))
-        self._waiting[record.ordering_key] = min(record.place, self._waiting.get(record.ordering_key, record.place))
+    def fail(self, record: Record, refused_for: Classification) -> None:
+        """Note a failed record. If it is to be retried, later records with its ordering key wait for it."""
+        self._failures.append((record, refused_for.failure(record.entry)))
+        if refused_for.outcome == "retry":
+            self._waiting[record.ordering_key] = min(record.place, self._waiting.get(record.ordering_key, record.place))
 
     def hold(self) -> None:
-        """Hold the records that wait for an earlier one with their ordering key."""
+        """Take out the records that wait for an earlier one with their ordering key."""
         if self._waiting:
-            held = {record.place for record in self.todo if self._waiting.get(record.ordering_key, record.place) < record.place}
-            self._failed += [(record, "held", "") for record in self.todo if record.place in held]
-            self.todo = [record for record in self.todo if record.place not in held]
+            held = [it for it in self.todo if self._waiting.get(it.ordering_key, it.place) < it.place]
+            self._failures += [(record, Failure.held(record.entry)) for record in held]
+            places = {record.place for record in held}
+            self.todo = [record for record in self.todo if record.place not in places]
 
     def failures(self) -> list[Failure]:
         """Return the failures."""
-        return self._rejected + [
+        return [
             Failure.held(record.entry)
-            if self._waiting[record.ordering_key] < record.place
-            else Failure.retry(record.entry, reason, words)
-            for record, reason, words in self._failed
+            if failure.outcome == "retry" and self._waiting[record.ordering_key] < record.place
+            else failure
+            for record, failure in self._failures
         ]
 
 
@@ -145,9 +121,7 @@ class KafkaSink:
         self.name = name
         self._settings = settings
         self._interval = interval
-        self._topics = Topics(settings.topic)
-        self._keys = Keys(settings.key)
-        self._turns = count()
+        self._records = RecordMaker(settings.topic, settings.key, settings.ordering)
         self._client: Client | None = None
         self._may_write = False
 
@@ -161,8 +135,8 @@ class KafkaSink:
         client = self._client = Client(self._settings, self._interval)
         try:
             client.connect()
-            if self._topics.fixed is not None:
-                self._look_for(client, self._topics.fixed)
+            if self._records.topic is not None:
+                self._look_up(client, self._records.topic)
         except BaseException:
             self.close()
             raise
@@ -176,9 +150,10 @@ class KafkaSink:
         client = self._opened()
         delivery = Delivery(self._settings.record_batch_bytes)
         try:
-            self._place(client, delivery, [self._record(place, entry) for place, entry in enumerate(entries)])
+            records = self._records.make(entries)
+            self._choose_partitions(delivery, records, client.partitions(map(attrgetter("topic"), records)))
             while delivery.todo:
-                self._send(client, delivery, delivery.next_round())
+                self._send(client, delivery)
         except Unavailable as error:
             # Acknowledgements of earlier rounds are known only here.
             error.delivered = delivery.delivered
@@ -186,11 +161,7 @@ class KafkaSink:
         return delivery.failures()
 
     def check_connection(self) -> None:
-        """Ask now and then whether a broker is still there.
-
-        Raises:
-            Unavailable: None has answered.
-        """
+        """Ask now and then whether a broker is still there; raise Unavailable if none has answered."""
         self._opened().notice()
 
     def close(self) -> None:
@@ -201,7 +172,7 @@ class KafkaSink:
 
     def remarks(self, max_event_bytes: int) -> Sequence[str]:
         """Report the state of the topic, and limits that are too small for our events. Writes nothing."""
-        about = About() if self._client is None else self._client.describe(self._topics.fixed)
+        about = About() if self._client is None else self._client.describe(self._records.topic)
         return list(preflight(self._settings, about, max_event_bytes))
 
     def _opened(self) -> Client:
@@ -209,91 +180,76 @@ class KafkaSink:
             raise Unavailable("the sink is not open", "internal")
         return self._client
 
-    def _record(self, place: int, entry: Entry) -> Record:
-        event = entry.fields
-        ordering_key = event.resource_uri if self._settings.ordering == "resource" else event.uuid
-        return record_of(entry, place, ordering_key, (self._topics.name(event), _UNPLACED), self._keys.key(event))
-
-    def _place(self, client: Client, delivery: Delivery, records: Sequence[Record]) -> None:
+    def _choose_partitions(self, delivery: Delivery, records: Sequence[Record], known: Mapping[str, int | Refusal]) -> None:
         """Give each record its partition; fail those whose topic takes none."""
-        names = {record.partition[0] for record in records}
-        wrong = {name: Refusal(INVALID, problem) for name in names if (problem := problem_of(name))}
-        found = wrong | client.partitions(names - wrong.keys())
-        places = {
-            topic: [(topic, number) for number in range(known)] for topic, known in found.items() if isinstance(known, int)
+        partitions = {
+            topic: [(topic, number) for number in range(count)] for topic, count in known.items() if isinstance(count, int)
         }
-        turn = next(self._turns)
+        refused = {topic: classify(refusal) for topic, refusal in known.items() if isinstance(refusal, Refusal)}
         for record in records:
-            topic = record.partition[0]
-            known = found[topic]
-            if isinstance(known, Refusal):
-                self._refuse(delivery, topic, [record], classify(known))
+            if record.topic in refused:
+                self._refuse(delivery, [record], refused[record.topic])
             else:
-                record.partition = places[topic][(turn if record.key is None else spread(record.key)) % known]
+                choice = partitions[record.topic]
+                record.partition = choice[record.spread % len(choice)]
                 delivery.todo.append(record)
         delivery.hold()
 
-    def _send(self, client: Client, delivery: Delivery, batches: Mapping[Partition, Sequence[Record]]) -> None:
+    def _send(self, client: Client, delivery: Delivery) -> None:
         """Send a round of batches, and classify what was refused.
 
         Raises:
             Unavailable: It is the brokers' fault.
         """
-        outcomes = client.produce(batches)
-        for partition, outcome in outcomes.items():
-            refused = {index for index, refusal in enumerate(outcome) if refusal is not None}
-            stored = [record for index, record in enumerate(batches[partition]) if index not in refused]
-            if stored:
-                delivery.acknowledge(partition, stored)
-        for partition, outcome in outcomes.items():
-            refused_records = [(batches[partition][index], refusal) for index, refusal in enumerate(outcome) if refusal]
-            if refused_records:
-                self._classify(client, delivery, partition, refused_records)
+        batches = delivery.next_round()
+        refused = client.produce(batches)
+        for partition, records in batches.items():
+            delivery.acknowledge(partition, records, refused.get(partition, ()))
+        for records_and_refusals in refused.values():
+            self._classify(client, delivery, records_and_refusals)
         delivery.hold()
 
-    def _classify(
-        self, client: Client, delivery: Delivery, partition: Partition, refused: Sequence[tuple[Record, Refusal]]
-    ) -> None:
+    def _classify(self, client: Client, delivery: Delivery, refused: Refused) -> None:
+        """Fail or resend the refused records of one batch."""
+        records = [record for record, _ in refused]
         blamed = [(record, classify(refusal)) for record, refusal in refused if refusal is not NOT_AT_FAULT]
         if not blamed:
-            delivery.divide(partition, [record for record, _ in refused])
+            delivery.send_again(records, 2)
             return
-        topic = partition[0]
-        refused_for = blamed[0][1]
+        record, refused_for = blamed[0]
         if refused_for.scope == "sink":
             silent = all(refusal.code is None for _, refusal in refused)
-            raise client.unavailable(refused_for.error) if silent else self._unavailable(refused_for, topic)
+            raise client.unavailable(refused_for.error) if silent else self._unavailable(record.topic, refused_for)
         if refused_for.scope == "topic":
-            self._refuse(delivery, topic, [record for record, _ in refused], refused_for)
+            self._refuse(delivery, records, refused_for)
         elif len(blamed) > 1:
             # The exact error is reported for single records only. If some are not at fault, smaller parts isolate the others.
-            parts = 2 if len(blamed) == len(refused) else 2 * len(blamed)
-            delivery.divide(partition, [record for record, _ in refused], parts)
+            delivery.send_again(records, 2 if len(blamed) == len(refused) else 2 * len(blamed))
         else:
-            delivery.again([record for record, refusal in refused if refusal is NOT_AT_FAULT])
-            self._fail(delivery, topic, blamed[0][0], refused_for)
+            delivery.send_again([other for other in records if other is not record])
+            delivery.fail(record, _naming(record.topic, refused_for))
 
-    def _refuse(self, delivery: Delivery, topic: str, records: Sequence[Record], refused_for: Classification) -> None:
-        """A topic takes nothing: if there is but one, that is the sink's trouble, else that of the events for it."""
-        if self._topics.fixed is not None:
-            raise self._unavailable(refused_for, topic)
+    def _refuse(self, delivery: Delivery, records: Sequence[Record], refused_for: Classification) -> None:
+        """Fail all records of a topic that takes none; if it is the only topic, the sink is unavailable."""
+        if self._records.topic is not None:
+            raise self._unavailable(self._records.topic, refused_for)
         for record in records:
-            self._fail(delivery, topic, record, refused_for)
+            delivery.fail(record, _naming(record.topic, refused_for))
 
-    def _fail(self, delivery: Delivery, topic: str, record: Record, refused_for: Classification) -> None:
-        fail = delivery.reject if refused_for.outcome == "rejected" else delivery.retry
-        fail(record, refused_for.reason, f"topic {topic}: {refused_for.error}")
+    def _unavailable(self, topic: str, refused_for: Classification) -> Unavailable:
+        return Unavailable(f"{self._settings.where}, {_naming(topic, refused_for).error}", refused_for.reason)
 
-    def _unavailable(self, refused_for: Classification, topic: str) -> Unavailable:
-        return Unavailable(f"{self._settings.where}, topic {topic}: {refused_for.error}", refused_for.reason)
-
-    def _look_for(self, client: Client, topic: str) -> None:
+    def _look_up(self, client: Client, topic: str) -> None:
         """See whether the only topic is there, unless its first event is to create it, and once whether we may write to it."""
         if not self._settings.allow_auto_create_topics:
-            found = client.partitions([topic])[topic]
-            if isinstance(found, Refusal):
-                raise self._unavailable(classify(found), topic)
+            known = client.partitions({topic})[topic]
+            if isinstance(known, Refusal):
+                raise self._unavailable(topic, classify(known))
         if not self._may_write:
             if client.describe(topic).may_write is False:
-                raise self._unavailable(classify(Refusal(UNAUTHORIZED)), topic)
+                raise self._unavailable(topic, classify(Refusal(UNAUTHORIZED)))
             self._may_write = True
+
+
+def _naming(topic: str, refused_for: Classification) -> Classification:
+    return refused_for._replace(error=f"topic {topic}: {refused_for.error}")

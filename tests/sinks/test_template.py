@@ -1,5 +1,5 @@
 from bridge.event import Fields
-from sinks.kafka.names import KEY_FIELDS, TOPIC_FIELDS
+from sinks.kafka.records import KEY_FIELDS, TOPIC_FIELDS
 from sinks.template import Template, resource_uuid
 from tests.contract.harness import make_entry
 

@@ -13,7 +13,7 @@ from kafka.future import Future  # type: ignore[import-untyped]
 
 from bridge.sink import Unavailable
 from sinks.kafka.errors import MISSING, UNAUTHORIZED, LogCapture, Refusal
-from sinks.kafka.metadata import Liveness, Metadata, MissingTopics
+from sinks.kafka.metadata import Liveness, Metadata
 from sinks.kafka.settings import KafkaSettings
 
 
@@ -54,10 +54,23 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library:
     return Library()
 
 
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.fixture
-def metadata(library: Library) -> Metadata:
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def metadata(library: Library, clock: Clock) -> Metadata:
     settings = KafkaSettings(bootstrap_servers=["kafka:9092"], topic="{type}", connect_timeout=0.5)
-    return Metadata(settings, library, LogCapture(), Unavailable)
+    return Metadata(settings, library, LogCapture(), Unavailable, clock)
 
 
 def test_a_topic_that_is_known_is_not_asked_for_again(library: Library, metadata: Metadata) -> None:
@@ -111,50 +124,62 @@ def test_that_something_is_wrong_with_a_topic_is_an_answer(library: Library, met
     assert metadata.ask().wait(0)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_a_topic_that_was_missing_is_looked_for_again_after_half_a_minute() -> None:
-    clock = Clock()
-    missing = MissingTopics(clock)
-    missing.note("late")
+def test_a_topic_that_was_missing_is_looked_for_again_after_half_a_minute(
+    library: Library, metadata: Metadata, clock: Clock
+) -> None:
+    metadata.partitions({"late"})
+    library.there = {"late"}
 
     clock.now += 29
-    assert missing.is_certain("late")
+    assert metadata.partitions({"late"}) == {"late": Refusal(MISSING)}
     clock.now += 2
-    assert not missing.is_certain("late")
-    assert missing.is_known("late")
-    missing.note("late")
-    assert missing.is_certain("late")
+    assert metadata.partitions({"late"}) == {"late": 3}
 
 
-def test_a_topic_that_was_found_is_not_missing_any_more() -> None:
-    missing = MissingTopics()
-    missing.note("late")
+def test_a_topic_that_is_still_missing_is_waited_for_once_and_counts_as_missing_again(
+    library: Library, metadata: Metadata, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata.partitions({"late"})
+    clock.now += 31
+    monkeypatch.setattr("sinks.kafka.metadata._PROPAGATION_SECONDS", 60.0)
+    assert metadata.partitions({"late"}) == {"late": Refusal(MISSING)}
 
-    missing.forget("late")
-    missing.forget("never heard of")
-
-    assert not missing.is_known("late")
-    assert not missing.is_certain("late")
-    assert not missing.is_certain("never heard of")
+    library.asked.clear()
+    clock.now += 29
+    assert metadata.partitions({"late"}) == {"late": Refusal(MISSING)}
+    assert library.asked == []
 
 
-def test_of_too_many_topics_those_looked_for_least_recently_are_forgotten() -> None:
-    missing = MissingTopics()
+def test_a_topic_that_was_found_is_not_missing_any_more(library: Library, metadata: Metadata, clock: Clock) -> None:
+    metadata.partitions({"late"})
+    library.there = {"late"}
+    clock.now += 31
+    metadata.partitions({"late"})
+    library.there = set()
+    library.asked.clear()
+
+    assert metadata.partitions({"late"}) == {"late": Refusal(MISSING)}
+    assert library.asked
+
+
+def test_of_too_many_topics_those_looked_for_least_recently_are_forgotten(
+    library: Library, metadata: Metadata, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sinks.kafka.metadata._PROPAGATION_SECONDS", 0.0)
     for number in range(10_000):
-        missing.note(f"topic-{number}")
-    missing.note("topic-0")
-    missing.note("one more")
+        metadata.partitions({f"topic-{number}"})
+    clock.now += 31
+    metadata.partitions({"topic-0"})
+    metadata.partitions({"one-more"})
+    clock.now -= 31
+    library.asked.clear()
 
-    assert missing.is_certain("topic-0")
-    assert not missing.is_known("topic-1")
-    assert missing.is_certain("topic-2")
+    metadata.partitions({"topic-0", "topic-2"})
+    assert library.asked == []
+
+    monkeypatch.setattr("sinks.kafka.metadata._PROPAGATION_SECONDS", 0.01)
+    metadata.partitions({"topic-1"})
+    assert library.asked
 
 
 class Answer:
