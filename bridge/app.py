@@ -1,15 +1,15 @@
 """Builds the application from its settings: the one place that knows both the configuration and what runs."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import Any, Final, NamedTuple, TypeVar
 
 import structlog
 
 from bridge.admin.health import Health
-from bridge.admin.operations import Operations, SinkLimits
 from bridge.admin.routes import operation_routes
 from bridge.admin.server import Server
 from bridge.journal import Journal
@@ -128,7 +128,7 @@ def build(settings: Settings, reader: ConfigReader, requests: Requests | None = 
     journal = Journal(settings.journal, metrics.journal_commit.observe)
     journal.forget_sinks_except(set(settings.sinks))
     for name, sink in settings.sinks.items():
-        journal.add_sink(name, sink.start_at)
+        journal.add_sink(name, sink.start_at, sink.retry.max_pending)
     supervisor = Supervisor(
         journal,
         [factory.stream(name, journal, metrics) for name in settings.streams],
@@ -157,28 +157,22 @@ def serve(settings: Settings, app: App, *, or_any_port: bool = False) -> Server 
         secret = http.current().token
         return secret.get_secret_value() if secret else None
 
-    def limits() -> dict[str, SinkLimits]:
-        return limits_of({forwarder.name: forwarder.settings for forwarder in app.supervisor.running().forwarders})
-
-    operations = Operations(app.journal, limits, running=True)
+    secret = token_urlsafe()
     listen = partial(
         Server,
         health=app.health,
         registry=app.metrics.registry,
         last_tick=lambda: app.supervisor.last_tick,
-        operations=operation_routes(operations, token),
+        operations=operation_routes(app.journal, secret, token),
     )
     try:
-        return listen(host, port)
+        server = listen(host, port)
     except OSError as error:
-        if or_any_port:
-            return listen(host, 0)
-        raise ConfigError([f"http.listen: {host}:{port}: {error.strerror}; choose another address, or off"]) from None
-
-
-def limits_of(sinks: Mapping[str, SinkSettings]) -> dict[str, SinkLimits]:
-    """Give the limits of a replay for each sink."""
-    return {name: SinkLimits(sink.retry.max_pending, sink.start_at) for name, sink in sinks.items()}
+        if not or_any_port:
+            raise ConfigError([f"http.listen: {host}:{port}: {error.strerror}; choose another address, or off"]) from None
+        server = listen(host, 0)
+    app.journal.announce(server.url, secret)
+    return server
 
 
 def source(name: str, settings: StreamSettings, reader: ConfigReader) -> Source:

@@ -7,6 +7,7 @@ credentials.
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 from urllib.parse import SplitResult, urlsplit
@@ -174,6 +175,21 @@ def duration(text: str) -> float:
     if match is None:
         raise ValueError("not a duration: write seconds (2.5) or a number with ms, s, m, h or d (500ms, 24h)")
     return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+def parse_time(text: str, now: datetime) -> datetime:
+    """Read a point in time: RFC 3339 (UTC without an offset), or an age, like 90s, 15m, 2h or 3d.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    try:
+        if text.strip().endswith(("s", "m", "h", "d")):
+            return now - timedelta(seconds=duration(text))
+        found = datetime.fromisoformat(text.strip())
+        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError("must be a time, like 2026-11-23T10:00:00Z, or an age, like 90s, 15m, 2h or 3d") from None
 
 
 def _parse_duration(value: Any) -> Any:

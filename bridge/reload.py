@@ -78,8 +78,8 @@ class Reload:
 
     def _add_cursors(self, new: Settings, sinks: Changes) -> None:
         try:
-            for name in sinks.added:
-                self._bridge.journal.add_sink(name, new.sinks[name].start_at)
+            for name in (*sinks.added, *sinks.changed):
+                self._bridge.journal.add_sink(name, new.sinks[name].start_at, new.sinks[name].retry.max_pending)
         except JournalError:
             self._bridge.supervisor.forget_sinks()
             raise

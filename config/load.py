@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from bridge.admin.settings import HttpSettings
 from bridge.field_types import NAME
 from bridge.sink import SinkSettings
 from config.dockercloud_env import from_original, incomplete
@@ -26,7 +25,9 @@ from config.plugins import Plugins, installed, settings_models
 from config.settings import Settings
 from config.yaml_file import ReadError
 
-__all__ = ["ConfigError", "find", "load", "load_http"]
+Section = TypeVar("Section", bound=BaseModel)
+
+__all__ = ["ConfigError", "find", "load", "load_section"]
 
 
 def load(config: Path | None = None, env: Mapping[str, str] | None = None, plugins: Plugins | None = None) -> Settings:
@@ -72,20 +73,26 @@ def load(config: Path | None = None, env: Mapping[str, str] | None = None, plugi
     return _validated(data, models, lines, problems)
 
 
-def load_http(config: Path | None = None, env: Mapping[str, str] | None = None) -> HttpSettings:
-    """Load the part `http` alone, to talk to a bridge that has its configuration elsewhere; see `load`.
+def load_section(name: str, model: type[Section], config: Path | None = None, env: Mapping[str, str] | None = None) -> Section:
+    """Load one section alone, for a command that needs no other one; see `load`.
 
     Raises:
-        ConfigError: With what is wrong in this part; the other parts are not looked at.
+        ConfigError: With what is wrong in this section; the others are not looked at.
     """
     layers, lines = _read(config, os.environ if env is None else env)
     problems = Problems(layers)
     for layer in layers:
-        data = {"http": layer.data["http"]} if "http" in layer.data else {}
+        data = {name: layer.data[name]} if name in layer.data else {}
         layer.data = decode(Settings, data, partial(problems.add, layer=layer), text=layer.text)
-    data = merged(map(attrgetter("data"), layers))
-    _put_in_secrets(list(models_in(Settings, data)), layers, problems)
-    return _validated(data, {}, lines, problems).http
+    data = merged(map(attrgetter("data"), layers)).get(name, {})
+    _put_in_secrets(list(models_in(model, data, (name,))), layers, problems)
+    try:
+        section = model.model_validate(data)
+    except ValidationError as error:
+        problems.add_validation(error, model, data, (name,))
+    if lines or problems.found:
+        raise ConfigError([*lines, *problems.found.values()])
+    return section
 
 
 def _read(config: Path | None, env: Mapping[str, str]) -> tuple[list[Layer], list[str]]:

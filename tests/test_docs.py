@@ -14,7 +14,6 @@ from prometheus_client import generate_latest
 
 from bridge import logs
 from bridge.admin.health import Health
-from bridge.admin.operations import Operations
 from bridge.admin.routes import operation_routes
 from bridge.admin.settings import HealthSettings
 from bridge.cli import arguments, main
@@ -152,7 +151,7 @@ def test_the_reasons_of_dead_letters_are_all_told() -> None:
 
 def test_every_path_of_the_operations_is_told_with_its_method(tmp_path: Path) -> None:
     with opened(tmp_path / "journal.db") as journal:
-        routes = operation_routes(Operations(journal, dict, running=True), lambda: None)
+        routes = operation_routes(journal, "", lambda: None)
         told = {}
         for line in shell(OPERATIONS):
             if line.startswith("curl"):

@@ -10,14 +10,15 @@ from urllib.parse import urlencode, urlsplit
 import msgspec
 import urllib3
 
-from bridge.admin.operations import NotConfiguredError, OperationError, Replayed
 from bridge.journal import (
     DeadLetterPage,
     DeadLetterQuery,
     EventPage,
     JournalExtent,
     QuarantinePage,
+    Replayed,
     SinkBacklog,
+    UnknownSinkError,
     VerifyPage,
 )
 
@@ -40,12 +41,16 @@ class _Status(msgspec.Struct):
     sinks: dict[str, SinkBacklog]
 
 
+class OperationError(Exception):
+    """An operation failed, or no bridge can be asked for it; the text says why, and what would help."""
+
+
 class Client:
     """Asks a bridge; every method is a request with a connection of its own.
 
     Args:
         url: The HTTP port: http://host:port, or https:// for a TLS proxy in front of it.
-        token: The bridge's `http.token`; None sends none.
+        token: The bridge's `http.token`, or the secret of its start; None sends none.
 
     Raises:
         OperationError: The URL is malformed. By every method: the bridge can't be asked, or refuses.
@@ -94,15 +99,15 @@ class Client:
         return self._get("/status", _Status).sinks
 
     def replay(self, sink: str, ids: Sequence[int]) -> Replayed:
-        """See `Operations`."""
+        """See `Journal`."""
         return self._post("/dead-letters/replay", Replayed, sink=sink, ids=ids)
 
-    def drop(self, ids: Sequence[int]) -> int:
-        """See `Operations`."""
+    def discard(self, ids: Sequence[int]) -> int:
+        """See `Journal`."""
         return self._post("/dead-letters/drop", _Dropped, ids=ids).dropped
 
-    def prune(self) -> int:
-        """See `Operations`."""
+    def prune_all(self) -> int:
+        """See `Journal`."""
         return self._post("/journal/prune", _Freed).freed
 
     def _get(self, path: str, kind: type[Value], **parameters: object) -> Value:
@@ -123,7 +128,7 @@ class Client:
         except urllib3.exceptions.HTTPError as error:
             raise OperationError(f"{self._url}: {_explain(error, timeout)}") from None
         if response.status != HTTPStatus.OK:
-            kind_of_error = NotConfiguredError if response.status == HTTPStatus.CONFLICT else OperationError
+            kind_of_error = UnknownSinkError if response.status == HTTPStatus.CONFLICT else OperationError
             raise kind_of_error(self._refused(response))
         try:
             return msgspec.json.decode(response.data, type=kind)

@@ -77,12 +77,12 @@ class Route(NamedTuple):
     Attributes:
         method: The only method, GET or POST; HEAD goes with GET.
         respond: Answers a request.
-        refuse: Returns why a request is refused, by the client's address and its headers; None if it is not.
+        refuse: Returns why a request is refused, by its headers; None if it is not.
     """
 
     method: str
     respond: Callable[[Request], Response]
-    refuse: Callable[[str, Message], Response | None] = lambda _client, _headers: None
+    refuse: Callable[[Message], Response | None] = lambda _headers: None
 
 
 class Listener(ThreadingHTTPServer):
@@ -198,7 +198,7 @@ class _Connection(BaseHTTPRequestHandler):
     def _refusal(self, method: str, route: Route) -> Response | None:
         if method != route.method:
             return text_response(HTTPStatus.METHOD_NOT_ALLOWED, f"only {route.method}", {"Allow": route.method})
-        return route.refuse(self.client_address[0], self.headers) or (_unreadable(self.headers) if method == "POST" else None)
+        return route.refuse(self.headers) or (_unreadable(self.headers) if method == "POST" else None)
 
     def _send(self, found: Response, *, with_body: bool) -> None:
         self.send_response(found.status)

@@ -1,5 +1,10 @@
-"""The paths of the operations: one table, and a function for each row."""
+"""The operations over HTTP: one table of paths, and a function for each row.
 
+Who may: a client that sends a token, from any address, but no web page. The tokens are `http.token`, and the secret of this
+start of the bridge, which commands of the same user read from the journal's lock.
+"""
+
+import hmac
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -10,23 +15,27 @@ from typing import Annotated, Final, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
+import structlog
 
-from bridge.admin.auth import refusal
 from bridge.admin.listener import JSON, Request, Response, Route, text_response
-from bridge.admin.operations import (
-    EVENT_PAGE,
-    LETTER_PAGE,
-    MESSAGE_PAGE,
-    VERIFY_PAGE,
-    NotConfiguredError,
-    OperationError,
-    Operations,
-    parse_time,
+from bridge.field_types import parse_time
+from bridge.journal import (
+    DEAD_LETTERS_PER_PAGE,
+    EVENTS_PER_PAGE,
+    MESSAGES_PER_PAGE,
+    ROWS_PER_VERIFY,
+    DeadLetterQuery,
+    DeathReason,
+    Journal,
+    JournalError,
+    SeqOrId,
+    UnknownSinkError,
 )
-from bridge.journal import DeadLetterQuery, DeathReason, JournalError, SeqOrId
+
+log = structlog.get_logger(__name__)
 
 Limit = Annotated[int, msgspec.Meta(ge=1)]
-Ids = Annotated[list[SeqOrId], msgspec.Meta(min_length=1, max_length=LETTER_PAGE)]
+Ids = Annotated[list[SeqOrId], msgspec.Meta(min_length=1, max_length=DEAD_LETTERS_PER_PAGE)]
 Parameters = TypeVar("Parameters", bound=msgspec.Struct)
 
 
@@ -40,7 +49,7 @@ class _None(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Page(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     after: SeqOrId = 0
-    limit: Limit = LETTER_PAGE
+    limit: Limit = DEAD_LETTERS_PER_PAGE
 
 
 class _Filter(_Page, frozen=True, forbid_unknown_fields=True):
@@ -60,69 +69,94 @@ class _Drop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ids: Ids
 
 
-def operation_routes(operations: Operations, token: Callable[[], str | None]) -> dict[str, Route]:
+def operation_routes(journal: Journal, secret: str, token: Callable[[], str | None]) -> dict[str, Route]:
     """Return the routes by path.
 
     Args:
-        operations: The operations on the bridge's journal.
-        token: Returns the token that is asked for now; None if none is.
+        journal: The bridge's journal.
+        secret: A token that is always valid.
+        token: Returns the other token that is valid now; None if there is none.
     """
-
-    def refuse(client: str, headers: Message) -> Response | None:
-        return refusal(client, headers, token())
-
+    refuse = partial(_refusal, secret, token)
     return {
-        path: Route(method, partial(_respond, operation, operations), refuse)
-        for path, (method, operation) in _OPERATIONS.items()
+        path: Route(method, partial(_respond, operation, journal), refuse) for path, (method, operation) in _OPERATIONS.items()
     }
 
 
-def _dead_letters(operations: Operations, request: Request) -> object:
+def _refusal(secret: str, token: Callable[[], str | None], headers: Message) -> Response | None:
+    """Return why a request is refused; None if it is not.
+
+    A web page can make a browser send requests here, but the browser then names the page's origin.
+    """
+    if "Origin" in headers:
+        return text_response(HTTPStatus.FORBIDDEN, "not for web pages: the request has an Origin header")
+    scheme, _, given = str(headers.get("Authorization", "")).partition(" ")
+    # Headers are read as Latin-1, whatever they are; what is compared is what was sent.
+    sent = given.strip().encode("latin-1", "replace") if scheme.lower() == "bearer" else b""
+    if sent and hmac.compare_digest(sent, secret.encode()):
+        return None
+    valid = token()
+    if valid and hmac.compare_digest(sent, valid.encode()):
+        return None
+    if valid is None:
+        text = "needs a token, and http.token is not set; the commands of the bridge's own user need none"
+    elif given:
+        text = "the token is not the one of http.token"
+    else:
+        text = "needs the token of http.token, as `Authorization: Bearer ...`"
+    return text_response(HTTPStatus.UNAUTHORIZED, text, {"WWW-Authenticate": 'Bearer realm="event-bridge"'})
+
+
+def _dead_letters(journal: Journal, request: Request) -> object:
     asked = _parameters(request, _Filter)
     query = DeadLetterQuery(asked.sink, asked.reason, _since(asked.since), _uuid(asked.uuid), asked.type)
-    return operations.journal.dead_letters(query, asked.after, min(asked.limit, LETTER_PAGE))
+    return journal.dead_letters(query, asked.after, min(asked.limit, DEAD_LETTERS_PER_PAGE))
 
 
-def _replay(operations: Operations, request: Request) -> object:
+def _replay(journal: Journal, request: Request) -> object:
     asked = _body(request, _Replay)
-    return operations.replay(asked.sink, asked.ids)
+    return journal.replay(asked.sink, asked.ids)
 
 
-def _drop(operations: Operations, request: Request) -> object:
-    return {"dropped": operations.drop(_body(request, _Drop).ids)}
+def _drop(journal: Journal, request: Request) -> object:
+    dropped = journal.discard(_body(request, _Drop).ids)
+    if dropped:
+        # Nothing else remembers that somebody did it.
+        log.warning("dead letters were deleted by an operator", count=dropped)
+    return {"dropped": dropped}
 
 
-def _quarantine(operations: Operations, request: Request) -> object:
+def _quarantine(journal: Journal, request: Request) -> object:
     asked = _parameters(request, _Page)
-    return operations.journal.quarantine(asked.after, min(asked.limit, MESSAGE_PAGE))
+    return journal.quarantine(asked.after, min(asked.limit, MESSAGES_PER_PAGE))
 
 
-def _extent(operations: Operations, request: Request) -> object:
+def _extent(journal: Journal, request: Request) -> object:
     _parameters(request, _None)
-    return operations.journal.extent()
+    return journal.extent()
 
 
-def _events(operations: Operations, request: Request) -> object:
+def _events(journal: Journal, request: Request) -> object:
     asked = _parameters(request, _Page)
-    return operations.journal.events(asked.after, min(asked.limit, EVENT_PAGE))
+    return journal.events(asked.after, min(asked.limit, EVENTS_PER_PAGE))
 
 
-def _verify(operations: Operations, request: Request) -> object:
+def _verify(journal: Journal, request: Request) -> object:
     asked = _parameters(request, _Page)
-    return operations.journal.verify(asked.after, min(asked.limit, VERIFY_PAGE))
+    return journal.verify(asked.after, min(asked.limit, ROWS_PER_VERIFY))
 
 
-def _check(operations: Operations, request: Request) -> object:
+def _check(journal: Journal, request: Request) -> object:
     _parameters(request, _None)
-    return {"damage": operations.journal.check()}
+    return {"damage": journal.check()}
 
 
-def _prune(operations: Operations, request: Request) -> object:
+def _prune(journal: Journal, request: Request) -> object:
     _body(request, _None)
-    return {"freed": operations.prune()}
+    return {"freed": journal.prune_all()}
 
 
-_OPERATIONS: Final[dict[str, tuple[str, Callable[[Operations, Request], object]]]] = {
+_OPERATIONS: Final[dict[str, tuple[str, Callable[[Journal, Request], object]]]] = {
     "/dead-letters": ("GET", _dead_letters),
     "/dead-letters/replay": ("POST", _replay),
     "/dead-letters/drop": ("POST", _drop),
@@ -135,14 +169,14 @@ _OPERATIONS: Final[dict[str, tuple[str, Callable[[Operations, Request], object]]
 }
 
 
-def _respond(operation: Callable[[Operations, Request], object], operations: Operations, request: Request) -> Response:
+def _respond(operation: Callable[[Journal, Request], object], journal: Journal, request: Request) -> Response:
     try:
-        return Response(HTTPStatus.OK, JSON, msgspec.json.encode(operation(operations, request)) + b"\n")
+        return Response(HTTPStatus.OK, JSON, msgspec.json.encode(operation(journal, request)) + b"\n")
     except _BadRequestError as error:
         return text_response(HTTPStatus.BAD_REQUEST, str(error))
-    except NotConfiguredError as error:
+    except UnknownSinkError as error:
         return text_response(HTTPStatus.CONFLICT, str(error))
-    except (OperationError, JournalError) as error:
+    except JournalError as error:
         return text_response(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
 
 

@@ -23,7 +23,7 @@ _INDEX: Final = b"""event-bridge
 /readyz   whether it can do its job, or why not
 /status   everything, as JSON
 
-for the commands dead-letters, backlog, journal and quarantine; from this machine only, or with http.token:
+for the commands dead-letters, backlog, journal and quarantine, and for clients with http.token:
 /dead-letters  /quarantine  /journal  /journal/events  /journal/verify  /journal/check
 """
 

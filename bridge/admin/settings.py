@@ -11,7 +11,7 @@ class HttpSettings(Strict):
     listen: Listen = Field(default="127.0.0.1:9477", description='Address as host:port; "off" or empty: do not listen.')
     token: HeaderValue | None = Field(
         default=None,
-        description="Who shows it may look at events, replay and drop dead letters. Without one, who is on this machine may.",
+        description="Who sends it may look at events, replay and drop dead letters. The bridge's own user needs none.",
     )
 
     @property

@@ -7,14 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeAlias, get_args
 
-from bridge.admin.client import Client
-from bridge.admin.operations import OperationError, parse_time
+from bridge.admin.client import Client, OperationError
 from bridge.cli import backlog, dead_letters, journal
 from bridge.cli.dead_letters import Refused, Selection
 from bridge.cli.journal import Wanted
 from bridge.cli.output import confirmation
 from bridge.cli.target import Target
-from bridge.field_types import duration
+from bridge.field_types import duration, parse_time
 from bridge.journal import DeadLetterQuery, DeathReason
 
 COMMANDS: Final = ("dead-letters", "backlog", "journal", "quarantine")
@@ -24,8 +23,8 @@ _MORE: Final = 16
 
 _WHERE: Final = """
 
-Where it looks: at the journal of the configuration. If a bridge runs on it, that one is asked, over its HTTP port
-(http.listen, with http.token if that is set); otherwise the file is opened."""
+Where it looks: at the journal of the configuration. If a bridge runs on it, that one is asked, over its HTTP port;
+otherwise the file is opened. Run it as the user that the bridge runs as."""
 
 _REPLAY: Final = """\
 Send dead letters to their sinks once more: they wait in the sink's retry queue and go out in the order of the journal. What

@@ -10,10 +10,10 @@ from typing import BinaryIO, Final, NamedTuple
 
 import msgspec
 
-from bridge.admin.operations import EVENT_PAGE, MESSAGE_PAGE, VERIFY_PAGE, OperationError
+from bridge.admin.client import OperationError
 from bridge.cli.output import Progress, Table, count, line_width, plain, size, time
 from bridge.cli.target import Reader, Target
-from bridge.journal import JournalExtent, QuarantinedMessage, StoredEvent
+from bridge.journal import EVENTS_PER_PAGE, MESSAGES_PER_PAGE, ROWS_PER_VERIFY, JournalExtent, QuarantinedMessage, StoredEvent
 
 DONE: Final = 0
 DAMAGED: Final = 1
@@ -87,7 +87,7 @@ def export(target: Target, wanted: Wanted, output: Path | None) -> int:
         progress = Progress("export", max(0, end - begin), live=None if live else False)
         at, exported, damaged = begin, 0, 0
         while at < end:
-            page = reader.events(at, EVENT_PAGE)
+            page = reader.events(at, EVENTS_PER_PAGE)
             if page.upto <= at:
                 break
             # Events that were appended since are left out: the export would never end.
@@ -111,7 +111,7 @@ def prune(target: Target) -> int:
         OperationError: The journal can't be changed.
     """
     with target.open_writer() as writer:
-        freed = writer.prune()
+        freed = writer.prune_all()
     with target.open_reader() as reader:
         print(f"{size(freed)} became free, {_size(reader.extent())} are in use")
     return DONE
@@ -142,7 +142,7 @@ def _verify_rows(reader: Reader, stored: JournalExtent) -> tuple[int, list[tuple
     progress = Progress("verify", max(0, end - begin))
     at, sound, lost = begin, 0, list[tuple[int, int]]()
     while at < end:
-        page = reader.verify(at, VERIFY_PAGE)
+        page = reader.verify(at, ROWS_PER_VERIFY)
         if page.upto <= at:
             break
         at, sound = page.upto, sound + page.events
@@ -169,7 +169,7 @@ def _written(output: Path | None) -> Iterator[tuple[BinaryIO, bool]]:
 def _frames(reader: Reader) -> Iterator[list[QuarantinedMessage]]:
     after: int | None = 0
     while after is not None:
-        page = reader.quarantine(after, MESSAGE_PAGE)
+        page = reader.quarantine(after, MESSAGES_PER_PAGE)
         if page.quarantine:
             yield page.quarantine
         after = page.next

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from bridge import app, logs
-from bridge.admin.operations import OperationError
+from bridge.admin.client import OperationError
 from bridge.cli import arguments as inspect_arguments
 from bridge.cli import check as checking
 from bridge.cli import run as commands
@@ -57,7 +57,6 @@ exit status: 0 all well, 1 something could not be reached or done, or is damaged
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (the process's own if None); return its exit status."""
     args = parser().parse_args(arguments)
-    logs.configure(getattr(args, "log_format", None) or "auto", "info")
     try:
         return _run(args)
     except ConfigError as error:
@@ -84,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.command in inspect_arguments.COMMANDS:
         return _look_inside(args)
+    logs.configure(getattr(args, "log_format", None) or "auto", "info")
     all_ended = True
     match args.command:
         case "run":

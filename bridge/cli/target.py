@@ -1,22 +1,20 @@
 """The journal that a command reads or changes: that of a running bridge, over HTTP, or the file that a stopped one left."""
 
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from bridge import app
-from bridge.admin.client import Client
-from bridge.admin.operations import OperationError, Operations
-from bridge.admin.server import url_of
+from bridge import logs
+from bridge.admin.client import Client, OperationError
 from bridge.admin.settings import HttpSettings
-from bridge.journal import Journal, JournalError, JournalReader, holder
-from config.load import load, load_http
-from config.settings import Settings
+from bridge.journal import Journal, JournalError, JournalReader, JournalSettings, holder
+from config.load import find, load, load_section
 
 Reader = JournalReader | Client
-Writer = Operations | Client
+Writer = Journal | Client
 
 
 @dataclass
@@ -46,7 +44,7 @@ class Target:
         if self.journal is None and self._client:
             yield self._client
             return
-        with _report_errors(), closing(JournalReader(self.journal or self._settings.journal.path)) as reader:
+        with _report_errors(), closing(JournalReader(self.journal or self._path)) as reader:
             yield reader
 
     @contextmanager
@@ -60,29 +58,43 @@ class Target:
         if self._client:
             yield self._client
             return
-        settings = self._settings
+        settings = load(self.config)
         with _report_errors():
-            with closing(JournalReader(settings.journal.path)) as reader:
+            with closing(JournalReader(self._path)) as reader:
                 damage = reader.check()
             # Opening a damaged file for writing would set it aside. That is the bridge's business, not a command's.
             if damage:
                 raise OperationError(
-                    f"{settings.journal.path}: damaged: {damage}; nothing was changed, but `journal export` saves what it can"
+                    f"{self._path}: damaged: {damage}; nothing was changed, but `journal export` saves what it can"
                 )
+            logs.configure(settings.log.format, settings.log.level)
             with closing(Journal(settings.journal)) as journal:
-                yield Operations(journal, lambda: app.limits_of(settings.sinks), running=False)
+                for name, sink in settings.sinks.items():
+                    journal.add_sink(name, sink.start_at, sink.retry.max_pending)
+                yield journal
 
     @cached_property
-    def _settings(self) -> Settings:
-        return load(self.config)
+    def _path(self) -> Path:
+        """The configured journal. The rest of the configuration may be wrong: it is not the running bridge's any more then."""
+        return load_section("journal", JournalSettings, self.config).path
 
     @cached_property
     def _client(self) -> Client | None:
         """The bridge to ask; None if none runs on the journal."""
         if self.url is not None:
-            return _client(self.url, load_http(self.config))
-        process = _holder(self._settings.journal.path)
-        return _client_of(self._settings, process) if process else None
+            token = load_section("http", HttpSettings, self.config).token
+            return Client(self.url, token.get_secret_value() if token else None)
+        try:
+            running = holder(self._path)
+        except JournalError as error:
+            where = "" if find(self.config, os.environ) else "; no configuration was found, --config names one"
+            raise OperationError(f"{error}{where}") from None
+        if running and not running.url:
+            raise OperationError(
+                f"the bridge runs (process {running.process}), but its HTTP port is off (http.listen), so that it can't be"
+                f" asked; to read only, --journal {self._path} looks at the file"
+            )
+        return Client(running.url, running.secret) if running else None
 
 
 @contextmanager
@@ -91,32 +103,3 @@ def _report_errors() -> Iterator[None]:
         yield
     except JournalError as error:
         raise OperationError(str(error)) from None
-
-
-def _holder(path: Path) -> str | None:
-    try:
-        if not path.exists():
-            raise OperationError(f"{path}: there is no journal (yet); a bridge makes it when it runs")
-        return holder(path)
-    except JournalError as error:
-        raise OperationError(str(error)) from None
-    except OSError as error:
-        raise OperationError(f"{path}: {error.strerror}") from None
-
-
-def _client_of(settings: Settings, process: str) -> Client:
-    address = settings.http.address
-    if address is None:
-        raise OperationError(
-            f"the bridge runs (process {process}), but its HTTP port is off (http.listen), so that it can't be asked;"
-            f" to read only, --journal {settings.journal.path} looks at the file"
-        )
-    if not address[1]:
-        raise OperationError(
-            f"the bridge runs (process {process}) on a port of its own choice (http.listen has port 0); give --url"
-        )
-    return _client(url_of(*address), settings.http)
-
-
-def _client(url: str, http: HttpSettings) -> Client:
-    return Client(url, http.token.get_secret_value() if http.token else None)

@@ -38,8 +38,9 @@ Operations
 Nothing outside this package knows that it is SQLite.
 """
 
-from bridge.journal.file import DiskFullError, JournalError, holder
+from bridge.journal.file import DiskFullError, JournalError, UnknownSinkError
 from bridge.journal.journal import Journal
+from bridge.journal.lock import Holder, holder
 from bridge.journal.model import (
     Appended,
     Batch,
@@ -55,12 +56,17 @@ from bridge.journal.model import (
     Work,
 )
 from bridge.journal.pages import (
+    DEAD_LETTERS_PER_PAGE,
+    EVENTS_PER_PAGE,
+    MESSAGES_PER_PAGE,
+    ROWS_PER_VERIFY,
     DeadLetterPage,
     DeadLetterQuery,
     EventPage,
     JournalExtent,
     QuarantinedMessage,
     QuarantinePage,
+    Replayed,
     SeqOrId,
     SinkBacklog,
     StoredDeadLetter,
@@ -71,6 +77,10 @@ from bridge.journal.reader import JournalReader
 from bridge.journal.settings import JournalSettings
 
 __all__ = [
+    "DEAD_LETTERS_PER_PAGE",
+    "EVENTS_PER_PAGE",
+    "MESSAGES_PER_PAGE",
+    "ROWS_PER_VERIFY",
     "Appended",
     "Batch",
     "Closed",
@@ -81,6 +91,7 @@ __all__ = [
     "DeathReason",
     "DiskFullError",
     "EventPage",
+    "Holder",
     "Journal",
     "JournalError",
     "JournalExtent",
@@ -89,6 +100,7 @@ __all__ = [
     "Limits",
     "QuarantinePage",
     "QuarantinedMessage",
+    "Replayed",
     "Retry",
     "SeqOrId",
     "Settlement",
@@ -97,6 +109,7 @@ __all__ = [
     "StoredDeadLetter",
     "StoredEvent",
     "StreamCounters",
+    "UnknownSinkError",
     "VerifyPage",
     "Work",
     "holder",

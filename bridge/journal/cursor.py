@@ -22,11 +22,13 @@ class Cursor:
     `row`, `retrying` and `dead_letters` change under the journal's lock; `read` belongs to the sink's thread.
 
     Attributes:
+        max_pending: Events in the retry queue at which nothing new is read.
         reading: Held while `db` is used, so that it is not closed then.
         next_unread: The sequence number after the last event that was read, and may be in delivery.
     """
 
     def __init__(self, row: SinkRow, retrying: int, dead_letters: int, db: sqlite3.Connection) -> None:
+        self.max_pending = 0
         self.reading = threading.Lock()
         self.row = row
         self.retrying = retrying

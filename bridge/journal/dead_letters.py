@@ -9,6 +9,7 @@ import structlog
 from bridge.journal import queues, tables
 from bridge.journal.cursor import Cursor
 from bridge.journal.model import DeadLetter, Retry
+from bridge.journal.pages import Replayed
 from bridge.journal.writer import Store
 
 log = structlog.get_logger(__name__)
@@ -33,13 +34,20 @@ class DeadLetters:
         self._sinks = sinks
         self._changed = changed
 
-    def replay(self, sink: str, ids: Sequence[int], now: float) -> int:
-        """Send a sink's dead letters back to its retry queue, due at once; return how many went there.
+    def replay(self, sink: str, ids: Sequence[int], now: float) -> Replayed:
+        """Send a sink's dead letters back to its retry queue, due at once, as far as there is room.
 
-        Dead letters that are gone, damaged or another sink's are left alone. An event that waits already, in the retry queue or
-        after the cursor, is not queued twice (a sink that left and came back may have both): its dead letter is discarded.
+        The queue is filled to half of `max_pending`: at `max_pending`, live events would wait. Dead letters that are gone,
+        damaged or another sink's are left alone. An event that waits already, in the retry queue or after the cursor, is not
+        queued twice (a sink that left and came back may have both): its dead letter is discarded.
         """
         cursor = self._sinks[sink]
+        room = max(1, cursor.max_pending // 2)
+        taken = list(ids[: max(0, room - cursor.retrying)])
+        replayed = self._move(sink, cursor, taken, now) if taken else 0
+        return Replayed(len(taken), replayed, cursor.retrying, room)
+
+    def _move(self, sink: str, cursor: Cursor, ids: Sequence[int], now: float) -> int:
         with self._store.transaction(synced=False) as db:
             found = queues.dead_letters_of(db, sink, ids)
             if not found:

@@ -1,11 +1,10 @@
-"""Opening the journal's file: lock, damage, format. The tables are described in `bridge.journal`."""
+"""Opening the journal's file: damage, format. The tables are described in `bridge.journal`."""
 
-import fcntl
 import os
 import sqlite3
 import time
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final
 
 import structlog
 
@@ -18,13 +17,12 @@ _ASIDE: Final = ".damaged-"
 """Stands between the name of a damaged journal and the time at which it was set aside."""
 
 
-_LOCK_TRIES: Final = 5
-_LOCK_PAUSE: Final = 0.02
-"""Seconds between tries to get the lock."""
-
-
 class JournalError(Exception):
     """The journal can't be opened, read or written; the text says which file and why."""
+
+
+class UnknownSinkError(JournalError):
+    """The sink whose dead letters are to be replayed is not configured."""
 
 
 class DiskFullError(JournalError):
@@ -35,39 +33,7 @@ _LEAST: Final = 1 << 20
 """Bytes that a disk has to have free to open a journal on it."""
 
 
-def lock(path: Path) -> TextIO:
-    """Make the directory, and claim the journal for this process for as long as the returned file is open.
-
-    Raises:
-        JournalError: Another process holds it, or the directory can't be written; `DiskFullError` if there is no space.
-    """
-    lock_path = path.with_name(path.name + ".lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Opened for appending, so that the holder's process id survives our attempt.
-        file = lock_path.open("a+")
-    except OSError as error:
-        _raise_full(path)
-        raise JournalError(
-            f"{lock_path}: {error.strerror}; journal.path must be in a directory that this user can write"
-        ) from None
-    if not _locked(file):
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise JournalError(f"{path}: in use by process {holder}; stop it, or give this one a journal.path of its own") from None
-    try:
-        file.truncate(0)
-        # Not through the file's buffer: on a full disk, its rest would make trouble again when the file is closed.
-        os.write(file.fileno(), f"{os.getpid()}\n".encode())
-    except OSError as error:
-        file.close()
-        _raise_full(path)
-        raise JournalError(f"{lock_path}: {error.strerror}; journal.path must be on a disk that can be written") from None
-    return file
-
-
-def _raise_full(path: Path) -> None:
+def raise_full(path: Path) -> None:
     """Say that the disk is full, if that is what is wrong."""
     try:
         disk = os.statvfs(path.parent)
@@ -75,39 +41,6 @@ def _raise_full(path: Path) -> None:
         return
     if disk.f_blocks and disk.f_bavail * disk.f_frsize < _LEAST:
         raise DiskFullError(f"{path}: the disk is full; the journal is opened when there is space") from None
-
-
-def _locked(file: TextIO) -> bool:
-    """Get the lock; try more than once, since `holder` takes it for a moment."""
-    for _ in range(_LOCK_TRIES):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            time.sleep(_LOCK_PAUSE)
-        else:
-            return True
-    return False
-
-
-def holder(path: Path) -> str | None:
-    """Return the id of the process that holds the journal, or "unknown"; None if no process does.
-
-    Raises:
-        JournalError: It can't be found out.
-    """
-    lock_path = path.with_name(path.name + ".lock")
-    try:
-        with lock_path.open() as file:
-            try:
-                # Shared, so that two who ask do not take each other for a holder; and for no longer than the question takes.
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read().strip() or "unknown"
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise JournalError(f"{lock_path}: {error.strerror}; run this as the user that the bridge runs as") from None
-    return None
 
 
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
@@ -187,7 +120,7 @@ def prepare(path: Path) -> sqlite3.Connection:
             _set_aside(path, str(error))
             return _prepare(path)
     except sqlite3.Error as error:
-        _raise_full(path)
+        raise_full(path)
         raise JournalError(f"{path}: {error}; journal.path must be a file that this user can write") from None
 
 

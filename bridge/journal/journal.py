@@ -14,6 +14,7 @@ from bridge.journal.cursor import Sinks
 from bridge.journal.dead_letters import DeadLetters
 from bridge.journal.dedup import Appender, Remembered
 from bridge.journal.model import Appended, Batch, Closed, Counters, Limits, Settlement, Work
+from bridge.journal.pages import Replayed
 from bridge.journal.pruning import Space
 from bridge.journal.reader import ConcurrentReader
 from bridge.journal.settings import JournalSettings
@@ -44,6 +45,7 @@ class Journal(ConcurrentReader):
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
+        self._clock = clock
         self._monotonic = monotonic
         super().__init__(Store(settings.path, settings.durability, settings.max_bytes))
         self._write = threading.Lock()
@@ -91,8 +93,10 @@ class Journal(ConcurrentReader):
 
     # Sinks
 
-    def add_sink(self, name: str, start_at: Literal["latest", "earliest"]) -> None:
+    def add_sink(self, name: str, start_at: Literal["latest", "earliest"], max_pending: int = 1000) -> None:
         """Give a sink its cursor: the one that it had, or for a new sink the end or the beginning of the stored events.
+
+        A replay fills half of `max_pending`, the number of events in the retry queue at which nothing new is read.
 
         Raises:
             JournalError: It can't be recorded.
@@ -100,6 +104,7 @@ class Journal(ConcurrentReader):
         with self._write, self._store.report_errors("sinks"):
             if name not in self._sinks:
                 self._sinks.add(name, start_at, self._appender.next_seq)
+            self._sinks[name].max_pending = max_pending
 
     def forget_sinks_except(self, names: set[str]) -> None:
         """Delete the cursors and retry queues of all sinks that are not configured any more, and log how much was pending.
@@ -145,10 +150,6 @@ class Journal(ConcurrentReader):
         with self._changed:
             self._changed.notify_all()
 
-    def retrying(self, sink: str) -> int:
-        """Return the number of events in the sink's retry queue; raise `KeyError` for a sink that was not added."""
-        return self._sinks[sink].retrying
-
     def settle(self, sink: str, outcome: Settlement) -> int:
         """Record the outcome of a delivery; return how many events are in the retry queue then.
 
@@ -166,18 +167,17 @@ class Journal(ConcurrentReader):
                     return self._sinks[sink].retrying
             self._closing.wait(_RETRY_SECONDS)
 
-    def replay(self, sink: str, ids: Sequence[int], now: float) -> int:
-        """Send a sink's dead letters back to its retry queue, due at once; return how many went there.
+    def replay(self, sink: str, ids: Sequence[int]) -> Replayed:
+        """Send a sink's dead letters back to its retry queue, due at once, as far as there is room.
 
-        Dead letters that are gone, damaged or another sink's are left alone. All are moved in one transaction, so that a
-        thousand `ids` or so are enough. An event that waits already is not queued twice: its dead letter is discarded.
+        All are moved in one transaction, so that a thousand `ids` or so are enough.
 
         Raises:
             Closed: The journal was closed.
-            JournalError: The sink is not configured, or it can't be recorded.
+            JournalError: It can't be recorded; `UnknownSinkError` if the sink is not configured.
         """
         with self._rearranging(sink):
-            return self._letters.replay(sink, ids, now)
+            return self._letters.replay(sink, ids, self._clock())
 
     def discard(self, ids: Sequence[int]) -> int:
         """Delete dead letters for ever, in one transaction; return how many were there. Raises as `replay` does."""
@@ -215,12 +215,11 @@ class Journal(ConcurrentReader):
             Closed: The journal was closed.
             JournalError: It can't be read.
         """
-        cursor = self._sinks[sink]
         if self._closing.is_set():
             raise Closed
-        if cursor.retrying:
+        if self._sinks[sink].retrying:
             return self.oldest_retry(sink)
-        seq = cursor.row.cursor
+        seq = self._sinks[sink].row.cursor
         return self.event_at(seq) if seq < self._appender.next_seq else None
 
     def prune(self) -> bool:
@@ -241,6 +240,17 @@ class Journal(ConcurrentReader):
             if not self._closing.is_set():
                 self._store.sync()
         return more or not all_read
+
+    def prune_all(self) -> int:
+        """Prune until nothing is left to delete; return how many bytes became free."""
+        before = self._store.used
+        while self.prune():
+            self._closing.wait(0.02)
+        return max(0, before - self._store.used)
+
+    def announce(self, url: str, secret: str) -> None:
+        """Tell commands of this user where the HTTP port is, and the secret that opens its operations; see `holder`."""
+        self._store.announce(url, secret)
 
     def close(self) -> None:
         """End all waits, write the log into the file and unlock it. May be called twice."""
@@ -288,6 +298,6 @@ class Journal(ConcurrentReader):
             if self._closing.is_set():
                 raise Closed
             if sink is not None and sink not in self._sinks:
-                raise file.JournalError(f"sink {sink!r} is not configured, so that nothing can be sent to it again")
+                raise file.UnknownSinkError(f"no sink {sink} is configured, so that nothing can be sent to it again")
             with self._store.report_errors("dead letters"):
                 yield

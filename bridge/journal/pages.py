@@ -4,11 +4,18 @@ A page says from where to go on. So no reader holds everything that is stored, a
 """
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
 from bridge.journal.model import DeathReason
+
+DEAD_LETTERS_PER_PAGE: Final = 500
+"""Most dead letters in one page, and in one replay or drop."""
+
+EVENTS_PER_PAGE: Final = 5_000
+MESSAGES_PER_PAGE: Final = 50
+ROWS_PER_VERIFY: Final = 500
 
 SeqOrId = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """The sequence number of an event, or the id of a row."""
@@ -70,6 +77,22 @@ class DeadLetterPage(msgspec.Struct, frozen=True):
 
     dead_letters: list[StoredDeadLetter]
     next: int | None
+
+
+class Replayed(msgspec.Struct, frozen=True):
+    """Result of a replay.
+
+    Attributes:
+        taken: How many of the given dead letters, from the first on, were handled; there was no room for the rest.
+        replayed: How many of those wait for delivery now; the others did not exist any more.
+        retrying: Events in the sink's retry queue.
+        room: The number of events up to which a replay fills the retry queue.
+    """
+
+    taken: int
+    replayed: int
+    retrying: int
+    room: int
 
 
 class QuarantinedMessage(msgspec.Struct, frozen=True):

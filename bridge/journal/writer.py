@@ -11,7 +11,7 @@ from typing import Final, Literal, NamedTuple
 
 import structlog
 
-from bridge.journal import file
+from bridge.journal import file, lock
 from bridge.journal.schema import is_damage
 
 log = structlog.get_logger(__name__)
@@ -43,7 +43,7 @@ class Store:
         self.path = path
         self.max_bytes = max_bytes
         self._durability = durability
-        self._lock_file = file.lock(path)
+        self._lock_file = lock.lock(path)
         try:
             self.db = file.prepare(path)
         except file.JournalError:
@@ -104,6 +104,13 @@ class Store:
             self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self.db.close()
         self._lock_file.close()
+
+    def announce(self, url: str, secret: str) -> None:
+        """Tell commands of this user how to ask this process; a failure is logged."""
+        try:
+            lock.announce(self._lock_file, url, secret)
+        except OSError as error:
+            log.warning("commands can't find this bridge by its journal; they need --url", error=error.strerror)
 
     # Size: from any thread.
 

@@ -9,8 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge import app
-from bridge.admin.client import Client
-from bridge.admin.operations import OperationError
+from bridge.admin.client import Client, OperationError
 from bridge.journal import DeadLetterQuery
 from bridge.simulator.server import Simulator, SimulatorSettings
 from bridge.source import Ended

@@ -1,5 +1,6 @@
 """Durations, sizes, names, addresses and URLs as people write them."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from bridge.field_types import Bytes, EngineUrl, Listen, Name, OptionalFile, Seconds, StreamUrl, UrlPath
+from bridge.field_types import Bytes, EngineUrl, Listen, Name, OptionalFile, Seconds, StreamUrl, UrlPath, parse_time
 
 SECONDS: TypeAdapter[float] = TypeAdapter(Seconds)
+NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 BYTES: TypeAdapter[int] = TypeAdapter(Bytes)
 
 
@@ -118,3 +120,28 @@ def test_what_can_not_be_meant_is_refused_without_repeating_a_secret(kind: Any, 
 @pytest.mark.parametrize(("written", "file"), [("certs/ca.pem", Path("certs/ca.pem")), ("", None), (None, None)])
 def test_a_file_may_be_left_out_also_by_an_unset_variable(written: str | None, file: Path | None) -> None:
     assert TypeAdapter(OptionalFile).validate_python(written) == file
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-11-23T10:00:00Z", datetime(2026, 11, 23, 10, tzinfo=UTC)),
+        ("2026-11-23T10:00:00+02:00", datetime(2026, 11, 23, 8, tzinfo=UTC)),
+        ("2026-11-23T10:00:00", datetime(2026, 11, 23, 10, tzinfo=UTC)),
+        ("2026-11-23", datetime(2026, 11, 23, tzinfo=UTC)),
+        ("90s", NOW - timedelta(seconds=90)),
+        ("15m", NOW - timedelta(minutes=15)),
+        (" 2h ", NOW - timedelta(hours=2)),
+        ("1.5d", NOW - timedelta(hours=36)),
+    ],
+)
+def test_a_moment_is_a_time_or_an_age(text: str, expected: datetime) -> None:
+    assert parse_time(text, NOW) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "yesterday", "2h ago", "-2h", "12", "2026-13-01", "9999999999d", "s", "0001-01-01T00:00+23:00"]
+)
+def test_anything_else_is_told_what_would_be_right(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^must be a time, like 2026-11-23T10:00:00Z, or an age"):
+        parse_time(text, NOW)

@@ -4,10 +4,11 @@ from typing import Literal
 
 import pytest
 
+from bridge.admin.settings import HttpSettings
 from bridge.sink import SinkSettings
 from bridge.sources.dockercloud.settings import DockerCloudSettings
 from bridge.sources.engine.settings import EngineSettings
-from config.load import ConfigError, load, load_http
+from config.load import ConfigError, load, load_section
 from config.plugins import Plugins
 from config.settings import Settings
 from tests.support.queue_plugin import QueueSettings, Tls, plugin
@@ -269,7 +270,7 @@ def http(text: str = "", **env: str) -> tuple[str, str | None]:
     """Where it listens, and the token."""
     if text:
         Path("bridge.yaml").write_text(text)
-    found = load_http(None, {"BRIDGE_SECRETS_DIR": "", **env})
+    found = load_section("http", HttpSettings, None, {"BRIDGE_SECRETS_DIR": "", **env})
     return found.listen, found.token.get_secret_value() if found.token else None
 
 

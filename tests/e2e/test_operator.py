@@ -213,7 +213,7 @@ def test_a_token_is_for_the_operations_and_comes_from_the_configuration(tmp_path
         assert status_of(bridge, "/quarantine", Authorization=f"Bearer {SECRET}") == 200
         assert status_of(bridge, "/quarantine", Authorization=f"Bearer {SECRET}", Origin="http://evil.example") == 403
         assert lines(command(bridge, "quarantine", "export"))[0]["stream"] == "acme"
-        wrong = command(bridge, "quarantine", "list", expect=1, BRIDGE_HTTP__TOKEN="other")
+        wrong = command(bridge, "quarantine", "list", "--url", url, expect=1, BRIDGE_HTTP__TOKEN="other")
         assert wrong.stderr.startswith(f"event-bridge: {url}: the token is not the one of http.token")
         elsewhere = [EVENT_BRIDGE, "quarantine", "export", "--url", url]
         for variables, status in (({"BRIDGE_HTTP__TOKEN": SECRET}, 0), ({}, 1)):
@@ -225,17 +225,20 @@ def test_a_token_is_for_the_operations_and_comes_from_the_configuration(tmp_path
 
 
 def test_without_its_port_a_running_bridge_says_so_and_the_file_can_still_be_read(tmp_path: Path, simulator: Simulator) -> None:
-    bridge = Bridge(tmp_path, {"streams": {"acme": {"url": simulator.url}}})
-    with bridge:
-        until(lambda: bridge.status()["streams"]["acme"]["accepted"] > 0, "events arrive")
-        off = command(bridge, "backlog", expect=1, BRIDGE_HTTP__LISTEN="off")
+    bridge = Bridge(tmp_path, {"streams": {"acme": {"url": simulator.url}}, "http": {"listen": False}})
+    bridge.launch()
+    try:
+        until(lambda: bridge.output.stat().st_size > 0, "events arrive")
+        off = command(bridge, "backlog", expect=1)
         assert f"the bridge runs (process {bridge.pid}), but its HTTP port is off" in off.stderr
         assert "journal verify" not in off.stderr
         path = str(tmp_path / "journal.db")
-        assert "0 lost" in command(bridge, "journal", "verify", "--journal", path, BRIDGE_HTTP__LISTEN="off").stdout
-        port = free_port()
-        nobody = command(bridge, "backlog", expect=1, BRIDGE_HTTP__LISTEN=f"127.0.0.1:{port}")
-        assert nobody.stderr.startswith(f"event-bridge: http://127.0.0.1:{port}: connection refused")
+        assert "0 lost" in command(bridge, "journal", "verify", "--journal", path).stdout
+        url = f"http://127.0.0.1:{free_port()}"
+        nobody = command(bridge, "backlog", "--url", url, expect=1)
+        assert nobody.stderr.startswith(f"event-bridge: {url}: connection refused")
+    finally:
+        bridge.kill()
     gone = command(bridge, "backlog", "--url", simulator.url.replace("ws:", "http:"), expect=1)
     assert "what answers there is no event-bridge" in gone.stderr
 

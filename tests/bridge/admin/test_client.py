@@ -11,14 +11,13 @@ from typing import NamedTuple
 import pytest
 from prometheus_client import CollectorRegistry
 
-from bridge.admin.client import Client
+from bridge.admin.client import Client, OperationError
 from bridge.admin.health import Health
-from bridge.admin.operations import NotConfiguredError, OperationError, Operations, SinkLimits
 from bridge.admin.routes import operation_routes
 from bridge.admin.server import Server
 from bridge.admin.settings import HealthSettings
 from bridge.event import Malformed
-from bridge.journal import DeadLetterQuery
+from bridge.journal import DeadLetterQuery, Journal, UnknownSinkError
 from bridge.pipeline.supervisor import Running
 from tests.support.journal_samples import append, bury, event, opened, uuid
 
@@ -29,7 +28,7 @@ EVENTS = [event(number) for number in range(1, 11)]
 class Pair(NamedTuple):
     """The two ways to the same operations."""
 
-    here: Operations
+    here: Journal
     there: Client
     server: Server
 
@@ -39,18 +38,16 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
     with opened(tmp_path / "journal.db", "alerts", "audit") as journal:
         append(journal, EVENTS, [Malformed("not_json", b"\xff\x00")])
         bury(journal, "alerts", 1, EVENTS, died=1700000000.123456)
-        limits = {"alerts": SinkLimits(1000, "latest")}
-        operations = Operations(journal, lambda: limits, running=True)
         server = Server(
             "127.0.0.1",
             0,
             health=Health(journal, Running, settings=HealthSettings(), version="0"),
             registry=CollectorRegistry(),
             last_tick=lambda: 0.0,
-            operations=operation_routes(operations, lambda: SECRET),
+            operations=operation_routes(journal, "", lambda: SECRET),
         )
         with closing(server):
-            yield Pair(operations, Client(server.url + "/", SECRET), server)
+            yield Pair(journal, Client(server.url + "/", SECRET), server)
 
 
 @pytest.mark.parametrize(
@@ -65,14 +62,14 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
     ],
 )
 def test_dead_letters_are_the_same_there(pair: Pair, query: DeadLetterQuery) -> None:
-    assert pair.there.dead_letters(query, 2, 3) == pair.here.journal.dead_letters(query, 2, 3)
+    assert pair.there.dead_letters(query, 2, 3) == pair.here.dead_letters(query, 2, 3)
 
 
 def test_everything_that_looks_tells_the_same_there(pair: Pair) -> None:
-    assert pair.there.quarantine(0, 10) == pair.here.journal.quarantine(0, 10)
-    assert pair.there.extent() == pair.here.journal.extent()
-    assert pair.there.events(3, 4) == pair.here.journal.events(3, 4)
-    assert pair.there.verify(0, 10) == pair.here.journal.verify(0, 10)
+    assert pair.there.quarantine(0, 10) == pair.here.quarantine(0, 10)
+    assert pair.there.extent() == pair.here.extent()
+    assert pair.there.events(3, 4) == pair.here.events(3, 4)
+    assert pair.there.verify(0, 10) == pair.here.verify(0, 10)
     assert pair.there.check() is None
     assert pair.there.running
 
@@ -81,14 +78,14 @@ def test_everything_that_changes_changes_it_there(pair: Pair) -> None:
     done = pair.there.replay("alerts", [1, 2, 3])
 
     assert (done.taken, done.replayed, done.retrying, done.room) == (3, 3, 3, 500)
-    assert pair.there.drop([4, 5]) == 2
-    assert pair.there.prune() == 0
-    assert [letter.id for letter in pair.here.journal.dead_letters(DeadLetterQuery(), 0, 100).dead_letters] == [6, 7, 8, 9, 10]
+    assert pair.there.discard([4, 5]) == 2
+    assert pair.there.prune_all() == 0
+    assert [letter.id for letter in pair.here.dead_letters(DeadLetterQuery(), 0, 100).dead_letters] == [6, 7, 8, 9, 10]
 
 
 def test_a_sink_that_is_not_configured_there_is_an_error_of_its_own(pair: Pair) -> None:
-    with pytest.raises(NotConfiguredError, match="no sink audit is configured"):
-        pair.there.replay("audit", [1])
+    with pytest.raises(UnknownSinkError, match="no sink other is configured"):
+        pair.there.replay("other", [1])
 
 
 @pytest.mark.parametrize(("token", "said"), [(None, "needs the token"), ("other", "the token is not the one")])

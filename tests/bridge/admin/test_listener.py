@@ -45,8 +45,7 @@ class Place:
         return int(answer.split()[1])
 
     @staticmethod
-    def _refuse(client: str, headers: Message) -> Response | None:
-        assert client == "127.0.0.1"
+    def _refuse(headers: Message) -> Response | None:
         return text_response(HTTPStatus.FORBIDDEN, "no") if "Refuse" in headers else None
 
     def _respond(self, request: Request) -> Response:

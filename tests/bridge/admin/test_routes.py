@@ -2,18 +2,22 @@
 
 import json
 from collections.abc import Iterator
+from email.message import Message
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from bridge.admin.listener import Request, Response, Route
-from bridge.admin.operations import LETTER_PAGE, Operations, SinkLimits
 from bridge.admin.routes import operation_routes
 from bridge.event import Malformed
-from bridge.journal import Closed, Journal, JournalError, JournalExtent
+from bridge.journal import DEAD_LETTERS_PER_PAGE, Closed, Journal, JournalError, JournalExtent
 from tests.support.journal_samples import append, bury, event, opened, uuid
 
+SECRET = "of this start"
+TOKEN = "geheim"
 EVENTS = [event(number) for number in range(1, 11)]
 
 
@@ -22,8 +26,7 @@ def routes(tmp_path: Path) -> Iterator[dict[str, Route]]:
     with opened(tmp_path / "journal.db", "alerts", "audit") as journal:
         append(journal, EVENTS, [Malformed("not_json", b"\xff")])
         bury(journal, "alerts", 1, EVENTS)
-        limits = {"alerts": SinkLimits(1000, "latest")}
-        yield operation_routes(Operations(journal, lambda: limits, running=True), lambda: None)
+        yield operation_routes(journal, SECRET, lambda: TOKEN)
 
 
 def get(routes: dict[str, Route], path: str) -> Any:
@@ -85,7 +88,10 @@ def test_dead_letters_are_replayed_and_dropped(routes: dict[str, Route]) -> None
         "retrying": 2,
         "room": 500,
     }
-    assert post(routes, "/dead-letters/drop", {"ids": [2, 3, 4]}) == {"dropped": 2}
+    with capture_logs() as logs:
+        assert post(routes, "/dead-letters/drop", {"ids": [2, 3, 4]}) == {"dropped": 2}
+        assert post(routes, "/dead-letters/drop", {"ids": [3]}) == {"dropped": 0}
+    assert [(line["event"], line["count"]) for line in logs] == [("dead letters were deleted by an operator", 2)]
     assert [letter["id"] for letter in get(routes, "/dead-letters")["dead_letters"]] == [5, 6, 7, 8, 9, 10]
 
 
@@ -139,7 +145,7 @@ def test_a_senseless_parameter_is_told_by_name(routes: dict[str, Route], path: s
         ("/dead-letters/replay", b'{"sink":"alerts","ids":["1"]}', "ids[0]: "),
         ("/dead-letters/replay", b'{"sink":"alerts","ids":[]}', "ids: "),
         ("/dead-letters/drop", b'{"ids":[-1]}', "ids[0]: "),
-        ("/dead-letters/drop", json.dumps({"ids": [1] * (LETTER_PAGE + 1)}).encode(), "ids: "),
+        ("/dead-letters/drop", json.dumps({"ids": [1] * (DEAD_LETTERS_PER_PAGE + 1)}).encode(), "ids: "),
         ("/dead-letters/drop", b'{"ids":[1],"all":true}', "`all`"),
         ("/dead-letters/drop", b'{"ids":[1', "not JSON"),
         ("/dead-letters/drop", b"\xff", "not JSON"),
@@ -157,9 +163,9 @@ def test_a_senseless_body_changes_nothing_and_is_told(routes: dict[str, Route], 
 
 
 def test_a_sink_that_is_not_configured_is_a_conflict(routes: dict[str, Route]) -> None:
-    status, words = post(routes, "/dead-letters/replay", {"sink": "audit", "ids": [1]})
+    status, words = post(routes, "/dead-letters/replay", {"sink": "other", "ids": [1]})
 
-    assert (status, words) == (409, "no sink audit is configured, so that nothing can be sent to it again")
+    assert (status, words) == (409, "no sink other is configured, so that nothing can be sent to it again")
 
 
 def test_trouble_with_the_journal_is_told(routes: dict[str, Route], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,3 +185,63 @@ def test_a_process_that_stops_says_so_elsewhere(routes: dict[str, Route], monkey
 
     with pytest.raises(Closed):
         get(routes, "/journal")
+
+
+# --- who may ------------------------------------------------------------------------------------------------------------
+
+
+def ask(headers: dict[str, str], token: str | None = TOKEN) -> HTTPStatus | None:
+    """The status of the refusal; None if there is none."""
+    message = Message()
+    for name, value in headers.items():
+        message[name] = value
+    refusal = operation_routes(cast("Journal", None), SECRET, lambda: token)["/journal"].refuse(message)
+    if refusal is not None:
+        assert refusal.body.endswith(b"\n")
+        assert TOKEN.encode() not in refusal.body
+        assert SECRET.encode() not in refusal.body
+    return refusal and refusal.status
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+@pytest.mark.parametrize("given", [TOKEN, SECRET])
+def test_a_client_with_a_token_may_from_anywhere_by_any_name(scheme: str, given: str) -> None:
+    assert ask({"Host": "bridge.example:9477", "X-Forwarded-For": "10.0.0.5", "Authorization": f"{scheme} {given}"}) is None
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        f"Basic {TOKEN}",
+        TOKEN,
+        f"Bearer {TOKEN}x",
+        f"Bearer x{TOKEN}",
+        "Bearer gehei",
+        "Bearer ŋ",
+    ],
+)
+@pytest.mark.parametrize("token", [TOKEN, None])
+def test_nobody_else_may(given: str | None, token: str | None) -> None:
+    headers = {"Host": "127.0.0.1:9477"} if given is None else {"Host": "127.0.0.1:9477", "Authorization": given}
+    if token is None and given is not None:
+        headers["Authorization"] = given.replace(TOKEN, "None")
+
+    assert ask(headers, token) == HTTPStatus.UNAUTHORIZED
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "http://127.0.0.1:9477", "null"])
+def test_no_web_page_may_not_even_with_the_token(origin: str) -> None:
+    assert ask({"Origin": origin, "Authorization": f"Bearer {TOKEN}"}) == HTTPStatus.FORBIDDEN
+
+
+@pytest.mark.parametrize(("token", "said"), [(TOKEN, b"http.token, as"), (None, b"http.token is not set")])
+def test_a_client_without_a_token_is_told_how(token: str | None, said: bytes) -> None:
+    refusal = operation_routes(cast("Journal", None), SECRET, lambda: token)["/journal"].refuse(Message())
+
+    assert refusal is not None
+    assert refusal.headers["WWW-Authenticate"].startswith("Bearer ")
+    assert said in refusal.body

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bridge.admin.operations import OperationError
-from bridge.cli import dead_letters
+from bridge.admin.client import OperationError
+from bridge.cli import dead_letter_table, dead_letters
 from bridge.cli.dead_letters import Refused, Selection, drop, replay, show_list, show_one
 from bridge.cli.target import Target
 from bridge.journal import DeadLetterQuery
@@ -68,7 +68,7 @@ def test_a_list_elsewhere_than_on_a_terminal_is_whole(capsys: pytest.CaptureFixt
 
 
 def test_a_list_on_a_terminal_fits_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dead_letters, "line_width", lambda: 100)
+    monkeypatch.setattr(dead_letter_table, "line_width", lambda: 100)
 
     show_list(Target(), ALERTS._replace(limit=1), as_json=False)
 
@@ -89,7 +89,7 @@ def test_a_line_of_json_is_the_whole_dead_letter(capsys: pytest.CaptureFixture[s
 
 
 def test_pages_are_put_together(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dead_letters, "LETTER_PAGE", 3)
+    monkeypatch.setattr(dead_letters, "DEAD_LETTERS_PER_PAGE", 3)
 
     assert ids(ALL, capsys) == list(range(1, 21))
     assert ids(ALL._replace(limit=7), capsys) == list(range(1, 8))
@@ -205,7 +205,7 @@ def test_damaged_ones_are_not_sent_but_dropped(journal: Path, capsys: pytest.Cap
 
 
 def test_dropped_ones_are_gone_for_ever(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dead_letters, "LETTER_PAGE", 3)
+    monkeypatch.setattr(dead_letters, "DEAD_LETTERS_PER_PAGE", 3)
 
     assert drop(Target(), ALERTS, dry_run=False, yes=True, ask=None) == 0
     assert capsys.readouterr() == ("deleted 10 dead letters\n", "")

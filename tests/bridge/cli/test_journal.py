@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.admin.operations import OperationError
+from bridge.admin.client import OperationError
 from bridge.cli import journal as inspect_journal
 from bridge.cli.journal import Wanted, export, prune, quarantine, verify
 from bridge.cli.target import Target
@@ -47,7 +47,7 @@ def test_a_sound_journal_is_told_to_be_sound(journal: Path, capsys: pytest.Captu
 def test_what_is_lost_is_told_place_by_place(
     journal: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inspect_journal, "VERIFY_PAGE", 1)
+    monkeypatch.setattr(inspect_journal, "ROWS_PER_VERIFY", 1)
     damage(journal, "UPDATE batches SET body = X'00' WHERE first = 11")
 
     assert verify(Target(journal=journal)) == 1
@@ -150,7 +150,7 @@ def test_an_export_of_a_damaged_journal_goes_as_far_as_possible(
 
 
 def test_an_export_is_put_together_of_pages(journal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspect_journal, "EVENT_PAGE", 7)
+    monkeypatch.setattr(inspect_journal, "EVENTS_PER_PAGE", 7)
 
     assert export(Target(journal=journal), Wanted(), tmp_path / "out.jsonl") == 0
     assert (tmp_path / "out.jsonl").read_bytes() == json_of(list(range(1, 31)))
@@ -176,7 +176,7 @@ def test_malformed_messages_are_listed_with_their_beginnings(journal: Path, caps
 def test_malformed_messages_are_exported_with_every_byte_that_is_kept(
     journal: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inspect_journal, "MESSAGE_PAGE", 1)
+    monkeypatch.setattr(inspect_journal, "MESSAGES_PER_PAGE", 1)
 
     assert quarantine(Target(journal=journal), as_json=True) == 0
 

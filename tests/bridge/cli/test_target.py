@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from bridge.admin.client import OperationError
 from bridge.admin.health import Health
-from bridge.admin.operations import OperationError, Operations
 from bridge.admin.routes import operation_routes
 from bridge.admin.server import Server
 from bridge.admin.settings import HealthSettings
 from bridge.cli.target import Target
 from bridge.journal import DeadLetterQuery, Journal, JournalSettings
 from bridge.pipeline.supervisor import Running
-from config.load import ConfigError
 from tests.support.journal_samples import append, bury, event, opened
 
+SECRET = "of this start"
 EVENTS = [event(number) for number in range(1, 4)]
 
 
@@ -49,9 +49,10 @@ def bridge() -> Iterator[Server]:
             health=Health(journal, Running, settings=HealthSettings(), version="0"),
             registry=CollectorRegistry(),
             last_tick=lambda: 0.0,
-            operations=operation_routes(Operations(journal, dict, running=True), lambda: "geheim"),
+            operations=operation_routes(journal, SECRET, lambda: "geheim"),
         )
         with closing(server):
+            journal.announce(server.url, SECRET)
             yield server
 
 
@@ -73,36 +74,47 @@ def test_a_file_is_only_read_and_nothing_is_made_beside_it(directory: Path) -> N
     assert {path.name: path.stat().st_mtime_ns for path in directory.iterdir()} == before
 
 
-def test_a_running_bridge_is_asked_with_the_token_of_the_configuration(bridge: Server) -> None:
-    configure(f"127.0.0.1:{bridge.port}", "geheim")
+@pytest.mark.parametrize("configured", ["127.0.0.1:0", "0.0.0.0:9477", "off"])
+def test_a_running_bridge_is_found_by_its_journal_and_asked_with_its_secret(bridge: Server, configured: str) -> None:
+    assert bridge.port
+    configure(configured)
 
     with Target().open_reader() as inspection:
         assert inspection.running
         assert inspection.extent().next == 4
     with Target().open_writer() as operations:
         assert operations.running
-        assert operations.drop([1]) == 1
+        assert operations.discard([1]) == 1
 
 
-def test_a_bridge_that_listens_everywhere_is_asked_on_loopback(bridge: Server) -> None:
-    configure(f"0.0.0.0:{bridge.port}", "geheim")
+def test_a_running_bridge_is_asked_although_the_rest_of_the_configuration_is_broken(bridge: Server) -> None:
+    assert bridge.port
+    Path("bridge.yaml").write_text("sinks: {alerts: {type: nonsense}}\njournal: {path: journal.db}\n")
 
     assert count(Target()) == 3
 
 
-def test_a_running_bridge_without_its_port_can_not_be_asked(bridge: Server) -> None:
-    del bridge
-
-    for look in (Target.open_reader, Target.open_writer):
-        with pytest.raises(OperationError, match=r"the bridge runs \(process \d+\), but its HTTP port is off"), look(Target()):
-            pass
-    assert count(Target(journal=Path("journal.db"))) == 3
+def test_the_secret_of_a_bridge_is_for_its_user_only(bridge: Server) -> None:
+    assert bridge.port
+    assert SECRET in Path("journal.db.lock").read_text()
+    assert Path("journal.db.lock").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_port_that_the_bridge_chose_itself_has_to_be_told(bridge: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    configure("127.0.0.1:0", "geheim")
-    with pytest.raises(OperationError, match="give --url"), Target().open_reader():
-        pass
+def test_a_running_bridge_without_its_port_can_not_be_asked() -> None:
+    with closing(Journal(JournalSettings(path=Path("journal.db")))):
+        for look in (Target.open_reader, Target.open_writer):
+            with (
+                pytest.raises(OperationError, match=r"the bridge runs \(process \d+\), but its HTTP port is off"),
+                look(Target()),
+            ):
+                pass
+        assert count(Target(journal=Path("journal.db"))) == 3
+
+
+def test_a_bridge_at_a_url_is_asked_with_the_token_of_the_configuration(
+    bridge: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure("off", "geheim")
 
     assert count(Target(url=bridge.url)) == 3
     monkeypatch.setenv("BRIDGE_HTTP__TOKEN", "other")
@@ -120,7 +132,7 @@ def test_a_bridge_elsewhere_needs_a_token_and_no_configuration(bridge: Server, m
 
     assert count(Target(url=bridge.url)) == 3
     with Target(url=bridge.url).open_writer() as operations:
-        assert operations.drop([1]) == 1
+        assert operations.discard([1]) == 1
 
 
 def test_a_file_that_is_named_is_read_without_any_configuration(directory: Path) -> None:
@@ -134,8 +146,8 @@ def test_a_file_that_is_named_is_read_without_any_configuration(directory: Path)
 def test_without_a_configuration_there_is_nowhere_to_look() -> None:
     Path("bridge.yaml").unlink()
 
-    with pytest.raises(ConfigError), Target().open_reader():
-        pass
+    with pytest.raises(OperationError, match=r"there is no journal.*no configuration was found, --config names one"):
+        count(Target())
 
 
 def test_a_journal_that_is_not_there_yet_is_not_made(directory: Path) -> None:
@@ -156,7 +168,7 @@ def test_whoever_changes_the_file_has_it_alone() -> None:
         with pytest.raises(OperationError, match=r"process \d+"), Target().open_writer():
             pass
     with Target().open_writer() as operations:
-        assert operations.drop([3]) == 1
+        assert operations.discard([3]) == 1
 
 
 def test_a_damaged_file_is_read_but_not_changed_and_not_set_aside(directory: Path) -> None:

@@ -21,7 +21,7 @@ from uuid import UUID
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.admin.operations import OperationError
+from bridge.admin.client import OperationError
 from bridge.event import Event, Malformed
 from bridge.journal import Batch, DeadLetterQuery, Journal, JournalError, JournalReader, JournalSettings
 from bridge.journal.schema import is_damage

@@ -1,6 +1,5 @@
 """Opening the journal's file: who may, what is done about damage, and which formats are understood."""
 
-import fcntl
 import os
 import shutil
 import sqlite3
@@ -13,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.event import Event
-from bridge.journal import Batch, Journal, JournalError, JournalReader, JournalSettings, Retry, Settlement, holder
+from bridge.journal import Batch, Journal, JournalError, JournalReader, JournalSettings, Retry, Settlement
 from bridge.journal.schema import SCHEMA_VERSION
 from bridge.journal.writer import disk_space
 from tests.support.journal_work import due_retries, waiting_keys
@@ -143,7 +142,7 @@ def test_an_index_that_does_not_fit_its_rows_is_made_anew(tmp_path: Path) -> Non
         journal.add_sink("a", "earliest")
         assert due_retries(journal, "a", 1.0, 10.0, 10, 1000) in ([], [waiting])
         assert due_retries(journal, "a", 1.0, 10.0, 10, 1000) in ([], [waiting])
-        assert len(waiting_keys(journal, "a")) == journal.retrying("a")
+        assert len(waiting_keys(journal, "a")) == journal.counters().sinks["a"].retrying
         assert not [line for line in logs if "trouble" in line["event"]]
     assert [line["table"] for line in logs if "index" in line["event"]] == ["retries"]
     assert not aside(path)
@@ -190,32 +189,6 @@ def test_the_disk_tells_its_size_or_is_taken_for_endless(tmp_path: Path) -> None
     assert space.total == shutil.disk_usage(tmp_path).total
     assert path.stat().st_size <= space.available <= space.total
     assert min(disk_space(tmp_path / "missing.db")) > 1 << 60
-
-
-def test_who_holds_a_journal_is_told_without_disturbing_anybody(tmp_path: Path) -> None:
-    path = tmp_path / "journal.db"
-    assert holder(path) is None
-    assert list(tmp_path.iterdir()) == []
-
-    with closing(Journal(JournalSettings(path=path))):
-        assert [holder(path) for _ in range(2)] == [str(os.getpid())] * 2
-    assert holder(path) is None
-    assert accepts(path)
-
-
-def test_who_asks_for_the_holder_keeps_nobody_from_becoming_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with (tmp_path / "journal.db.lock").open("w") as asking:
-        fcntl.flock(asking, fcntl.LOCK_SH)
-        monkeypatch.setattr("bridge.journal.file.time.sleep", lambda _: fcntl.flock(asking, fcntl.LOCK_UN))
-
-        assert accepts(tmp_path / "journal.db")
-
-
-def test_that_nobody_can_tell_who_holds_a_journal_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "journal.db.lock").mkdir()
-
-    with pytest.raises(JournalError, match=r"journal\.db\.lock: "):
-        holder(tmp_path / "journal.db")
 
 
 def test_the_lock_is_let_go_when_opening_fails(tmp_path: Path) -> None:

@@ -579,7 +579,7 @@ def test_retries_are_due_by_lane_and_what_waits_behind_comes_along(open_journal:
     waiting = [retry(1, "x", 120.0), retry(2, "y", 110.0), retry(3, "x", 0.0)]
     journal.settle("a", Settlement(1, 5, delivered=1, retries=waiting))
     for again in before_and_after_a_restart(journal, open_journal):
-        assert again.retrying("a") == 3
+        assert again.counters().sinks["a"].retrying == 3
         assert journal_work.next_due(again, "a") == 110.0
         assert journal_work.waiting_keys(again, "a") == {"x", "y"}
         assert journal_work.due_retries(again, "a", 109.9, 500.0, 10, 1000) == []
@@ -761,7 +761,7 @@ def test_a_closed_journal_says_so(open_journal: Open) -> None:
         journal.check,
         lambda: journal.events(0, 1, 1),
         lambda: journal.verify(0, 1),
-        lambda: journal.replay("a", [1], 0.0),
+        lambda: journal.replay("a", [1]),
         lambda: journal.discard([1]),
     ]
     for use in uses:

@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.journal import JournalError, file, schema, tables, writer
+from bridge.journal import JournalError, file, lock, schema, tables, writer
 from bridge.journal.writer import RESERVE, Store, used_bytes
 
 MAX_BYTES = 1 << 30
@@ -205,4 +205,4 @@ def test_a_file_that_can_not_be_opened_is_not_held(path: Path) -> None:
         db.execute(f"PRAGMA user_version={schema.SCHEMA_VERSION + 1}")
     with pytest.raises(JournalError, match="newer event-bridge"):
         Store(path, "full", MAX_BYTES)
-    file.lock(path).close()
+    lock.lock(path).close()

@@ -281,7 +281,7 @@ def test_retries_stay_when_the_sink_breaks_except_for_what_was_acknowledged(make
     bench.step()
     bench.step()
     assert bench.last_call == [1]
-    assert bench.journal.retrying("a") == 0
+    assert bench.journal.counters().sinks["a"].retrying == 0
 
 
 def test_why_events_wait_is_told_once_per_reason_and_that_none_do_any_more(make: Make) -> None:
@@ -303,7 +303,7 @@ def test_why_events_wait_is_told_once_per_reason_and_that_none_do_any_more(make:
         bench.sink.bad = {}
         bench.step_after(600.0)
         bench.step()
-        assert bench.journal.retrying("a") == 0
+        assert bench.journal.counters().sinks["a"].retrying == 0
 
     assert bench.forwarder.retry_reasons == {}
     told = [(line["log_level"], line.get("reason")) for line in logs if "wait" in line["event"]]

@@ -1,17 +1,16 @@
-"""The operations on a real journal."""
+"""What operators look at and change, on a real journal."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from structlog.testing import capture_logs
 
-from bridge.admin.operations import NotConfiguredError, Operations, SinkLimits
 from bridge.event import Malformed
-from bridge.journal import Closed, DeadLetterQuery, Journal, JournalError, JournalReader, SinkBacklog
+from bridge.journal import Closed, DeadLetterQuery, Journal, JournalError, JournalReader, SinkBacklog, UnknownSinkError
 from tests.support.journal_samples import RECEIVED, append, bury, damage, event, opened, uuid
 from tests.support.journal_work import due_retries
 
@@ -32,10 +31,6 @@ def journal(path: Path) -> Iterator[Journal]:
         append(made, EVENTS, [Malformed("not_json", b"\xff\x00")])
         bury(made, "alerts", 1, EVENTS, died=DIED)
         yield made
-
-
-def operations(journal: Journal, max_pending: int = 1000) -> Operations:
-    return Operations(journal, lambda: {"alerts": SinkLimits(max_pending, "latest")}, running=True, clock=lambda: DIED)
 
 
 def test_a_dead_letter_tells_everything(journal: Journal) -> None:
@@ -74,49 +69,50 @@ def test_a_query_arrives_at_the_journal(journal: Journal, query: DeadLetterQuery
 
 
 def test_a_replay_fills_half_of_the_retry_queue_at_most(journal: Journal) -> None:
-    done = operations(journal, max_pending=8).replay("alerts", range(1, 11))
+    journal.add_sink("alerts", "latest", max_pending=8)
+    done = journal.replay("alerts", range(1, 11))
 
     assert (done.taken, done.replayed, done.retrying, done.room) == (4, 4, 4, 4)
-    assert journal.retrying("alerts") == 4
+    assert journal.counters().sinks["alerts"].retrying == 4
 
-    again = operations(journal, max_pending=8).replay("alerts", range(5, 11))
+    again = journal.replay("alerts", range(5, 11))
 
     assert (again.taken, again.replayed, again.retrying) == (0, 0, 4)
 
 
 def test_there_is_room_for_one_where_there_is_little(journal: Journal) -> None:
-    assert operations(journal, max_pending=1).replay("alerts", [1, 2]).taken == 1
+    journal.add_sink("alerts", "latest", max_pending=1)
+
+    assert journal.replay("alerts", [1, 2]).taken == 1
 
 
 def test_a_replay_that_is_repeated_sends_nothing_twice(journal: Journal) -> None:
-    both = [operations(journal).replay("alerts", [1, 2, 3]) for _ in range(2)]
+    both = [journal.replay("alerts", [1, 2, 3]) for _ in range(2)]
 
     assert [(done.taken, done.replayed, done.retrying) for done in both] == [(3, 3, 3), (3, 0, 3)]
 
 
 def test_what_was_replayed_is_due_at_once_in_the_order_of_the_journal(journal: Journal) -> None:
-    operations(journal).replay("alerts", [3, 1, 2])
+    journal.replay("alerts", [3, 1, 2])
 
-    assert [retry.seq for retry in due_retries(journal, "alerts", DIED, DIED + 1200.0, 10, 1 << 20)] == [1, 2, 3]
+    assert [retry.seq for retry in due_retries(journal, "alerts", time.time(), time.time() + 1200.0, 10, 1 << 20)] == [1, 2, 3]
 
 
 def test_a_sink_that_is_not_configured_gets_nothing(journal: Journal) -> None:
-    with pytest.raises(NotConfiguredError, match="no sink audit is configured"):
-        operations(journal).replay("audit", [1])
+    with pytest.raises(UnknownSinkError, match="no sink other is configured"):
+        journal.replay("other", [1])
 
 
 def test_a_sink_that_left_a_running_bridge_gets_nothing_and_no_cursor_that_nobody_moves(journal: Journal) -> None:
     journal.forget_sinks_except({"audit"})
 
-    with pytest.raises(NotConfiguredError, match="no sink alerts is configured"):
-        operations(journal).replay("alerts", [1])
+    with pytest.raises(UnknownSinkError, match="no sink alerts is configured"):
+        journal.replay("alerts", [1])
     assert journal.counters().sinks.keys() == {"audit"}
 
 
 def test_dropped_ones_are_gone_and_counted_once(journal: Journal) -> None:
-    with capture_logs() as logs:
-        assert [operations(journal).drop([1, 2, 99]) for _ in range(2)] == [2, 0]
-    assert [(line["event"], line["count"]) for line in logs] == [("dead letters were deleted by an operator", 2)]
+    assert [journal.discard([1, 2, 99]) for _ in range(2)] == [2, 0]
     assert len(journal.dead_letters(EVERY, 0, 100).dead_letters) == 8
 
 
@@ -151,10 +147,8 @@ def test_pruning_tells_what_became_free(path: Path) -> None:
     with opened(path) as journal:
         for number in range(1, 300, 2):
             append(journal, [event(number), event(number + 1)])
-        operations = Operations(journal, dict, running=False)
-
-        assert operations.prune() > 0
-        assert operations.prune() == 0
+        assert journal.prune_all() > 0
+        assert journal.prune_all() == 0
 
 
 def test_what_is_wrong_with_the_journal_is_told_like_everything_else(path: Path) -> None:
@@ -181,19 +175,18 @@ def test_a_damaged_dead_letter_says_nothing_but_that_and_can_only_be_dropped(pat
     damage(path, "UPDATE dead_letters SET died = 1e300, json = X'00' WHERE id = 2")
 
     with opened(path, "alerts") as journal:
-        looking = operations(journal)
         letter = journal.dead_letters(EVERY, 1, 1).dead_letters[0]
 
         assert (letter.id, letter.damaged, letter.died, bytes(letter.event)) == (2, True, None, b"null")
-        assert looking.replay("alerts", [2]).replayed == 0
-        assert looking.drop([2]) == 1
+        assert journal.replay("alerts", [2]).replayed == 0
+        assert journal.discard([2]) == 1
 
 
 def test_what_waits_is_told_of_the_file_alone(path: Path) -> None:
     with opened(path, "alerts", "audit", "idle") as journal:
         append(journal, EVENTS)
         bury(journal, "alerts", 1, EVENTS[:4])
-        operations(journal).replay("alerts", [1, 2])
+        journal.replay("alerts", [1, 2])
         bury(journal, "idle", 1, EVENTS)
     with closing(JournalReader(path)) as reader:
         waiting = reader.backlog()

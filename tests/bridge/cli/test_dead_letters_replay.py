@@ -6,9 +6,10 @@ from typing import cast
 
 import pytest
 
-from bridge.admin.operations import LETTER_PAGE, NotConfiguredError, OperationError, Operations, Replayed
+from bridge.admin.client import OperationError
+from bridge.cli.dead_letters import INTERRUPTED, Replay
 from bridge.cli.output import Progress
-from bridge.cli.replay import INTERRUPTED, Replay
+from bridge.journal import DEAD_LETTERS_PER_PAGE, Journal, Replayed, UnknownSinkError
 
 
 class Sinks:
@@ -32,8 +33,8 @@ class Sinks:
         if self.fails_at is not None and self.now >= self.fails_at:
             raise OperationError("connection refused")
         if sink not in self._rates:
-            raise NotConfiguredError(f"no sink {sink} is configured")
-        assert 0 < len(ids) <= LETTER_PAGE
+            raise UnknownSinkError(f"no sink {sink} is configured")
+        assert 0 < len(ids) <= DEAD_LETTERS_PER_PAGE
         taken = list(ids[: max(0, self._room - round(self.queued[sink]))])
         self.sent += [(sink, id_) for id_ in taken]
         self.queued[sink] += len(taken)
@@ -53,11 +54,11 @@ def run(sinks: Sinks, patience: float = 10.0, **chosen: int) -> tuple[int, str]:
     progress = Progress("replay", sum(chosen.values()), stream=stream, live=False, monotonic=lambda: sinks.now)
     ids = {sink: range(1, count + 1) for sink, count in chosen.items()}
     replay = Replay(
-        cast("Operations", sinks),
+        cast("Journal", sinks),
         ids,
         patience=patience,
         progress=progress,
-        sleep=sinks.sleep,
+        pause=sinks.sleep,
         monotonic=lambda: sinks.now,
     )
     return replay.run(), stream.getvalue()

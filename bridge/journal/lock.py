@@ -1,0 +1,113 @@
+"""The lock beside the journal: one process holds it, and writes into it how commands of the same user can ask it."""
+
+import fcntl
+import os
+import time
+from pathlib import Path
+from typing import Final, NamedTuple, TextIO
+
+from bridge.journal.file import JournalError, raise_full
+
+_LOCK_TRIES: Final = 5
+_LOCK_PAUSE: Final = 0.02
+"""Seconds between tries to get the lock."""
+
+
+def lock(path: Path) -> TextIO:
+    """Make the directory, and claim the journal for this process for as long as the returned file is open.
+
+    Raises:
+        JournalError: Another process holds it, or the directory can't be written; `DiskFullError` if there is no space.
+    """
+    lock_path = path.with_name(path.name + ".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # What the holder wrote survives our attempt. For this user only: see `announce`.
+        file = os.fdopen(os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+")
+    except OSError as error:
+        raise_full(path)
+        raise JournalError(
+            f"{lock_path}: {error.strerror}; journal.path must be in a directory that this user can write"
+        ) from None
+    if not _locked(file):
+        process = _read_holder(file).process
+        file.close()
+        raise JournalError(
+            f"{path}: in use by process {process}; stop it, or give this one a journal.path of its own"
+        ) from None
+    try:
+        os.fchmod(file.fileno(), 0o600)
+        announce(file)
+    except OSError as error:
+        file.close()
+        raise_full(path)
+        raise JournalError(f"{lock_path}: {error.strerror}; journal.path must be on a disk that can be written") from None
+    return file
+
+
+def announce(file: TextIO, url: str = "", secret: str = "") -> None:
+    """Write into the locked file: the process, the URL of its HTTP port, and the secret that opens the operations there.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    text = f"{os.getpid()}\n{url}\n{secret}\n".encode()
+    # Not through the file's buffer: on a full disk, its rest would make trouble again when the file is closed.
+    os.pwrite(file.fileno(), text, 0)
+    os.ftruncate(file.fileno(), len(text))
+
+
+def _locked(file: TextIO) -> bool:
+    """Get the lock; try more than once, since `holder` takes it for a moment."""
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(_LOCK_PAUSE)
+        else:
+            return True
+    return False
+
+
+class Holder(NamedTuple):
+    """The process that holds a journal, as `announce` wrote it.
+
+    Attributes:
+        process: Its id, or "unknown".
+        url: Its HTTP port; empty if it has none.
+        secret: Opens the operations there.
+    """
+
+    process: str
+    url: str
+    secret: str
+
+
+def _read_holder(file: TextIO) -> Holder:
+    file.seek(0)
+    process, url, secret = (file.read().split("\n") + [""] * 3)[:3]
+    return Holder(process.strip() or "unknown", url, secret)
+
+
+def holder(path: Path) -> Holder | None:
+    """Return the process that holds the journal; None if no process does.
+
+    Raises:
+        JournalError: There is no journal, or it can't be found out.
+    """
+    lock_path = path.with_name(path.name + ".lock")
+    try:
+        if not path.exists():
+            raise JournalError(f"{path}: there is no journal (yet); a bridge makes it when it runs")
+        with lock_path.open() as file:
+            try:
+                # Shared, so that two who ask do not take each other for a holder; and for no longer than the question takes.
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _read_holder(file)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        hint = "; run this as the user that the bridge runs as" if isinstance(error, PermissionError) else ""
+        raise JournalError(f"{lock_path}: {error.strerror}{hint}") from None
+    return None

@@ -1,0 +1,57 @@
+"""The lock beside the journal: one holder, who can be found by commands of its user, and by nobody else."""
+
+import fcntl
+import os
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from bridge.journal import Holder, Journal, JournalError, JournalSettings, holder
+
+
+def test_who_holds_a_journal_is_told_without_disturbing_anybody(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    with pytest.raises(JournalError, match="there is no journal"):
+        holder(path)
+    assert list(tmp_path.iterdir()) == []
+
+    with closing(Journal(JournalSettings(path=path))) as journal:
+        assert [holder(path) for _ in range(2)] == [Holder(str(os.getpid()), "", "")] * 2
+        journal.announce("http://127.0.0.1:9477", "a secret")
+        assert holder(path) == Holder(str(os.getpid()), "http://127.0.0.1:9477", "a secret")
+    assert holder(path) is None
+    Journal(JournalSettings(path=path)).close()
+
+
+def test_the_lock_is_for_its_user_only_even_if_an_older_version_made_it_for_all(tmp_path: Path) -> None:
+    lock = tmp_path / "journal.db.lock"
+    lock.touch(0o644)
+
+    with closing(Journal(JournalSettings(path=tmp_path / "journal.db"))):
+        assert lock.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("left alone")
+    (tmp_path / "journal.db.lock").symlink_to(tmp_path / "precious")
+
+    with pytest.raises(JournalError, match=r"journal\.db\.lock: "):
+        Journal(JournalSettings(path=tmp_path / "journal.db"))
+    assert (tmp_path / "precious").read_text() == "left alone"
+
+
+def test_who_asks_for_the_holder_keeps_nobody_from_becoming_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "journal.db.lock").open("w") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        monkeypatch.setattr("bridge.journal.lock.time.sleep", lambda _: fcntl.flock(asking, fcntl.LOCK_UN))
+
+        Journal(JournalSettings(path=tmp_path / "journal.db")).close()
+
+
+def test_that_nobody_can_tell_who_holds_a_journal_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "journal.db").touch()
+    (tmp_path / "journal.db.lock").mkdir()
+
+    with pytest.raises(JournalError, match=r"journal\.db\.lock: "):
+        holder(tmp_path / "journal.db")
