@@ -9,7 +9,7 @@ from typing import Final
 
 from benchmarks.events import NAMESPACE, canonical_events
 from bridge.event import Event, Reception, normalize
-from bridge.journal import Journal, JournalSettings, file, tables
+from bridge.journal import Journal, JournalSettings, appender, file
 
 _CHUNK_EVENTS: Final = 10_000
 
@@ -30,8 +30,8 @@ def fill(path: Path, events: int, *, behind: str, done: Sequence[str] = ()) -> N
             db.execute("BEGIN")
             for seq, event in enumerate(results, start):
                 if isinstance(event, Event):
-                    tables.insert_batch(db, seq, time.time(), {event.key: event.json})
-            tables.add_counts(db, NAMESPACE, (len(results), len(results), 0), None)
+                    appender.insert_batch(db, seq, time.time(), {event.key: event.json})
+            appender.add_counts(db, NAMESPACE, (len(results), len(results), 0), None)
             db.execute("COMMIT")
     with closing(Journal(JournalSettings(path=path))) as journal:
         for sink in done:

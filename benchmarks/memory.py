@@ -11,7 +11,7 @@ from benchmarks.events import NAMESPACE
 from benchmarks.figures import Figure, Sizes, spread
 from benchmarks.processes import ACCEPTED, bridge, sender
 from bridge.field_types import MEBIBYTE
-from bridge.journal import Journal, JournalSettings, file, tables
+from bridge.journal import Journal, JournalSettings, appender, file, tables
 
 _STREAMS: Final = 10
 _COMMIT_EVENTS: Final = 10_000
@@ -64,7 +64,7 @@ def _fill(path: Path, uuids: int) -> None:
             end = min(start + _COMMIT_EVENTS, uuids + 1)
             db.execute("BEGIN")
             for seq in range(start, end):
-                tables.insert_batch(db, seq, now, {os.urandom(16): b"{}"})
+                appender.insert_batch(db, seq, now, {os.urandom(16): b"{}"})
             tables.delete_batches(db, end, _COMMIT_EVENTS)
-            tables.add_counts(db, NAMESPACE, (end - start, end - start, 0), None)
+            appender.add_counts(db, NAMESPACE, (end - start, end - start, 0), None)
             db.execute("COMMIT")

@@ -2,18 +2,28 @@
 
 import sqlite3
 import threading
-from functools import partial
-from typing import Literal
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
 
 import structlog
+from crc32c import crc32c
 
 from bridge.journal import file, queues, tables
 from bridge.journal.model import Limits, Settlement, SinkCounters, Work
-from bridge.journal.tables import Row, SinkRow
+from bridge.journal.tables import SinkRow
 from bridge.journal.writer import Store
 from bridge.sink import Entry
 
 log = structlog.get_logger(__name__)
+
+
+class Row(NamedTuple):
+    """One committed batch: `first` is the sequence number of `lines[0]`. A damaged row has no lines."""
+
+    first: int
+    received: float
+    lines: list[bytes]
+    damaged: bool
 
 
 class Cursor:
@@ -25,9 +35,10 @@ class Cursor:
         max_pending: Events in the retry queue at which nothing new is read.
         reading: Held while `db` is used, so that it is not closed then.
         next_unread: The sequence number after the last event that was read, and may be in delivery.
+        queue_version: Counts the changes of the retry queue.
     """
 
-    def __init__(self, row: SinkRow, retrying: int, dead_letters: int, db: sqlite3.Connection) -> None:
+    def __init__(self, sink: str, row: SinkRow, retrying: int, dead_letters: int, db: sqlite3.Connection) -> None:
         self.max_pending = 0
         self.reading = threading.Lock()
         self.row = row
@@ -35,10 +46,10 @@ class Cursor:
         self.dead_letters = dead_letters
         self.db = db
         self.next_unread = row.cursor
+        self._sink = sink
         # The row that `read` is in the middle of: a sink that takes ten events at a time must not load it ten times.
         self._ahead: Row | None = None
-        # Counts the changes of the retry queue, and the one after which its heads were looked up.
-        self._queue_version = 0
+        self.queue_version = 0
         self._heads_version = -1
         self._heads: dict[str, float] = {}
 
@@ -46,14 +57,12 @@ class Cursor:
         """Return the sink's counters; `next_seq` is the sequence number of the journal's next event."""
         return self.row.counters(next_seq, self.retrying, self.dead_letters)
 
-    def next_work(self, sink: str, now: float, limits: Limits, end: int, *, new_first: bool) -> tuple[Work, list[int]]:
+    def next_work(self, now: float, limits: Limits, end: int, *, new_first: bool) -> tuple[Work, list[int]]:
         """Return the work of `Journal.next_work` that is there now, and the row ids of damaged retries."""
-        heads = self.heads(sink)
+        heads = self.heads()
         due = queues.DueRetries([], [])
         if heads and any(at <= now or at > limits.horizon for at in heads.values()):
-            due = queues.due_retries(
-                self.db, sink, now=now, horizon=limits.horizon, limit=limits.max_events, max_bytes=limits.max_bytes
-            )
+            due = queues.due_retries(self.db, self._sink, now, limits)
         entries: list[Entry] = []
         if self.retrying < limits.max_pending and (new_first or not due.retries):
             entries = self.read(end, limits.max_events, limits.max_bytes)
@@ -68,7 +77,7 @@ class Cursor:
             row = self.row_at(seq)
             if row is None or row.damaged:
                 break
-            some, size = tables.entries_of(row, seq, min(limit - len(entries), end - seq), max_bytes)
+            some, size = _entries(row, seq, min(limit - len(entries), end - seq), max_bytes)
             max_bytes -= size
             entries += some
             seq += len(some)
@@ -84,39 +93,43 @@ class Cursor:
         """Return the row with a sequence number; None if it is not there."""
         row = self._ahead
         if row is None or not row.first <= seq < row.first + len(row.lines):
-            row = self._ahead = tables.load_row(self.db, seq)
+            row = self._ahead = load_row(self.db, seq)
         return row
 
-    def heads(self, sink: str) -> dict[str, float]:
+    def heads(self) -> dict[str, float]:
         """Return the ordering keys of the retry queue, each with the due time of its first event; cached until a change."""
         # Taken before the look: what another thread changes meanwhile is looked up next time.
-        version = self._queue_version
+        version = self.queue_version
         if version != self._heads_version:
-            self._heads = queues.heads(self.db, sink) if self.retrying else {}
+            self._heads = queues.heads(self.db, self._sink) if self.retrying else {}
             self._heads_version = version
         return self._heads
 
-    def settled(self, row: SinkRow, retrying: int, dead_letters: int) -> None:
-        """Take over a recorded settlement, by which the retry queue and the dead letters grew so much."""
-        self.row = row
-        self.dead_letters += dead_letters
-        self.queue_grew(retrying)
+    def settle(self, store: Store, outcome: Settlement) -> int:
+        """Record a settlement; return how many events are in the retry queue then. With the write lock held.
 
-    def queue_grew(self, count: int) -> None:
-        """Note a change of the retry queue, which grew by a count."""
-        self.retrying += count
-        # After the count: a thread that sees this number sees that one.
-        self._queue_version += 1
-
-    def after(self, outcome: Settlement) -> SinkRow:
-        """Return the row of the table as it is once the outcome is recorded."""
-        row = self.row
-        return row._replace(
+        A settlement of events that were dropped meanwhile changes nothing.
+        """
+        row, new = self.row, outcome.next_seq - outcome.first_seq
+        if new and outcome.first_seq != row.cursor:
+            return self.retrying
+        after = row._replace(
             cursor=max(row.cursor, outcome.next_seq),
             delivered=row.delivered + outcome.delivered,
             filtered=row.filtered + outcome.filtered,
             dead=row.dead + len(outcome.dead),
         )
+        with store.write(f"settle {self._sink}") as db:
+            db.execute(tables.SAVE_SINK, (self._sink, *after))
+            if outcome.retries or outcome.resolved or outcome.dead:
+                queues.save(db, self._sink, outcome)
+        with store.changed:
+            self.row = after
+            self.dead_letters += len(outcome.dead)
+            self.retrying += new - outcome.delivered - outcome.filtered - len(outcome.dead)
+            # After the count: a thread that sees this number sees that one.
+            self.queue_version += 1
+        return self.retrying
 
     def jumped(self, end: int) -> SinkRow:
         """Return the row of the table as it is once all events before `end` are dropped.
@@ -127,67 +140,76 @@ class Cursor:
         return self.row._replace(cursor=end, dropped=self.row.dropped + end - self.row.cursor)
 
 
-class Sinks(dict[str, Cursor]):
-    """The cursors by the sinks' names. All methods belong to the holder of the journal's write lock."""
+def add(store: Store, name: str, start_at: Literal["latest", "earliest"], next_seq: int) -> Cursor:
+    """Read or create a sink's cursor, and correct its counts if they do not add up; `next_seq` is that of the next event.
 
-    def __init__(self, store: Store, changed: threading.Condition) -> None:
-        super().__init__()
-        self._store = store
-        self._changed = changed
-
-    def add(self, name: str, start_at: Literal["latest", "earliest"], next_seq: int) -> None:
-        """Read or create a sink's cursor, and correct its counts if they do not add up.
-
-        Raises:
-            sqlite3.Error: It can't be recorded.
-        """
-        db = self._store.db
+    Raises:
+        JournalError: It can't be recorded.
+    """
+    with store.write("sinks") as db:
         row = before = tables.sinks(db).get(name)
-        retrying = queues.count_retries(db).get(name, 0)
-        dead_letters = queues.count_dead_letters(db).get(name, 0)
+        waits = queues.count_retries(db).get(name, 0), queues.count_dead_letters(db).get(name, 0)
         if row is None:
             oldest = tables.oldest_first(db) if start_at == "earliest" else None
             start = next_seq if oldest is None else oldest
-            row = tables.SinkRow(start, start, 0, 0, 0, 0)
-        row = row.balanced(next_seq, retrying, dead_letters)
+            row = SinkRow(start, start, 0, 0, 0, 0)
+        row = row.balanced(next_seq, *waits)
         if row != before:
-            with self._store.transaction(synced=False):
-                tables.save_sink(db, name, row)
-        if before not in {None, row}:
-            log.warning("the counts of a sink did not balance, and were corrected", sink=name, before=before, after=row)
-        with self._changed:
-            self[name] = Cursor(row, retrying, dead_letters, file.connect(self._store.path, read_only=True))
+            db.execute(tables.SAVE_SINK, (name, *row))
+    if before not in {None, row}:
+        log.warning("the counts of a sink did not balance, and were corrected", sink=name, before=before, after=row)
+    with store.report_errors("sinks"):
+        return Cursor(name, row, *waits, file.connect(store.path, read_only=True))
 
-    def settle(self, name: str, outcome: Settlement) -> bool:
-        """Record a settlement; return False if the disk fails. One of events that were dropped meanwhile changes nothing."""
-        cursor, new = self[name], outcome.next_seq - outcome.first_seq
-        if new and outcome.first_seq != cursor.row.cursor:
-            return True
-        after = cursor.after(outcome)
-        save = partial(tables.save_settlement, name=name, row=after, outcome=outcome)
-        if not self._store.try_to_write(f"settle {name}", save, synced=False):
-            return False
-        with self._changed:
-            left = new - outcome.delivered - outcome.filtered - len(outcome.dead)
-            cursor.settled(after, left, len(outcome.dead))
-        return True
 
-    def forget_except(self, names: set[str], next_seq: int) -> None:
-        """Delete the cursors and retry queues of all other sinks, and log how much was pending.
+def forget_except(store: Store, names: set[str], next_seq: int) -> Iterable[str]:
+    """Delete the rows and retry queues of all other sinks, and log how much was pending; return their names.
 
-        Raises:
-            sqlite3.Error: It can't be recorded.
-        """
-        db = self._store.db
+    Raises:
+        JournalError: It can't be recorded.
+    """
+    with store.write("sinks") as db:
         retrying = queues.count_retries(db)
         rows = {name: row for name, row in tables.sinks(db).items() if name not in names}
-        with self._store.transaction(synced=False):
-            for name in rows:
-                tables.delete_sink(db, name)
-        for name, row in rows.items():
-            with self._changed:
-                gone = self.pop(name, None)
-            if gone is not None:
-                gone.close()
-            pending = next_seq - row.cursor + retrying.get(name, 0)
-            log.warning("a sink left the configuration, its cursor is forgotten", sink=name, pending_events=pending)
+        for name in rows:
+            tables.delete_sink(db, name)
+    for name, row in rows.items():
+        pending = next_seq - row.cursor + retrying.get(name, 0)
+        log.warning("a sink left the configuration, its cursor is forgotten", sink=name, pending_events=pending)
+    return rows
+
+
+def load_row(db: sqlite3.Connection, seq: int) -> Row | None:
+    """Return the row that holds `seq`; None if it is gone."""
+    # The cast does nothing, unless the bit that tells bytes from text was flipped.
+    found = db.execute(
+        "SELECT first, count, received, crc, CAST(body AS BLOB) FROM batches WHERE first <= ? ORDER BY first DESC LIMIT 1",
+        (seq,),
+    ).fetchone()
+    if found is None:
+        return None
+    first, count, received, crc, body = found
+    if not (
+        isinstance(count, int) and isinstance(received, float) and 0 <= received <= tables.LATEST and isinstance(body, bytes)
+    ):
+        return Row(first, 0.0, [], damaged=True)
+    if first + count <= seq:
+        return None
+    lines = body.split(b"\n")
+    if crc32c(body) != crc or len(lines) != count:
+        return Row(first, received, [], damaged=True)
+    return Row(first, received, lines, damaged=False)
+
+
+def _entries(row: Row, seq: int, limit: int, max_bytes: int) -> tuple[list[Entry], int]:
+    """Return entries of a row from `seq` on, and their size: at most `limit`, about `max_bytes`, but at least one."""
+    lines = row.lines[seq - row.first : seq - row.first + limit]
+    size = sum(map(len, lines))
+    if size > max_bytes:
+        size = 0
+        for count, line in enumerate(lines):
+            if count and size + len(line) > max_bytes:
+                lines = lines[:count]
+                break
+            size += len(line)
+    return [Entry(seq + offset, row.received, line) for offset, line in enumerate(lines)], size

@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import time
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -85,12 +86,8 @@ def _connect(path: Path, how: str) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?{how}"
     db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
     # A flipped bit in a text must not keep anybody from reading the others.
-    db.text_factory = _text
+    db.text_factory = partial(str, encoding="utf-8", errors="replace")
     return db
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode(errors="replace")
 
 
 def damage(db: sqlite3.Connection) -> str | None:

@@ -4,6 +4,7 @@ A page says from where to go on. So no reader holds everything that is stored, a
 """
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Final
 
 import msgspec
@@ -21,9 +22,8 @@ SeqOrId = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """The sequence number of an event, or the id of a row."""
 
 
-def time_of(seconds: float) -> datetime:
-    """Convert seconds since the epoch."""
-    return datetime.fromtimestamp(seconds, UTC)
+time_of: Final = partial(datetime.fromtimestamp, tz=UTC)
+"""Convert seconds since the epoch."""
 
 
 class DeadLetterQuery(msgspec.Struct, frozen=True):

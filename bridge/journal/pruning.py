@@ -1,14 +1,14 @@
 """Space in the journal: pruning, dropping the oldest when it is full, and stepping over damaged rows."""
 
-import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final, Literal
 
 import structlog
 
 from bridge.journal import queues, tables
 from bridge.journal.cursor import Cursor
-from bridge.journal.dead_letters import DeadLetters
+from bridge.journal.file import JournalError
 from bridge.journal.writer import RESERVE, Store
 
 log = structlog.get_logger(__name__)
@@ -27,21 +27,13 @@ class Space:
     """Makes room in the journal. It has no state of its own; every method belongs to the holder of the journal's write lock.
 
     Args:
+        sinks: The journal's cursors, by the sinks' names; as it adds and forgets sinks, they change.
         when_full: "block" keeps all pending events; "drop_oldest" drops the oldest dead letters, then the oldest events.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        sinks: Mapping[str, Cursor],
-        changed: threading.Condition,
-        letters: DeadLetters,
-        when_full: Literal["block", "drop_oldest"],
-    ) -> None:
+    def __init__(self, store: Store, sinks: Mapping[str, Cursor], when_full: Literal["block", "drop_oldest"]) -> None:
         self._store = store
         self._sinks = sinks
-        self._changed = changed
-        self._letters = letters
         self._when_full = when_full
 
     def prune_some(self, oldest_seq: int) -> bool:
@@ -50,23 +42,41 @@ class Space:
         The uuids of events before `oldest_seq` are not remembered.
         """
         deleted = 0
-        with self._store.swallow_errors("prune"), self._store.transaction(synced=False) as db:
+        with suppress(JournalError), self._store.write("prune") as db:
             # The table, not memory: sinks that are not added yet keep their events, too.
             passed = tables.least_cursor(db) or tables.next_seq(db)
             deleted = max(tables.delete_batches(db, passed, _PRUNE_ROWS), tables.delete_seen(db, oldest_seq, _PRUNE_ROWS))
         return deleted == _PRUNE_ROWS
 
-    def jump(self, sinks: Mapping[str, Cursor], end: int) -> None:
+    def discard(self, ids: Sequence[int]) -> dict[str, int]:
+        """Delete dead letters; return how many there were of each sink.
+
+        Raises:
+            JournalError: It can't be recorded.
+        """
+        with self._store.write("dead letters") as db:
+            gone = queues.delete_dead(db, ids)
+            # The table, not memory: sinks that nobody has added yet count theirs, too.
+            rows = {name: row for name, row in tables.sinks(db).items() if gone.get(name)}
+            after = {name: row._replace(discarded=row.discarded + gone[name]) for name, row in rows.items()}
+            db.executemany(tables.SAVE_SINK, [(name, *row) for name, row in after.items()])
+        with self._store.changed:
+            for name, row in after.items():
+                if name in self._sinks:
+                    self._sinks[name].row = row
+                    self._sinks[name].dead_letters -= gone[name]
+        return gone
+
+    def jump(self, sinks: Mapping[str, Cursor], end: int, operation: str = "drop") -> None:
         """Move cursors to a sequence number and count the events that they jump over as dropped.
 
         Raises:
-            sqlite3.Error: It can't be recorded; no cursor has moved.
+            JournalError: It can't be recorded; no cursor has moved.
         """
         after = {name: cursor.jumped(end) for name, cursor in sinks.items() if cursor.row.cursor < end}
-        with self._store.transaction(synced=False) as db:
-            for name, row in after.items():
-                tables.save_sink(db, name, row)
-        with self._changed:
+        with self._store.write(operation) as db:
+            db.executemany(tables.SAVE_SINK, [(name, *row) for name, row in after.items()])
+        with self._store.changed:
             for name, row in after.items():
                 sinks[name].row = row
 
@@ -75,7 +85,8 @@ class Space:
 
         A row that is missing was dropped a moment ago (the cursor has moved by itself), or lost with a damaged page.
         """
-        with self._store.swallow_errors(f"skip {sink}"):
+        operation = f"skip {sink}"
+        with suppress(JournalError), self._store.report_errors(operation):
             seq = cursor.row.cursor
             row = cursor.row_at(seq)
             if row is not None and not row.damaged:
@@ -83,7 +94,7 @@ class Space:
             # To where the next row begins: the length of a damaged one can't be believed.
             end = tables.first_after(self._store.db, seq) or next_seq
             if end > seq:
-                self.jump({sink: cursor}, end)
+                self.jump({sink: cursor}, end, operation)
                 log.error("stored events are damaged and were dropped", sink=sink, first=seq, events=end - seq)
             return True
         return False
@@ -94,14 +105,15 @@ class Space:
         Raises:
             JournalError: It can't be recorded.
         """
-        with self._store.report_errors(f"skip {sink}"):
-            after = cursor.row._replace(dropped=cursor.row.dropped + len(rows))
-            with self._store.transaction(synced=False) as db:
-                queues.delete_damaged_retries(db, rows)
-                tables.save_sink(db, sink, after)
-            with self._changed:
-                cursor.settled(after, -len(rows), 0)
-            log.error("events in the retry queue are damaged and were dropped", sink=sink, events=len(rows))
+        after = cursor.row._replace(dropped=cursor.row.dropped + len(rows))
+        with self._store.write(f"skip {sink}") as db:
+            queues.delete_damaged_retries(db, rows)
+            db.execute(tables.SAVE_SINK, (sink, *after))
+        with self._store.changed:
+            cursor.row = after
+            cursor.retrying -= len(rows)
+            cursor.queue_version += 1
+        log.error("events in the retry queue are damaged and were dropped", sink=sink, events=len(rows))
 
     def make_room(self, oldest_seq: int) -> bool:
         """Delete as `prune_some` does and `when_full` says; return whether the journal may take events again."""
@@ -112,8 +124,8 @@ class Space:
         while store.used > enough and self.prune_some(oldest_seq):
             pass
         if self._when_full == "drop_oldest":
-            with store.swallow_errors("drop"):
-                self._letters.discard_oldest(limit * 15 // 16)
+            with suppress(JournalError), store.report_errors("drop"):
+                self._discard_oldest(limit * 15 // 16)
                 self._drop_oldest(limit * 15 // 16)
         if store.used <= enough:
             store.set_error("room", None)
@@ -127,13 +139,24 @@ class Space:
         return f"full, journal.max_bytes is {limit}"
 
     def _whose_fault(self) -> str:
-        most = self._letters.most()
-        if most is None:
+        name, count = max(queues.count_dead_letters(self._store.db).items(), key=lambda its: its[1], default=("", 0))
+        if not count:
             return "a sink is behind"
-        name, count = most
         return (
             f"a sink is behind, or has many dead letters: {name} has {count}; `event-bridge dead-letters` replays or drops them"
         )
+
+    def _discard_oldest(self, enough: int) -> None:
+        """Delete the oldest dead letters until no more than `enough` bytes of the journal are in use, or none are left."""
+        all_gone: dict[str, int] = {}
+        while (size := self._store.used - enough) > 0:
+            ids = queues.oldest_dead_letters(self._store.db, _PRUNE_ROWS, size)
+            if not ids:
+                break
+            for name, count in self.discard(ids).items():
+                all_gone[name] = all_gone.get(name, 0) + count
+        if all_gone:
+            log.error("the journal is full, the oldest dead letters were discarded", dead_letters=all_gone)
 
     def _drop_oldest(self, enough: int) -> None:
         """Drop the oldest batches, which the slowest sinks have not delivered, until no more than enough is in use."""
@@ -143,7 +166,7 @@ class Space:
             if end is None:
                 break
             self.jump(self._sinks, end)
-            with self._store.transaction(synced=False) as db:
+            with self._store.write("drop") as db:
                 tables.delete_batches(db, end, _DROP_ROWS)
         dropped = {name: cursor.row.dropped - before[name] for name, cursor in self._sinks.items()}
         if any(dropped.values()):

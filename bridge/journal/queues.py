@@ -1,4 +1,4 @@
-"""The statements on the retry queue and the dead letters, and nothing else: no locks, no state, no decisions.
+"""The retry queue and the dead letters: their statements, and what moves between them. No locks, no state.
 
 Every row has a checksum over all that it says. Rows are copied, changed and looked at one by one, so that a flipped byte in
 one of them does not disturb the others; it must not deliver a wrong event either.
@@ -11,8 +11,15 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from crc32c import crc32c
 
-from bridge.journal.model import DeadLetter, Retry
-from bridge.journal.pages import StoredDeadLetter, time_of
+from bridge.event import fields_of
+from bridge.journal.model import DeadLetter, Limits, Retry, Settlement
+from bridge.journal.pages import DeadLetterPage, DeadLetterQuery, StoredDeadLetter, time_of
+
+_MAX_LOOKED_AT: Final = 10_000
+"""Dead letters that one page looks at, at most, however few of them fit."""
+
+_PAGE_BYTES: Final = 8 << 20
+"""Bytes of events in one page of dead letters, at most; but at least one."""
 
 _pack: Final = msgspec.msgpack.Encoder().encode
 
@@ -34,29 +41,58 @@ def checksum(*values: object) -> int:
     return crc32c(_pack([value.encode() if isinstance(value, str) else value for value in values]))
 
 
-def _retry_row(sink: str, r: Retry) -> tuple[Any, ...]:
-    # As SQLite gives them back: its REAL is always a float.
-    row = (sink, r.seq, float(r.received), r.json, r.ordering_key, r.attempts, float(r.due), float(r.since), r.reason, r.error)
-    return (*row, checksum(*row))
-
-
-def save_retries(db: sqlite3.Connection, sink: str, retries: Iterable[Retry]) -> None:
-    """Put events into the retry queue, or replace their rows."""
+def save(db: sqlite3.Connection, sink: str, outcome: Settlement) -> None:
+    """Change the retry queue and the dead letters as a settlement says."""
+    _insert_retries(db, "REPLACE", sink, outcome.retries)
+    db.executemany("DELETE FROM retries WHERE sink = ? AND seq = ?", [(sink, seq) for seq in outcome.resolved])
+    rows = []
+    for d in outcome.dead:
+        times = (float(d.first_failed), float(d.died))
+        rows.append((sink, d.seq, float(d.received), d.json, d.ordering_key, d.attempts, *times, d.reason, d.error))
     db.executemany(
-        "INSERT OR REPLACE INTO retries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [_retry_row(sink, r) for r in retries]
+        "INSERT INTO dead_letters (sink, seq, received, json, lane, attempts, first_failed, died, reason, error, crc)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [(*row, checksum(*row)) for row in rows],
     )
 
 
-def add_retries(db: sqlite3.Connection, sink: str, retries: Iterable[Retry]) -> int:
-    """Put events into the retry queue, except those that are there already; return how many."""
-    return db.executemany(
-        "INSERT OR IGNORE INTO retries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [_retry_row(sink, r) for r in retries]
-    ).rowcount
+def replay(db: sqlite3.Connection, sink: str, ids: Sequence[int], cursor: int, now: float) -> tuple[int, int]:
+    """Move a sink's sound dead letters to its retry queue, due at once; return how many were there, and how many moved.
+
+    An event that waits already, in the retry queue or after the cursor, is not queued twice (a sink that left and came back
+    may have both): its dead letter is deleted.
+    """
+    found = dead_letters_of(db, sink, ids)
+    # As if it had never been tried.
+    retries = [
+        Retry(d.seq, d.received, d.json, d.ordering_key, 0, now, now, "held", f"sent again after: {d.error}")
+        for d in found.values()
+        if d.seq < cursor
+    ]
+    moved = _insert_retries(db, "IGNORE", sink, retries)
+    delete_dead(db, list(found))
+    return len(found), moved
 
 
-def delete_retries(db: sqlite3.Connection, sink: str, seqs: Iterable[int]) -> None:
-    """Take events out of the retry queue."""
-    db.executemany("DELETE FROM retries WHERE sink = ? AND seq = ?", [(sink, seq) for seq in seqs])
+def _insert_retries(db: sqlite3.Connection, conflict: str, sink: str, retries: Iterable[Retry]) -> int:
+    """Put events into the retry queue; return how many rows were written."""
+    rows = []
+    for r in retries:
+        # As SQLite gives them back: its REAL is always a float.
+        row = (
+            sink,
+            r.seq,
+            float(r.received),
+            r.json,
+            r.ordering_key,
+            r.attempts,
+            float(r.due),
+            float(r.since),
+            r.reason,
+            r.error,
+        )
+        rows.append((*row, checksum(*row)))
+    return db.executemany(f"INSERT OR {conflict} INTO retries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows).rowcount
 
 
 def delete_damaged_retries(db: sqlite3.Connection, rows: Iterable[int]) -> None:
@@ -76,18 +112,15 @@ def heads(db: sqlite3.Connection, sink: str) -> dict[str, float]:
     return {ordering_key: due for ordering_key, _, due in found}
 
 
-def due_retries(db: sqlite3.Connection, sink: str, *, now: float, horizon: float, limit: int, max_bytes: int) -> DueRetries:
-    """Return retries in order: the first of an ordering key is due, and those that wait behind it come along.
-
-    At most `limit` rows and `max_bytes` bytes, but at least one. A due time beyond the horizon can't be meant, the clock
-    was set back since: it counts as due.
-    """
+def due_retries(db: sqlite3.Connection, sink: str, now: float, limits: Limits) -> DueRetries:
+    """Return retries in order: the first of an ordering key is due, and those that wait behind it come along."""
     found = db.execute(
         f"SELECT rowid, crc, {_RETRY} FROM retries WHERE sink = :sink AND lane IN ("
         " SELECT lane FROM (SELECT lane, min(seq), due FROM retries WHERE sink = :sink GROUP BY lane)"
         " WHERE due <= :now OR due > :horizon) ORDER BY seq LIMIT :limit",
-        {"sink": sink, "now": now, "horizon": horizon, "limit": limit},
+        {"sink": sink, "now": now, "horizon": limits.horizon, "limit": limits.max_events},
     )
+    max_bytes = limits.max_bytes
     due = DueRetries([], [])
     for rowid, crc, *row in found:
         if checksum(sink, *row) != crc:
@@ -110,29 +143,25 @@ def oldest_retry(db: sqlite3.Connection, sink: str) -> bytes | None:
     return Retry(*found[1:]).json
 
 
-def insert_dead(db: sqlite3.Connection, sink: str, dead: Iterable[DeadLetter]) -> None:
-    """Add dead letters."""
-    rows = []
-    for d in dead:
-        times = (float(d.first_failed), float(d.died))
-        rows.append((sink, d.seq, float(d.received), d.json, d.ordering_key, d.attempts, *times, d.reason, d.error))
-    db.executemany(
-        "INSERT INTO dead_letters (sink, seq, received, json, lane, attempts, first_failed, died, reason, error, crc)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [(*row, checksum(*row)) for row in rows],
-    )
-
-
-def dead_letters(db: sqlite3.Connection, after: int, limit: int) -> Iterable[StoredDeadLetter]:
-    """Dead letters by id, from the one after `after` on, read as they are asked for."""
+def dead_letters(db: sqlite3.Connection, query: DeadLetterQuery, after: int, limit: int) -> DeadLetterPage:
+    """Return dead letters that fit a query by id, from the one after `after` on."""
+    found: list[StoredDeadLetter] = []
+    upto, looked_at, left = after, 0, _PAGE_BYTES
     statement = f"SELECT id, sink, crc, {_LETTER} FROM dead_letters WHERE id > ? ORDER BY id LIMIT ?"
-    return (_stored(*row) for row in db.execute(statement, (after, limit)))
+    for row in db.execute(statement, (after, _MAX_LOOKED_AT)):
+        letter = _stored(*row)
+        if _fits(query, letter):
+            left -= memoryview(letter.event).nbytes
+            if found and (left < 0 or len(found) >= limit):
+                return DeadLetterPage(found, upto)
+            found.append(letter)
+        upto, looked_at = letter.id, looked_at + 1
+    return DeadLetterPage(found, upto if looked_at == _MAX_LOOKED_AT else None)
 
 
 def dead_letters_of(db: sqlite3.Connection, sink: str, ids: Sequence[int]) -> dict[int, DeadLetter]:
     """Return the sound dead letters of a sink with these ids, as far as they are there, by id in order."""
-    statement = f"SELECT id, sink, crc, {_LETTER} FROM dead_letters WHERE {_AMONG} ORDER BY id"
-    rows = db.execute(statement, (_list(ids),))
+    rows = db.execute(f"SELECT id, sink, crc, {_LETTER} FROM dead_letters WHERE {_AMONG} ORDER BY id", (_list(ids),))
     return {id_: DeadLetter(*row) for id_, owner, crc, *row in rows if owner == sink and checksum(owner, *row) == crc}
 
 
@@ -180,3 +209,18 @@ def _stored(id_: int, sink: Any, crc: Any, *row: Any) -> StoredDeadLetter:
         seq=letter.seq,
         event=msgspec.Raw(letter.json),
     )
+
+
+def _fits(query: DeadLetterQuery, letter: StoredDeadLetter) -> bool:
+    """Return True if a dead letter fits a query."""
+    if query.sink not in {None, letter.sink} or query.reason not in {None, letter.reason}:
+        return False
+    if query.since is not None and (letter.died is None or letter.died < query.since):
+        return False
+    if query.uuid is None and query.type is None:
+        return True
+    try:
+        fields = fields_of(bytes(letter.event))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
+    return query.uuid in {None, fields.uuid} and query.type in {None, fields.type}

@@ -10,8 +10,9 @@ from typing import Final
 
 import msgspec
 
-from bridge.event import age_seconds, fields_of
+from bridge.event import age_seconds
 from bridge.journal import file, queues, scan, tables
+from bridge.journal.cursor import load_row
 from bridge.journal.model import Closed, Counters, SinkCounters
 from bridge.journal.pages import (
     DeadLetterPage,
@@ -20,18 +21,14 @@ from bridge.journal.pages import (
     JournalExtent,
     QuarantinePage,
     SinkBacklog,
-    StoredDeadLetter,
     StoredEvent,
     VerifyPage,
     time_of,
 )
 from bridge.journal.writer import Store, used_bytes
 
-_MAX_LOOKED_AT: Final = 10_000
-"""Dead letters that one page looks at, at most, however few of them fit."""
-
-_PAGE_BYTES: Final = 8 << 20
-"""Bytes of events in one page of dead letters, at most; but at least one."""
+_MAX_SEQ: Final = 2**63 - 2
+"""The largest number from outside that SQLite takes, since one is added to it."""
 
 _EVENT_PAGE_BYTES: Final = 4 << 20
 
@@ -65,21 +62,12 @@ class JournalReader:
     def dead_letters(self, query: DeadLetterQuery, after: int = 0, limit: int = 1000) -> DeadLetterPage:
         """Return the dead letters that fit a query, of any sink, with ids larger than `after`."""
         with self._looking() as db:
-            found: list[StoredDeadLetter] = []
-            upto, looked_at, left = after, 0, _PAGE_BYTES
-            for letter in queues.dead_letters(db, _within(after), _MAX_LOOKED_AT):
-                if fits(query, letter):
-                    left -= memoryview(letter.event).nbytes
-                    if found and (left < 0 or len(found) >= limit):
-                        return DeadLetterPage(found, upto)
-                    found.append(letter)
-                upto, looked_at = letter.id, looked_at + 1
-            return DeadLetterPage(found, upto if looked_at == _MAX_LOOKED_AT else None)
+            return queues.dead_letters(db, query, min(max(0, after), _MAX_SEQ), limit)
 
     def quarantine(self, after: int = 0, limit: int = 250) -> QuarantinePage:
         """Return the kept malformed messages with ids larger than `after`."""
         with self._looking() as db:
-            found = tables.quarantine(db, _within(after), limit)
+            found = tables.quarantine(db, min(max(0, after), _MAX_SEQ), limit)
             return QuarantinePage(found, found[-1].id if found else None)
 
     def extent(self) -> JournalExtent:
@@ -95,7 +83,7 @@ class JournalReader:
         with self._looking() as db:
             events: list[StoredEvent] = []
             upto, damaged = after, 0
-            for stretch in scan.stretches(db, _within(after) + 1, scan.extent(db).next):
+            for stretch in scan.stretches(db, min(max(0, after), _MAX_SEQ) + 1, scan.extent(db).next):
                 if not stretch.lines:
                     upto, damaged = stretch.end - 1, damaged + stretch.end - stretch.first
                     limit -= 1
@@ -115,7 +103,7 @@ class JournalReader:
         with self._looking() as db:
             upto, events = after, 0
             damaged: list[tuple[int, int]] = []
-            for stretch in scan.stretches(db, _within(after) + 1, scan.extent(db).next):
+            for stretch in scan.stretches(db, min(max(0, after), _MAX_SEQ) + 1, scan.extent(db).next):
                 upto = stretch.end - 1
                 events += len(stretch.lines)
                 if not stretch.lines:
@@ -179,7 +167,7 @@ class JournalReader:
     def event_at(self, seq: int) -> bytes | None:
         """The JSON of the event at a place; None if it is gone or damaged."""
         with self._looking() as db:
-            row = tables.load_row(db, seq)
+            row = load_row(db, seq)
             return None if row is None or row.damaged else row.lines[seq - row.first]
 
     def oldest_retry(self, sink: str) -> bytes | None:
@@ -213,46 +201,40 @@ class ConcurrentReader(JournalReader):
     def __init__(self, store: Store) -> None:
         super().__init__(store.path)
         self._store = store
-        self._closing = threading.Event()
         self._reading = threading.Lock()
+
+    @property
+    def damaged(self) -> bool:
+        """True if damage was found since the file was opened: close it and open it again, which sets it aside."""
+        return self._store.damaged
+
+    def damaged_files(self) -> list[Path]:
+        """Return the damaged journals that were set aside, now or before, and are still there."""
+        return file.damaged_files(self._path)
 
     def check(self) -> str | None:
         """As `JournalReader.check`; nobody waits for it."""
         damage = None
         try:
-            if not self._closing.is_set():
+            if not self._store.closing.is_set():
                 damage = super().check()
         except file.JournalError:
-            if not self._closing.is_set():
+            if not self._store.closing.is_set():
                 raise
-        if self._closing.is_set():
+        if self._store.closing.is_set():
             raise Closed
         return damage
 
     @contextmanager
     def _looking(self) -> Iterator[sqlite3.Connection]:
-        with self._reading, self._store.report_errors("look"):
-            if self._closing.is_set():
+        with self._reading:
+            if self._store.closing.is_set():
                 raise Closed
-            with super()._looking() as db:
-                yield db
-
-
-def fits(query: DeadLetterQuery, letter: StoredDeadLetter) -> bool:
-    """Return True if a dead letter fits a query."""
-    if query.sink not in {None, letter.sink} or query.reason not in {None, letter.reason}:
-        return False
-    if query.since is not None and (letter.died is None or letter.died < query.since):
-        return False
-    if query.uuid is None and query.type is None:
-        return True
-    try:
-        fields = fields_of(bytes(letter.event))
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return False
-    return query.uuid in {None, fields.uuid} and query.type in {None, fields.type}
-
-
-def _within(seq: int) -> int:
-    """Return a number from outside as SQLite takes it: 2**63 - 2 at most, since one is added."""
-    return max(0, min(seq, 2**63 - 2))
+            try:
+                with super()._looking() as db:
+                    yield db
+            except file.JournalError as error:
+                self._store.set_error("look", str(error))
+                raise
+            if "look" in self._store.errors:
+                self._store.set_error("look", None)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from bridge.journal import tables
+from bridge.journal.cursor import Row, load_row
 from bridge.journal.pages import JournalExtent
-from bridge.journal.tables import Row
 
 
 class Stretch(NamedTuple):
@@ -31,7 +31,7 @@ def extent(db: sqlite3.Connection) -> JournalExtent:
         following = 0
     try:
         first, last = tables.oldest_first(db), tables.last_first(db)
-        row = None if last is None else tables.load_row(db, last)
+        row = None if last is None else load_row(db, last)
     except sqlite3.DatabaseError as error:
         _only_damage(error)
         if not following:
@@ -73,11 +73,11 @@ def stretches(db: sqlite3.Connection, at: int, end: int) -> Iterator[Stretch]:
 
 def _row_from(db: sqlite3.Connection, at: int) -> Row | None:
     """Return the row that holds a sequence number, or else the next row; None if there is none."""
-    row = tables.load_row(db, at)
+    row = load_row(db, at)
     if row is not None:
         return row
     first = tables.first_after(db, at)
-    row = None if first is None or first <= at else tables.load_row(db, first)
+    row = None if first is None or first <= at else load_row(db, first)
     if first is not None and row is None:
         raise sqlite3.DatabaseError("a row is not where its key is")
     return row

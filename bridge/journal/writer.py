@@ -4,7 +4,7 @@ import os
 import sqlite3
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -12,6 +12,7 @@ from typing import Final, Literal, NamedTuple
 import structlog
 
 from bridge.journal import file, lock
+from bridge.journal.model import Closed
 from bridge.journal.schema import is_damage
 
 log = structlog.get_logger(__name__)
@@ -22,16 +23,20 @@ any more, and what was delivered would fill the disk for ever."""
 
 
 class Store:
-    """The connection that writes, and the state of the file: bytes in use, commits without a sync, errors.
+    """The connection that writes, its locks, and the state of the file: bytes in use, commits without a sync, errors.
 
-    `db`, `transaction`, `try_to_write`, `sync` and `close` belong to the thread that holds the journal's write lock. Everything
-    else may be called from any thread. The errors have a lock of their own, under which no other one is taken.
+    `db`, `write`, `sync` and `close` belong to the thread that holds `lock`. Everything else may be called from any thread.
+    The errors have a lock of their own, under which no other one is taken.
 
     Args:
         durability: "full" syncs the commits that ask for it; "normal" leaves it to `sync`.
         max_bytes: How large the file may become, if the disk has room for that.
 
     Attributes:
+        lock: The write lock.
+        changed: Guards the counts in memory; notified when there are new events or retries.
+        closing: Set once the journal is being closed.
+        errors: The error of each operation that failed when it was tried last.
         used: Bytes of the file in use after the last commit.
         damaged: True once damage was found that only opening the file anew puts right.
 
@@ -42,6 +47,11 @@ class Store:
     def __init__(self, path: Path, durability: Literal["full", "normal"], max_bytes: int) -> None:
         self.path = path
         self.max_bytes = max_bytes
+        self.lock = threading.Lock()
+        self.changed = threading.Condition()
+        self.closing = threading.Event()
+        self.errors: dict[str, str] = {}
+        self.damaged = False
         self._durability = durability
         self._lock_file = lock.lock(path)
         try:
@@ -50,46 +60,49 @@ class Store:
             self._lock_file.close()
             raise
         self.used = used_bytes(self.db)
-        self.damaged = False
         self._unsynced = False
-        self._errors: dict[str, str] = {}
+        self._synchronous = ""
         self._errors_lock = threading.Lock()
 
     # Writing: with the write lock held.
 
     @contextmanager
-    def transaction(self, *, synced: bool) -> Iterator[sqlite3.Connection]:
-        """Commit all changes made inside, or none if it fails; without `synced`, `sync` makes them durable."""
-        full = synced and self._durability == "full"
+    def write(self, operation: str, *, synced: bool = False) -> Iterator[sqlite3.Connection]:
+        """Commit all changes made inside, or none if it fails; without `synced`, `sync` makes them durable.
+
+        Raises:
+            Closed: The journal was closed.
+            JournalError: The disk fails. It is the operation's error until it succeeds.
+        """
+        if self.closing.is_set():
+            raise Closed
+        synchronous = "FULL" if synced and self._durability == "full" else "NORMAL"
         changes = self.db.total_changes
-        self.db.execute("PRAGMA synchronous=FULL" if full else "PRAGMA synchronous=NORMAL")
-        self.db.execute("BEGIN IMMEDIATE")
         try:
+            if synchronous != self._synchronous:
+                self.db.execute(f"PRAGMA synchronous={synchronous}")
+                self._synchronous = synchronous
+            self.db.execute("BEGIN IMMEDIATE")
             yield self.db
             changed = self.db.total_changes != changes
             # Before the commit, since nothing may fail after it: memory then agrees with the disk.
             used = used_bytes(self.db) if changed else self.used
             self.db.execute("COMMIT")
-        except BaseException:
+        except BaseException as error:
             if self.db.in_transaction:
                 self.db.rollback()
+            if isinstance(error, sqlite3.Error):
+                raise self.failure(operation, error) from error
             raise
         if changed:
-            self._unsynced = not full
-            self.used = used
-
-    def try_to_write(self, operation: str, write: Callable[[sqlite3.Connection], None], *, synced: bool) -> bool:
-        """Write in a transaction; return False, with the error recorded, if the disk fails."""
-        with self.swallow_errors(operation):
-            with self.transaction(synced=synced) as db:
-                write(db)
-            return True
-        return False
+            self._unsynced, self.used = synchronous != "FULL", used
+        if operation in self.errors:
+            self.set_error(operation, None)
 
     def sync(self) -> None:
         """Make durable what was committed without a sync; a failure is recorded."""
         if self._unsynced:
-            with self.swallow_errors("sync"):
+            with suppress(file.JournalError), self.report_errors("sync"):
                 self.db.execute("PRAGMA wal_checkpoint(PASSIVE)")
                 self._unsynced = False
 
@@ -100,7 +113,8 @@ class Store:
 
     def close(self) -> None:
         """Write SQLite's log into the file and unlock it; other connections to it have to be closed before."""
-        with self.swallow_errors("sync"):
+        self.closing.set()
+        with suppress(file.JournalError), self.report_errors("sync"):
             self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self.db.close()
         self._lock_file.close()
@@ -116,7 +130,7 @@ class Store:
 
     def has_room(self) -> bool:
         """Return whether the journal may take events now; once it was full, only `Space.make_room` says that it may again."""
-        return self.used < self.limit() and "room" not in self._errors
+        return self.used < self.limit() and "room" not in self.errors
 
     def limit(self) -> int:
         """Return how large the journal may become now: `max_bytes`, or what the disk has left but for the reserve."""
@@ -131,27 +145,31 @@ class Store:
     def last_error(self) -> str | None:
         """Return the error that has lasted longest; None if every operation works."""
         with self._errors_lock:
-            return self._first_error()
-
-    def has_error(self, operation: str) -> bool:
-        """Return whether an operation failed when it was tried last."""
-        return operation in self._errors
+            return next(iter(self.errors.values()), None)
 
     def set_error(self, operation: str, error: str | None) -> None:
         """Record that an operation failed, or that it works; the first error of all is logged, and the end of the last."""
-        if self._errors.get(operation) == error:
+        if self.errors.get(operation) == error:
             return
         with self._errors_lock:
-            before = self._first_error()
+            before = next(iter(self.errors.values()), None)
             if error is None:
-                self._errors.pop(operation, None)
+                self.errors.pop(operation, None)
             else:
-                self._errors[operation] = error
-            after = self._first_error()
+                self.errors[operation] = error
+            after = next(iter(self.errors.values()), None)
         if after is None:
             log.info("the journal works again")
         elif after != before:
             log.error("the journal is in trouble, and tries again until it works", trouble=after)
+
+    def failure(self, operation: str, error: sqlite3.Error) -> file.JournalError:
+        """Record a failure of the disk, and return it as an error to raise."""
+        damaged = is_damage(error)
+        self.damaged = self.damaged or damaged
+        hint = "; the file is damaged: opened again, it is set aside" if damaged else ""
+        self.set_error(operation, f"{self.path}: {error}{hint}")
+        return file.JournalError(f"{self.path}: {error}")
 
     @contextmanager
     def report_errors(self, operation: str) -> Iterator[None]:
@@ -159,24 +177,9 @@ class Store:
         try:
             yield
         except sqlite3.Error as error:
-            damaged = is_damage(error)
-            self.damaged = self.damaged or damaged
-            hint = "; the file is damaged: opened again, it is set aside" if damaged else ""
-            self.set_error(operation, f"{self.path}: {error}{hint}")
-            raise file.JournalError(f"{self.path}: {error}") from error
-        except file.JournalError as error:
-            self.set_error(operation, str(error))
-            raise
-        self.set_error(operation, None)
-
-    @contextmanager
-    def swallow_errors(self, operation: str) -> Iterator[None]:
-        """Record a failure of the disk until the same operation succeeds, and go on."""
-        with suppress(file.JournalError), self.report_errors(operation):
-            yield
-
-    def _first_error(self) -> str | None:
-        return next(iter(self._errors.values()), None)
+            raise self.failure(operation, error) from error
+        if operation in self.errors:
+            self.set_error(operation, None)
 
 
 class DiskSpace(NamedTuple):

@@ -3,14 +3,16 @@
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.journal import Settlement, tables
+from bridge.journal import JournalError, Settlement, appender, tables
 from bridge.journal.cursor import Cursor
 from bridge.journal.tables import SinkRow
+from bridge.journal.writer import Store
 from bridge.sink import Entry
 
 START = SinkRow(start=1, cursor=1, delivered=0, filtered=0, dead=0, dropped=0)
@@ -25,13 +27,13 @@ def store(db: sqlite3.Connection, *batches: list[bytes]) -> int:
     seq = 1
     for batch in batches:
         events = {(seq + i).to_bytes(16, "big"): json for i, json in enumerate(batch)}
-        tables.insert_batch(db, seq, 100.0 + seq, events)
+        appender.insert_batch(db, seq, 100.0 + seq, events)
         seq += len(batch)
     return seq
 
 
 def cursor_at(seq: int, db: sqlite3.Connection) -> Cursor:
-    return Cursor(START._replace(cursor=seq), 0, 0, db)
+    return Cursor("a", START._replace(cursor=seq), 0, 0, db)
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def test_a_big_row_read_in_small_pieces_is_loaded_once(db: sqlite3.Connection, l
     while cursor.row.cursor < end:
         entries = cursor.read(end, 7, 1 << 20)
         seen += [entry.seq for entry in entries]
-        cursor.settled(cursor.after(Settlement(entries[0].seq, entries[-1].seq + 1, delivered=len(entries))), 0, 0)
+        cursor.row = cursor.row._replace(cursor=entries[-1].seq + 1)
     assert seen == list(range(1, 1002))
     assert loads() == 2
 
@@ -113,13 +115,18 @@ def test_any_limits_give_the_next_events_without_a_gap(
             assert taken + len(flat[start - 1 + len(entries)]) > max_bytes, "the next one did not fit"
 
 
-def test_a_settlement_moves_the_cursor_and_adds_to_the_counts(db: sqlite3.Connection) -> None:
-    cursor = cursor_at(1, db)
-    row = cursor.after(Settlement(1, 6, delivered=3, filtered=2))
-    assert row == SinkRow(start=1, cursor=6, delivered=3, filtered=2, dead=0, dropped=0)
-    assert cursor.row.cursor == 1, "until it is recorded"
-    cursor.settled(row, 0, 0)
-    assert cursor.after(Settlement(delivered=1, resolved=[4])) == row._replace(delivered=4)
+def test_a_settlement_moves_the_cursor_and_adds_to_the_counts(path: Path) -> None:
+    with closing(Store(path, "normal", 1 << 30)) as store:
+        cursor = cursor_at(1, store.db)
+        assert cursor.settle(store, Settlement(1, 6, delivered=3, filtered=1)) == 1
+        row = SinkRow(start=1, cursor=6, delivered=3, filtered=1, dead=0, dropped=0)
+        assert cursor.row == tables.sinks(store.db)["a"] == row
+        assert cursor.settle(store, Settlement(delivered=1, resolved=[4])) == 0
+        assert cursor.row == tables.sinks(store.db)["a"] == row._replace(delivered=4)
+        store.db.execute("CREATE TRIGGER failing BEFORE INSERT ON sinks BEGIN SELECT RAISE(FAIL, 'the disk is on fire'); END")
+        with pytest.raises(JournalError, match="on fire"):
+            cursor.settle(store, Settlement(6, 7, delivered=1))
+        assert cursor.row.cursor == 6, "until it is recorded"
 
 
 def test_what_is_on_its_way_is_dropped_as_a_whole(db: sqlite3.Connection) -> None:
@@ -132,7 +139,7 @@ def test_what_is_on_its_way_is_dropped_as_a_whole(db: sqlite3.Connection) -> Non
 
 
 def test_the_counts_balance(db: sqlite3.Connection) -> None:
-    cursor = Cursor(SinkRow(start=5, cursor=20, delivered=8, filtered=2, dead=1, dropped=1), 3, 1, db)
+    cursor = Cursor("a", SinkRow(start=5, cursor=20, delivered=8, filtered=2, dead=1, dropped=1), 3, 1, db)
     counters = cursor.counters(next_seq=30)
     assert (counters.accepted, counters.pending, counters.retrying, counters.dead_letters) == (25, 13, 3, 1)
     assert counters.accepted == counters.delivered + counters.filtered + counters.dead + counters.dropped + counters.pending

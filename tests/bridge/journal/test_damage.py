@@ -227,7 +227,7 @@ def run(path: Path, lines: dict[int, bytes], new: Event) -> str:
         if "written by a newer event-bridge" not in str(error) and "is too old" not in str(error):
             raise
         return "refused: one flipped bit made it a file of the future"
-    journal._closing = Impatient()
+    journal._store.closing = Impatient()
     with closing(journal):
         for name in SINKS:
             journal.add_sink(name, "earliest")

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from bridge.event import Event
-from bridge.journal import dedup, tables
-from bridge.journal.dedup import Remembered, Window
+from bridge.journal import appender, dedup, tables
+from bridge.journal.appender import Appender, Window
+from bridge.journal.dedup import Remembered
+from bridge.journal.pruning import Space
 from bridge.journal.writer import Store
 from tests.support.journal_samples import journal_settings
 
@@ -27,37 +29,37 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-@pytest.fixture
-def is_closing() -> threading.Event:
-    return threading.Event()
+def start(store: Store, window: float | None = None) -> Remembered:
+    monotonic, following = (lambda: 0.0), tables.next_seq(store.db)
+    space = Space(store, {}, "block")
+    fills = Appender(store, space, next_seq=following, observe_commit=lambda _: None, monotonic=monotonic)
+    settings = journal_settings(store.path, window=window).dedup
+    return Remembered(store, settings, fills, clock=lambda: NOW, monotonic=monotonic)
 
 
 @pytest.fixture
-def remember(store: Store, is_closing: threading.Event) -> Iterator[Remember]:
+def remember(store: Store) -> Iterator[Remember]:
     made: list[Remembered] = []
 
     def make() -> Remembered:
-        following = tables.next_seq(store.db)
-        options = journal_settings(store.path, window=60.0).dedup
-        clock, monotonic = (lambda: NOW), (lambda: 0.0)
-        made.append(Remembered(store, options, following, is_closing, clock=clock, monotonic=monotonic))
+        made.append(start(store, window=60.0))
         return made[-1]
 
     yield make
-    is_closing.set()
+    store.closing.set()
     for each in made:
         each.end()
 
 
 def put(store: Store, numbers: range, received: float = NOW) -> None:
-    with store.transaction(synced=False) as db:
-        tables.insert_batch(db, tables.next_seq(db), received, {n.to_bytes(16, "big"): b"{}" for n in numbers})
+    with store.write("test") as db:
+        appender.insert_batch(db, tables.next_seq(db), received, {n.to_bytes(16, "big"): b"{}" for n in numbers})
 
 
 def unseen(remembered: Remembered, numbers: range) -> int:
     """How many of these events are not remembered."""
     remembered.done.wait()
-    return len(remembered.window.unseen([Event(n.to_bytes(16, "big"), b"{}") for n in numbers], {}))
+    return len(remembered._appender.window.unseen([Event(n.to_bytes(16, "big"), b"{}") for n in numbers], {}))
 
 
 def test_all_are_read_in_however_large_batches_they_came(store: Store, remember: Remember) -> None:
@@ -72,20 +74,20 @@ def test_all_are_read_in_however_large_batches_they_came(store: Store, remember:
 def test_those_before_the_window_are_forgotten_and_what_is_between_does_not_matter(store: Store, remember: Remember) -> None:
     put(store, range(10), received=NOW - 120)
     put(store, range(10, 20_000))
-    with store.transaction(synced=False) as db:
+    with store.write("test") as db:
         db.execute("DELETE FROM seen WHERE first = 11")
     put(store, range(20_000, 20_010))
     remembered = remember()
 
     assert unseen(remembered, range(20_000, 20_010)) == 0
     assert unseen(remembered, range(20_000)) == 20_000
-    assert remembered.window.oldest_seq == 20_001
+    assert remembered._appender.window.oldest_seq == 20_001
 
 
 def test_those_that_are_damaged_are_counted_and_cost_no_others(store: Store, remember: Remember) -> None:
     for start in range(0, 30, 3):
         put(store, range(start, start + 3))
-    with store.transaction(synced=False) as db:
+    with store.write("test") as db:
         db.execute("UPDATE seen SET uuids = substr(uuids, 2) WHERE first = 4")
         db.execute("UPDATE seen SET uuids = 5 WHERE first = 7")
     with capture_logs() as logs:
@@ -96,7 +98,7 @@ def test_those_that_are_damaged_are_counted_and_cost_no_others(store: Store, rem
 
 
 def test_a_journal_that_closes_does_not_wait_for_them(
-    store: Store, remember: Remember, is_closing: threading.Event, monkeypatch: pytest.MonkeyPatch
+    store: Store, remember: Remember, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading = threading.Event()
 
@@ -110,7 +112,7 @@ def test_a_journal_that_closes_does_not_wait_for_them(
     remembered = remember()
     assert reading.wait(DEADLINE)
     assert not remembered.done.is_set()
-    is_closing.set()
+    store.closing.set()
     remembered.end()
     remembered.done.wait()
 
@@ -119,8 +121,7 @@ def test_a_journal_that_closes_does_not_wait_for_them(
 
 def test_a_small_journal_remembers_fewer(tmp_path: Path) -> None:
     with closing(Store(tmp_path / "small.db", "normal", 16 << 20)) as store, capture_logs() as logs:
-        ended = threading.Event()
-        Remembered(store, journal_settings(store.path).dedup, 1, ended, clock=lambda: NOW, monotonic=lambda: 0.0).end()
+        start(store).end()
 
     assert [(line["wanted"], line["remembered"]) for line in logs] == [(1_000_000, (16 << 20) // 160)]
 

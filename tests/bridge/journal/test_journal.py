@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from itertools import count
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -27,8 +28,9 @@ from bridge.journal import (
     Retry,
     Settlement,
     SinkCounters,
+    appender,
     dedup,
-    tables,
+    queues,
 )
 from bridge.journal import journal as journal_module
 from bridge.sink import Entry
@@ -373,22 +375,22 @@ def test_an_append_is_synced_as_durability_says_and_a_settlement_never_is(
 ) -> None:
     levels: list[tuple[str, int]] = []
 
-    def noting(name: str) -> None:
-        save = getattr(tables, name)
+    def noting(module: ModuleType, name: str) -> None:
+        save = getattr(module, name)
 
         def noted(db: sqlite3.Connection, *args: Any, **kwargs: Any) -> None:
             levels.append((name, db.execute("PRAGMA synchronous").fetchone()[0]))
             save(db, *args, **kwargs)
 
-        monkeypatch.setattr(tables, name, noted)
+        monkeypatch.setattr(module, name, noted)
 
-    noting("save_batches")
-    noting("save_settlement")
+    noting(appender, "save_batches")
+    noting(queues, "save")
     journal = open_journal(durability=durability)
     for number in (1, 2):
         append(journal, number)
-        deliver(journal)
-    assert levels == [("save_batches", appending), ("save_settlement", 1)] * 2
+        journal.settle("a", Settlement(number, number + 1, retries=[Retry(number, 0.0, b"", "x", 1, 0.0, 0.0, "timeout", "")]))
+    assert levels == [("save_batches", appending), ("save", 1)] * 2
 
 
 # Group commit
@@ -396,7 +398,7 @@ def test_an_append_is_synced_as_durability_says_and_a_settlement_never_is(
 
 def together(journal: Journal, pool: ThreadPoolExecutor, batches: Sequence[Batch]) -> list[Future[Appended]]:
     """Have several threads append at once: while the write lock is taken, all of them get in line."""
-    with journal._write:
+    with journal._store.lock:
         waiting = [pool.submit(journal.append, batch) for batch in batches]
         until(lambda: len(journal._appender.waiting) == len(batches))
     return waiting
@@ -426,7 +428,7 @@ def test_duplicates_between_the_batches_of_one_commit_are_found(open_journal: Op
 def test_who_is_late_in_a_long_line_commits_for_itself(
     open_journal: Open, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dedup, "_MAX_GROUP", 2)
+    monkeypatch.setattr(appender, "_MAX_GROUP", 2)
     monkeypatch.setattr(journal_module, "_RETRY_SECONDS", 10 * DEADLINE)
     journal = open_journal()
     done = wait(together(journal, threads, [batch(i) for i in range(9)]), DEADLINE)
@@ -692,6 +694,7 @@ def test_a_crash_loses_neither_events_nor_outcomes(open_journal: Open, path: Pat
 _VICTIM = """
 import sys
 from pathlib import Path
+from types import ModuleType
 from bridge.event import Event
 from bridge.journal import *
 

@@ -257,7 +257,7 @@ def test_a_commit_that_fails_leaves_no_trace_and_is_made_later(
     before = journal.counters()
     with failing(path, "INSERT ON seen WHEN NEW.first > 2"), capture_logs() as logs:
         waiting = []
-        with journal._write:
+        with journal._store.lock:
             for numbers_waiting in ((2,), (1, 3)):
                 waiting.append(thread.submit(journal.append, batch(*numbers_waiting)))
                 until(lambda: len(journal._appender.waiting) == len(waiting))

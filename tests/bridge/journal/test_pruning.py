@@ -1,6 +1,5 @@
 """Space in the journal: nothing goes that somebody needs, unless it is full and the oldest may be dropped."""
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -9,9 +8,8 @@ from typing import Literal
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.journal import file, pruning, tables
+from bridge.journal import JournalError, appender, file, pruning, tables
 from bridge.journal.cursor import Cursor
-from bridge.journal.dead_letters import DeadLetters
 from bridge.journal.pruning import Space
 from bridge.journal.tables import SinkRow
 from bridge.journal.writer import Store
@@ -33,10 +31,10 @@ def add_sink(store: Store) -> Iterator[Callable[[Sinks, str, int], Cursor]]:
 
     def add(sinks: Sinks, name: str, at: int) -> Cursor:
         row = ROW._replace(cursor=at, delivered=at - 1)
-        with store.transaction(synced=False) as db:
-            tables.save_sink(db, name, row)
+        with store.write("test") as db:
+            db.execute(tables.SAVE_SINK, (name, *row))
         connections.append(file.connect(store.path, read_only=True))
-        sinks[name] = Cursor(row, 0, 0, connections[-1])
+        sinks[name] = Cursor(name, row, 0, 0, connections[-1])
         return sinks[name]
 
     yield add
@@ -45,15 +43,14 @@ def add_sink(store: Store) -> Iterator[Callable[[Sinks, str, int], Cursor]]:
 
 
 def make(store: Store, sinks: Sinks, when_full: Literal["block", "drop_oldest"] = "block") -> Space:
-    changed = threading.Condition()
-    return Space(store, sinks, changed, DeadLetters(store, sinks, changed), when_full)
+    return Space(store, sinks, when_full)
 
 
 def put(store: Store, count: int, *, size: int = 1000) -> None:
-    with store.transaction(synced=False) as db:
+    with store.write("test") as db:
         first = tables.next_seq(db)
         for seq in range(first, first + count):
-            tables.insert_batch(db, seq, 100.0, {seq.to_bytes(16, "big"): bytes(size)})
+            appender.insert_batch(db, seq, 100.0, {seq.to_bytes(16, "big"): bytes(size)})
 
 
 def stored(store: Store) -> list[int]:
@@ -150,7 +147,7 @@ def test_a_jump_that_can_not_be_recorded_moves_nobody(store: Store, add_sink: Ad
     cursor = add_sink(sinks, "a", 1)
     put(store, 5)
     store.db.execute("CREATE TRIGGER failing BEFORE INSERT ON sinks BEGIN SELECT RAISE(FAIL, 'the disk is on fire'); END")
-    with pytest.raises(store.db.Error, match="on fire"):
+    with pytest.raises(JournalError, match="on fire"):
         make(store, sinks).jump(sinks, 3)
     assert cursor.row == ROW
     assert tables.sinks(store.db) == {"a": ROW}
@@ -160,7 +157,7 @@ def test_a_journal_that_is_full_of_something_else_drops_what_it_has_and_stays_fu
     sinks: Sinks = {}
     cursor = add_sink(sinks, "a", 1)
     put(store, 3)
-    with store.transaction(synced=False) as db:
+    with store.write("test") as db:
         db.execute("INSERT INTO quarantine (stream, received, reason, frame) VALUES ('s', 1.0, 'not_json', zeroblob(300000))")
     assert not make(store, sinks, "drop_oldest").make_room(1)
     assert (stored(store), cursor.row.dropped, cursor.row.cursor) == ([], 3, 4)

@@ -5,7 +5,8 @@ import sqlite3
 import msgspec
 import pytest
 
-from bridge.journal import DeadLetter, Retry, queues
+from bridge.journal import DeadLetter, DeadLetterQuery, Limits, Retry, Settlement, queues
+from bridge.journal.pages import StoredDeadLetter
 
 
 def retry(seq: int, ordering_key: str, due: float, json: bytes = b"{}") -> Retry:
@@ -13,12 +14,13 @@ def retry(seq: int, ordering_key: str, due: float, json: bytes = b"{}") -> Retry
 
 
 def due(db: sqlite3.Connection, now: float, *, limit: int = 100, max_bytes: int = 1000) -> list[int]:
-    return [one.seq for one in queues.due_retries(db, "a", now=now, horizon=1000.0, limit=limit, max_bytes=max_bytes).retries]
+    return [one.seq for one in queues.due_retries(db, "a", now, Limits(limit, max_bytes, 0, 1000.0)).retries]
 
 
 def test_a_lane_is_due_when_its_first_event_is(db: sqlite3.Connection) -> None:
-    queues.save_retries(db, "a", [retry(5, "x", 0.0), retry(3, "x", 20.0), retry(4, "y", 10.0), retry(6, "z", 30.0)])
-    queues.save_retries(db, "b", [retry(1, "x", 0.0)])
+    retries = [retry(5, "x", 0.0), retry(3, "x", 20.0), retry(4, "y", 10.0), retry(6, "z", 30.0)]
+    queues.save(db, "a", Settlement(retries=retries))
+    queues.save(db, "b", Settlement(retries=[retry(1, "x", 0.0)]))
     assert queues.heads(db, "a") == {"x": 20.0, "y": 10.0, "z": 30.0}
     assert due(db, 9.9) == []
     assert due(db, 10.0) == [4]
@@ -26,16 +28,20 @@ def test_a_lane_is_due_when_its_first_event_is(db: sqlite3.Connection) -> None:
 
 
 def test_what_can_not_be_meant_is_due(db: sqlite3.Connection) -> None:
-    queues.save_retries(db, "a", [retry(1, "x", 1000.0), retry(2, "y", 1000.1)])
+    queues.save(db, "a", Settlement(retries=[retry(1, "x", 1000.0), retry(2, "y", 1000.1)]))
     assert due(db, 10.0) == [2]
 
 
 def test_due_events_are_taken_in_order_within_limits_and_at_least_one(db: sqlite3.Connection) -> None:
-    queues.save_retries(db, "a", [retry(seq, f"lane {seq}", 0.0, b"x" * 100) for seq in range(1, 10)])
+    queues.save(db, "a", Settlement(retries=[retry(seq, f"lane {seq}", 0.0, b"x" * 100) for seq in range(1, 10)]))
     assert due(db, 0.0, limit=2) == [1, 2]
     assert due(db, 0.0, max_bytes=300) == [1, 2, 3]
     assert due(db, 0.0, max_bytes=299) == [1, 2]
     assert due(db, 0.0, max_bytes=1) == [1]
+
+
+def page(db: sqlite3.Connection) -> list[StoredDeadLetter]:
+    return queues.dead_letters(db, DeadLetterQuery(), 0, 10).dead_letters
 
 
 def letter(seq: int) -> DeadLetter:
@@ -58,14 +64,14 @@ def letter(seq: int) -> DeadLetter:
     ],
 )
 def test_whatever_changed_in_a_row_is_noticed(db: sqlite3.Connection, change: str) -> None:
-    queues.save_retries(db, "a", [retry(1, "x", 0.0), retry(2, "z", 0.0)])
-    queues.insert_dead(db, "a", [letter(1), letter(2)])
+    queues.save(db, "a", Settlement(retries=[retry(1, "x", 0.0), retry(2, "z", 0.0)]))
+    queues.save(db, "a", Settlement(dead=[letter(1), letter(2)]))
     db.execute(f"UPDATE retries SET {change} WHERE seq = 1")
     db.execute(f"UPDATE dead_letters SET {change} WHERE seq = 1")
-    found = queues.due_retries(db, "a", now=0.0, horizon=1000.0, limit=100, max_bytes=1000)
+    found = queues.due_retries(db, "a", 0.0, Limits(100, 1000, 0, 1000.0))
     assert found.retries == [retry(2, "z", 0.0)]
     assert found.damaged == [1]
-    first, second = queues.dead_letters(db, 0, 10)
+    first, second = page(db)
     assert first.damaged
     assert (second.damaged, second.seq) == (False, 2)
     assert queues.dead_letters_of(db, "a", [1, 2]) == {2: letter(2)}
@@ -75,29 +81,30 @@ def test_whatever_changed_in_a_row_is_noticed(db: sqlite3.Connection, change: st
 
 
 def test_a_letter_with_a_damaged_sink_is_nobodys(db: sqlite3.Connection) -> None:
-    queues.insert_dead(db, "a", [letter(1)])
+    queues.save(db, "a", Settlement(dead=[letter(1)]))
     db.execute("UPDATE dead_letters SET sink = 'b'")
-    (stored,) = queues.dead_letters(db, 0, 10)
+    (stored,) = page(db)
     assert (stored.sink, stored.damaged) == ("b", True)
 
 
 def test_a_row_with_whole_numbers_for_times_fits_its_checksum(db: sqlite3.Connection) -> None:
-    queues.save_retries(db, "a", [Retry(1, 5, b"{}", "x", 1, 6, 7, "timeout", "no answer")])
-    queues.insert_dead(db, "a", [DeadLetter(1, 5, b"{}", "x", 1, 6, 7, "rejected", "nö")])
+    queues.save(db, "a", Settlement(retries=[Retry(1, 5, b"{}", "x", 1, 6, 7, "timeout", "no answer")]))
+    queues.save(db, "a", Settlement(dead=[DeadLetter(1, 5, b"{}", "x", 1, 6, 7, "rejected", "nö")]))
     assert due(db, 10.0) == [1]
-    assert not [stored for stored in queues.dead_letters(db, 0, 10) if stored.damaged]
+    assert not [stored for stored in page(db) if stored.damaged]
 
 
-def test_what_waits_already_is_not_added_again(db: sqlite3.Connection) -> None:
-    queues.save_retries(db, "a", [retry(1, "x", 5.0)])
-    assert queues.add_retries(db, "a", [retry(1, "x", 0.0), retry(2, "x", 0.0), retry(2, "x", 1.0)]) == 1
-    assert queues.heads(db, "a") == {"x": 5.0}
+def test_what_waits_already_is_not_queued_twice(db: sqlite3.Connection) -> None:
+    queues.save(db, "a", Settlement(retries=[retry(1, "x", 5.0)], dead=[letter(seq) for seq in (1, 2, 2, 9)]))
+    assert queues.replay(db, "a", [1, 2, 3, 4, 99], cursor=9, now=0.0) == (4, 1)
     assert queues.count_retries(db) == {"a": 2}
+    assert queues.count_dead_letters(db) == {}
+    assert queues.heads(db, "a") == {"x": 5.0}
 
 
 def test_dead_letters_are_deleted_by_id_and_counted_by_sink(db: sqlite3.Connection) -> None:
-    queues.insert_dead(db, "a", [letter(1), letter(2)])
-    queues.insert_dead(db, "b", [letter(1)])
+    queues.save(db, "a", Settlement(dead=[letter(1), letter(2)]))
+    queues.save(db, "b", Settlement(dead=[letter(1)]))
     assert queues.oldest_dead_letters(db, 2, 1000) == [1, 2]
     assert queues.oldest_dead_letters(db, 9, 3) == [1, 2]
     assert queues.oldest_dead_letters(db, 9, 0) == [1]

@@ -23,7 +23,7 @@ from bridge.journal import (
     Retry,
     Settlement,
     StoredDeadLetter,
-    reader,
+    queues,
 )
 from bridge.journal.pages import time_of
 from bridge.journal.schema import SCHEMA_VERSION
@@ -147,7 +147,7 @@ def test_a_page_looks_at_so_many_and_one_can_go_on_after_an_empty_one(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(journal, 20)
-    monkeypatch.setattr(reader, "_MAX_LOOKED_AT", 2)
+    monkeypatch.setattr(queues, "_MAX_LOOKED_AT", 2)
     page = journal.dead_letters(DeadLetterQuery(uuid="u-17"))
     assert (page.dead_letters, page.next) == ([], 2)
     assert [one.seq for one in journal.dead_letters(DeadLetterQuery(uuid="u-17"), 2).dead_letters] == [17]
@@ -156,9 +156,9 @@ def test_a_page_looks_at_so_many_and_one_can_go_on_after_an_empty_one(
 
 def test_a_page_is_no_larger_than_its_bytes_but_has_one_letter(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(journal, 20)
-    monkeypatch.setattr(reader, "_PAGE_BYTES", 2 * len(json(12)))
+    monkeypatch.setattr(queues, "_PAGE_BYTES", 2 * len(json(12)))
     assert len(journal.dead_letters(DeadLetterQuery()).dead_letters) == 2
-    monkeypatch.setattr(reader, "_PAGE_BYTES", 1)
+    monkeypatch.setattr(queues, "_PAGE_BYTES", 1)
     assert len(journal.dead_letters(DeadLetterQuery()).dead_letters) == 1
     assert dead_ids(journal, DeadLetterQuery()) == [2, 7, 12, 17]
 

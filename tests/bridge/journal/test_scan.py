@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.journal import JournalExtent, file, scan, tables
+from bridge.journal import JournalExtent, appender, file, scan
 from bridge.journal.scan import Stretch
 
 LINES = {seq: b"event %d" % seq for seq in range(1, 16)}
@@ -19,7 +19,7 @@ def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
     with closing(file.prepare(tmp_path / "journal.db")) as connection:
         for first in range(1, 16, 3):
             lines = {seq.to_bytes(16, "big"): LINES[seq] for seq in range(first, first + 3)}
-            tables.insert_batch(connection, first, 100.0, lines)
+            appender.insert_batch(connection, first, 100.0, lines)
         yield connection
 
 

@@ -4,17 +4,15 @@ import sqlite3
 
 import pytest
 
-from bridge.event import Malformed
-from bridge.journal import tables
-from bridge.journal.tables import QUARANTINE_BYTES, QUARANTINE_FRAMES, SinkRow
-from bridge.journal.writer import used_bytes
+from bridge.journal import appender, tables
+from bridge.journal.tables import SinkRow
 
 
 def store(db: sqlite3.Connection, rows: int) -> None:
     """Rows of two events each, from place 1 on."""
     db.execute("BEGIN")
     for first in range(1, 2 * rows, 2):
-        tables.insert_batch(db, first, 0.0, {seq.to_bytes(16, "big"): b"{}" for seq in (first, first + 1)})
+        appender.insert_batch(db, first, 0.0, {seq.to_bytes(16, "big"): b"{}" for seq in (first, first + 1)})
     db.execute("COMMIT")
 
 
@@ -59,27 +57,3 @@ def test_a_row_is_brought_into_balance_and_no_count_falls(row: SinkRow, waits: t
     assert counters.accepted + counters.replayed == exits
     assert counters.dead == counters.dead_letters + counters.replayed + counters.discarded
     assert all(new >= old for new, old in zip(balanced[1:], row[1:], strict=True))
-
-
-def kept(db: sqlite3.Connection) -> list[bytes]:
-    return [one.frame for one in tables.quarantine(db, 0, 1000)]
-
-
-def test_the_quarantine_keeps_the_latest_and_not_all_of_a_large_one(db: sqlite3.Connection) -> None:
-    frame = bytes(QUARANTINE_BYTES + 1)
-    tables.insert_quarantine(db, "s", 0.0, [Malformed("too_large", frame)])
-    assert kept(db) == [frame[:QUARANTINE_BYTES]]
-    numbered = [Malformed("not_json", str(i).encode()) for i in range(QUARANTINE_FRAMES + 50)]
-    tables.insert_quarantine(db, "s", 0.0, numbered[:-5])
-    tables.insert_quarantine(db, "t", 0.0, numbered[-5:])
-    assert kept(db) == [malformed.frame for malformed in numbered[50:]]
-    some = tables.quarantine(db, 0, 10)
-    assert [one.frame for one in some] == [malformed.frame for malformed in numbered[50:60]]
-    (last,) = tables.quarantine(db, some[-1].id + QUARANTINE_FRAMES - 11, 10)
-    assert (last.stream, last.reason, last.frame) == ("t", "not_json", numbered[-1].frame)
-
-
-def test_a_full_quarantine_leaves_most_of_the_smallest_journal_free(db: sqlite3.Connection) -> None:
-    smallest = 16 * 1024 * 1024
-    tables.insert_quarantine(db, "s", 0.0, [Malformed("too_large", bytes(QUARANTINE_BYTES))] * QUARANTINE_FRAMES)
-    assert used_bytes(db) < smallest / 3

@@ -1,0 +1,196 @@
+"""Appending without duplicates: the dedup window, and the group commit of batches."""
+
+import sqlite3
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Final
+
+from crc32c import crc32c
+
+from bridge.event import Event, Malformed
+from bridge.journal import tables
+from bridge.journal.file import JournalError
+from bridge.journal.model import Appended, Batch, StreamCounters
+from bridge.journal.pruning import Space
+from bridge.journal.writer import Store
+
+QUARANTINE_FRAMES: Final = 250
+"""Malformed messages that are kept, the latest ones: they take a third of the smallest journal at most."""
+
+QUARANTINE_BYTES: Final = 16 * 1024
+"""Bytes of a malformed message that are kept."""
+
+_MAX_GROUP: Final = 256
+"""Batches in one transaction at most."""
+
+
+class Window:
+    """Remembers uuids for at least `seconds`, but no more than `max_events` of them (and those of one commit).
+
+    Two generations make expiry free: new uuids go into the current one; when it is full or old it becomes the previous one,
+    and what was the previous one is forgotten as a whole. Evicting one by one costs a hundred times as much.
+
+    Attributes:
+        oldest_seq: The first sequence number that is remembered; older uuids need not be kept on disk.
+    """
+
+    def __init__(self, seconds: float, max_events: int, now: float, first: int = 0) -> None:
+        self.oldest_seq = first
+        self._seconds = seconds
+        self._half = max(1, max_events // 2)
+        self._current: dict[bytes, None] = {}
+        self._previous: dict[bytes, None] = {}
+        self._began = now
+        self._began_at = first
+
+    def __len__(self) -> int:
+        return len(self._current) + len(self._previous)
+
+    def unseen(self, events: Iterable[Event], taken: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        """Of these events, those that are neither remembered nor among `taken`: uuid to JSON, in order."""
+        current, previous = self._current, self._previous
+        if taken:
+            return {
+                event.key: event.json
+                for event in events
+                if event.key not in current and event.key not in previous and event.key not in taken
+            }
+        return {event.key: event.json for event in events if event.key not in current and event.key not in previous}
+
+    def remember(self, keys: Iterable[bytes], first: int, now: float) -> None:
+        """Remember uuids of events that were stored from `first` on, at monotonic time `now`."""
+        if len(self._current) >= self._half or now - self._began > self._seconds:
+            self._previous, self._current = self._current, {}
+            self.oldest_seq, self._began_at, self._began = self._began_at, first, now
+        self._current.update(dict.fromkeys(keys))
+
+
+class Ticket:
+    """A batch that waits for the next commit; `outcome` is None until then."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.outcome: Appended | None = None
+
+
+class Appender:
+    """Commits batches, many of all streams at once: group commit. `commit` belongs to the holder of the write lock.
+
+    Attributes:
+        next_seq: The sequence number of the next event.
+        streams: The counters of the streams.
+        waiting: The batches that wait.
+        window: What is remembered; set before the first commit.
+    """
+
+    window: Window
+
+    def __init__(
+        self,
+        store: Store,
+        space: Space,
+        *,
+        next_seq: int,
+        observe_commit: Callable[[float], None],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.next_seq = next_seq
+        self.streams = tables.stream_counters(store.db)
+        self.waiting: deque[Ticket] = deque()
+        self._store = store
+        self._space = space
+        self._observe_commit = observe_commit
+        self._monotonic = monotonic
+
+    def enqueue(self, batch: Batch) -> Ticket:
+        """Put a batch in line for the next commit. May be called from any thread."""
+        ticket = Ticket(batch)
+        self.waiting.append(ticket)
+        return ticket
+
+    def commit(self) -> bool:
+        """Commit the batches that wait; return False if there is no room or the disk fails."""
+        tickets: list[Ticket] = []
+        batches: list[tuple[Batch, int, dict[bytes, bytes]]] = []
+        taken: dict[bytes, bytes] = {}
+        for index in range(min(len(self.waiting), _MAX_GROUP)):
+            ticket = self.waiting[index]
+            fresh = self.window.unseen(ticket.batch.events, taken)
+            tickets.append(ticket)
+            batches.append((ticket.batch, self.next_seq + len(taken), fresh))
+            if index == 0:
+                taken = fresh
+            else:
+                taken = dict(taken) if index == 1 else taken
+                taken.update(fresh)
+        if not self._store.has_room() and not self._space.make_room(self.window.oldest_seq):
+            return False
+        began = self._monotonic()
+        with suppress(JournalError):
+            with self._store.write("append", synced=True) as db:
+                save_batches(db, batches)
+            self.window.remember(taken, self.next_seq, self._monotonic())
+            with self._store.changed:
+                for ticket, (batch, _, fresh) in zip(tickets, batches, strict=True):
+                    ticket.outcome = Appended(len(fresh), len(batch.events) - len(fresh))
+                    self._count(batch, ticket.outcome)
+                    self.waiting.popleft()
+                self.next_seq += len(taken)
+                if taken:
+                    self._store.changed.notify_all()
+            self._observe_commit(self._monotonic() - began)
+            return True
+        return False
+
+    def _count(self, batch: Batch, outcome: Appended) -> None:
+        counters = self.streams.setdefault(batch.stream, StreamCounters(malformed={}))
+        counters.received += len(batch.events) + len(batch.malformed)
+        counters.accepted += outcome.accepted
+        counters.duplicate += outcome.duplicate
+        for malformed in batch.malformed:
+            counters.malformed[malformed.reason] = counters.malformed.get(malformed.reason, 0) + 1
+        if batch.position is not None:
+            counters.position = batch.position
+
+
+def save_batches(db: sqlite3.Connection, batches: Sequence[tuple[Batch, int, dict[bytes, bytes]]]) -> None:
+    """Store batches and count their events; each comes with its first sequence number and its new events (uuid to JSON)."""
+    for batch, first, fresh in batches:
+        if fresh:
+            insert_batch(db, first, batch.received, fresh)
+        if batch.malformed:
+            insert_quarantine(db, batch.stream, batch.received, batch.malformed)
+        received = len(batch.events) + len(batch.malformed)
+        add_counts(db, batch.stream, (received, len(fresh), len(batch.events) - len(fresh)), batch.position)
+
+
+def insert_batch(db: sqlite3.Connection, first: int, received: float, events: dict[bytes, bytes]) -> None:
+    """Store events (uuid to JSON) as one row, and their uuids as another, so that each can go when it is not needed."""
+    body = b"\n".join(events.values())
+    db.execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?)", (first, len(events), received, crc32c(body), body))
+    db.execute("INSERT INTO seen VALUES (?, ?, ?)", (first, received, b"".join(events)))
+    db.execute("UPDATE meta SET next_seq = ?", (first + len(events),))
+
+
+def add_counts(db: sqlite3.Connection, stream: str, counts: tuple[int, int, int], position: str | None) -> None:
+    """Add to a stream's received, accepted and duplicate events, and move its position unless that is None."""
+    db.execute(
+        "INSERT INTO streams VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET received = received + excluded.received,"
+        " accepted = accepted + excluded.accepted, duplicate = duplicate + excluded.duplicate,"
+        " position = coalesce(excluded.position, position)",
+        (stream, *counts, position),
+    )
+
+
+def insert_quarantine(db: sqlite3.Connection, stream: str, received: float, malformed: Sequence[Malformed]) -> None:
+    """Count malformed messages, and keep the latest of them."""
+    db.executemany(
+        "INSERT INTO malformed VALUES (?, ?, ?) ON CONFLICT (stream, reason) DO UPDATE SET count = count + excluded.count",
+        [(stream, reason, count) for reason, count in Counter(message.reason for message in malformed).items()],
+    )
+    db.executemany(
+        "INSERT INTO quarantine (stream, received, reason, frame) VALUES (?, ?, ?, ?)",
+        [(stream, received, m.reason, m.frame[:QUARANTINE_BYTES]) for m in malformed[-QUARANTINE_FRAMES:]],
+    )
+    db.execute("DELETE FROM quarantine WHERE id <= (SELECT max(id) FROM quarantine) - ?", (QUARANTINE_FRAMES,))
