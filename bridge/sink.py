@@ -8,6 +8,7 @@ One thread uses it:
     failures = sink.deliver(entries)  # returns when the receiver has acknowledged all entries but the `failures`
     sink.check_connection()           # optional, about once a second without events: raises if the connection is lost
     sink.remarks(max_event_bytes)     # optional, for `check --connect`: what the receiver takes, one line each
+    sink.delivered                    # optional: a set, the `seq` of the events acknowledged so far in this call of `deliver`
     sink.close()                      # never raises, may be called twice; open() may follow, until then deliver() raises
 
 A failure concerns either the sink or an event:
@@ -15,6 +16,8 @@ A failure concerns either the sink or an event:
 - the sink, or the way to it: raise `Unavailable` (or anything else). The same events are offered again, without a limit.
 - this event, for now: return `Failure.retry`. The event goes to the retry queue.
 - this event, for good: return `Failure.rejected`. The event becomes a dead letter.
+
+Another thread reads `delivered` every 25 ms and records it, so that a killed process repeats little. Each call makes a new set.
 
 `entries` are in order. After an event that was not acknowledged, a sink must not deliver later events of the same resource in
 that call. It returns them as `Failure.held`, and they wait behind the first.

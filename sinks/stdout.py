@@ -50,6 +50,19 @@ class _Torn(NamedTuple):
     rest: bytes = b""
 
 
+class _Writing:
+    """The lines of one delivery: `seqs` has the event of each, and `written` grows while they are written."""
+
+    def __init__(self, lines: Sequence[bytes] = (), seqs: Sequence[int | None] = ()) -> None:
+        self.lines = lines
+        self.seqs = seqs
+        self.written = 0
+
+    def delivered(self) -> set[int]:
+        """Return the events whose lines were written whole."""
+        return {seq for seq in self.seqs[: _whole_lines(self.lines, self.written)[0]] if seq is not None}
+
+
 class StdoutSink:
     """Writes events as JSON lines.
 
@@ -67,6 +80,12 @@ class StdoutSink:
         self._fd = fd
         self._output: _Output | None = None
         self._torn = _Torn()
+        self._writing = _Writing()
+
+    @property
+    def delivered(self) -> set[int]:
+        """The events that this delivery, or the one before, has written up to now."""
+        return self._writing.delivered()
 
     def open(self) -> None:
         """Open standard output by its kind.
@@ -97,14 +116,14 @@ class StdoutSink:
             raise Unavailable("the sink is not open", "internal")
         fresh = [entry for entry in entries if entry.seq != self._torn.seq]
         lines = [self._torn.rest, *[entry.json + b"\n" for entry in fresh]]
-        written, error = _write(self._output, b"".join(lines), self._timeout)
+        writing = self._writing = _Writing(lines, [self._torn.seq, *[entry.seq for entry in fresh]])
+        error = _write(self._output, writing, self._timeout)
         if error is None:
             self._torn = _Torn()
             return []
-        seqs = [self._torn.seq, *[entry.seq for entry in fresh]]
-        whole, rest = _whole_lines(lines, written)
-        self._torn = _Torn(seqs[whole], rest) if rest else _Torn()
-        raise Unavailable(*error, delivered={entry.seq for entry in entries} & set(seqs[:whole]))
+        whole, rest = _whole_lines(lines, writing.written)
+        self._torn = _Torn(writing.seqs[whole], rest) if rest else _Torn()
+        raise Unavailable(*error, delivered={entry.seq for entry in entries} & writing.delivered())
 
     def close(self) -> None:
         """Close what `open` opened. The rest of a torn line is kept."""
@@ -137,14 +156,14 @@ def _require_reader(fd: int) -> None:
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
-def _write(output: _Output, data: bytes, timeout: float) -> tuple[int, tuple[str, Reason] | None]:
-    """Write as much as possible; return the number of bytes written, and the message and reason if some are missing."""
+def _write(output: _Output, writing: _Writing, timeout: float) -> tuple[str, Reason] | None:
+    """Write as much as possible; return the message and reason if something is missing."""
+    data = b"".join(writing.lines)
     view = memoryview(data)
-    written = 0
     poll = select.poll()
     poll.register(output.fd, select.POLLOUT)
     deadline = time.monotonic() + timeout
-    while written < len(data):
+    while (written := writing.written) < len(data):
         left = deadline - time.monotonic()
         taken = 0
         try:
@@ -153,13 +172,13 @@ def _write(output: _Output, data: bytes, timeout: float) -> tuple[int, tuple[str
         except BlockingIOError:
             pass  # Another writer has filled the pipe.
         except OSError as error:
-            return written, _message_and_reason(error)
+            return _message_and_reason(error)
         if taken:
-            written += taken
+            writing.written += taken
             deadline = time.monotonic() + timeout
         elif left <= 0:
-            return written, (f"standard output is blocked: its reader took nothing for {timeout:g} s", "timeout")
-    return written, None
+            return f"standard output is blocked: its reader took nothing for {timeout:g} s", "timeout"
+    return None
 
 
 def _message_and_reason(error: OSError) -> tuple[str, Reason]:

@@ -6,42 +6,26 @@ If the sink as a whole fails, nothing moves: close, wait, open, and deliver the 
 """
 
 import random
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Final, Literal
+from typing import Final
 
-import msgspec
 import structlog
 
 from bridge.journal import Closed, DeadLetter, Journal, JournalError, Limits, Retry, Settlement, Work
 from bridge.metrics import SinkMetrics
-from bridge.pipeline.retries import decide, decide_new, ordering_key, settle_beginning
-from bridge.policy import Filter, Uniform, backoff, obey
+from bridge.pipeline.availability import Availability, SinkStatus
+from bridge.pipeline.delivery import Delivery, DueRetries, NewEvents
+from bridge.pipeline.retries import decide, new_retry, ordering_key
+from bridge.policy import Filter, Uniform
 from bridge.sink import Entry, Failure, Reason, Sink, SinkSettings, Unavailable
 
 log = structlog.get_logger(__name__)
 
 _IDLE_SECONDS: Final = 1.0
-
-
-class SinkStatus(msgspec.Struct, frozen=True):
-    """The state of a sink.
-
-    Attributes:
-        up: The sink is open, did not fail since, and is given new events.
-        since: When that began, in seconds since the epoch.
-        reason: Why it is not up: a failure's label, or that too many events wait for a retry; None before the first failure.
-        error: The same in words.
-        failures: Failed attempts in a row.
-    """
-
-    up: bool
-    since: float
-    reason: Reason | Literal["retry_queue_full"] | None = None
-    error: str = "not opened yet"
-    failures: int = 0
 
 
 class Forwarder:
@@ -73,13 +57,12 @@ class Forwarder:
         uniform: Uniform = random.uniform,
     ) -> None:
         self.name = name
-        self.status = SinkStatus(up=False, since=clock())
         self.busy = False
         self.delivering_since: float | None = None
         self.retry_reasons: Mapping[Reason, str] = {}
         self.next_due: float | None = None
-        self._sink = sink
         self.settings = settings
+        self._sink = sink
         self._filter = Filter(settings.match, settings.drop) if settings.match or settings.drop else None
         self._journal = journal
         self._metrics = metrics
@@ -87,14 +70,21 @@ class Forwarder:
         self._clock = clock
         self._monotonic = monotonic
         self._uniform = uniform
+        self._availability = Availability(name, settings, metrics, clock, uniform)
         self._open = False
-        # None after a delivery: the next failure begins with the shortest delay.
-        self._delays: Iterator[float] | None = None
+        # The delivery under way; held while it is settled, by the forwarder's thread or by another one.
+        self._delivery: Delivery | None = None
+        self._settling = threading.Lock()
         # Sequence numbers after the cursor that were acknowledged before the sink broke: not to be delivered again.
-        self._acknowledged: set[int] = set()
+        self._acknowledged: AbstractSet[int] = set()
         # Retries and new events take turns: retries may break the sink, or take long each time.
         self._new_first = False
         self._retrying = 0
+
+    @property
+    def status(self) -> SinkStatus:
+        """The state of the sink."""
+        return self._availability.status
 
     def step(self) -> float:
         """Move what can be moved now, waiting a second for it at most; return the seconds to wait before the next step.
@@ -119,10 +109,22 @@ class Forwarder:
                 log.exception("the sink has a bug; its events wait", sink=self.name)
             return self._failed("internal", f"{type(error).__name__} in the sink, see the log", None)
         if self._retrying >= self.settings.retry.max_pending:
-            self._pause_new_events()
-        elif not self.status.up:
-            self._up()
+            self._availability.paused(self.settings.retry.max_pending)
+        else:
+            self._availability.works()
         return wait
+
+    def record_progress(self) -> None:
+        """Record what the delivery under way has brought up to now; another thread calls it again and again.
+
+        Raises:
+            Closed: The journal was closed.
+        """
+        if self._delivery is not None:
+            with self._settling:
+                if self._delivery is not None:
+                    delivered: Container[int] = getattr(self._sink, "delivered", ())
+                    self._settle(self._delivery, self._delivery.progress(delivered))
 
     def inherit_from(self, replaced: "Forwarder") -> None:
         """Take over the acknowledged events of the replaced forwarder, which has ended, so that none is sent twice."""
@@ -144,13 +146,13 @@ class Forwarder:
         self.busy = bool(work.due or work.entries)
         self._new_first = bool(work.due) and not work.entries
         if self._new_first:
-            self._deliver_again(work.due)
+            self._deliver(DueRetries(work.due))
             return 0.0
         self.next_due = work.next_due
         if work.entries:
-            self._deliver_new(work.entries, work.waiting_keys)
+            self._deliver_new(work, now)
             return 0.0
-        self._offer(())
+        self._check_connection()
         if work.retrying < self.settings.retry.max_pending:
             return 0.0
         return _IDLE_SECONDS if work.next_due is None else min(_IDLE_SECONDS, max(0.0, work.next_due - now))
@@ -168,79 +170,67 @@ class Forwarder:
             work = more if more.entries else work
         return work
 
-    def _deliver_new(self, entries: Sequence[Entry], waiting_keys: AbstractSet[str]) -> None:
-        wanted = entries
+    def _deliver_new(self, work: Work, now: float) -> None:
+        """Deliver new events, except for those that the filter leaves out, wait for an earlier one or were acknowledged."""
+        entries, ordering, unwanted, behind = work.entries, self.settings.ordering, set[int](), set[int]()
         if self._filter is not None:
-            wanted = [entry for entry in entries if self._filter.accepts(entry.fields)]
-        behind: list[Entry] = []
-        if waiting_keys and self.settings.ordering == "resource":
-            behind = [entry for entry in wanted if ordering_key(entry, "resource") in waiting_keys]
-        offered = wanted
-        if behind or self._acknowledged:
-            skipped = self._acknowledged.union(entry.seq for entry in behind)
-            offered = [entry for entry in wanted if entry.seq not in skipped]
+            unwanted = {entry.seq for entry in entries if not self._filter.accepts(entry.fields)}
+        if work.waiting_keys and ordering == "resource":
+            behind = {e.seq for e in entries if e.seq not in unwanted and ordering_key(e, ordering) in work.waiting_keys}
+        delivery = NewEvents(entries, unwanted, behind, self._acknowledged, lambda entry: new_retry(entry, ordering, now))
         try:
-            failures = self._offer(offered)
+            self._deliver(delivery)
         except Unavailable as error:
-            self._acknowledged |= set(error.delivered)
-            beginning = settle_beginning(entries, {entry.seq for entry in wanted}, self._acknowledged)
-            if beginning is not None:
-                self._acknowledged.difference_update(range(beginning.first_seq, beginning.next_seq))
-                self._settle(beginning, entries[0].received)
+            self._acknowledged = delivery.acknowledged(error.delivered)
             raise
-        retries: list[Retry] = []
-        dead: list[DeadLetter] = []
-        if failures or behind:
-            reasons = {failure.seq: failure for failure in (*failures, *map(Failure.held, behind))}
-            failed = [(entry, reasons[entry.seq]) for entry in (*offered, *behind) if entry.seq in reasons]
-            retries, dead = decide_new(failed, self.settings, self._clock(), self._uniform)
-        delivered, filtered = len(wanted) - len(retries) - len(dead), len(entries) - len(wanted)
-        outcome = Settlement(entries[0].seq, entries[-1].seq + 1, delivered, filtered, retries=retries, dead=dead)
         self._acknowledged = set()
-        self._settle(outcome, entries[0].received)
 
-    def _deliver_again(self, due: Sequence[Retry]) -> None:
-        by_seq = {retry.seq: retry for retry in due}
-        try:
-            failures = self._offer([Entry(retry.seq, retry.received, retry.json) for retry in due])
-        except Unavailable as error:
-            done = sorted(by_seq.keys() & set(error.delivered))
-            if done:
-                self._settle(Settlement(delivered=len(done), resolved=done), by_seq[done[0]].received)
-            raise
-        reasons = {failure.seq: failure for failure in failures}
-        failed = [(retry, reasons[retry.seq]) for retry in due if retry.seq in reasons]
-        retries, dead = decide(failed, self.settings.retry, self._clock(), self._uniform)
-        resolved = list(by_seq.keys() - {retry.seq for retry in retries})
-        delivered = len(resolved) - len(dead)
-        self._settle(Settlement(delivered=delivered, retries=retries, resolved=resolved, dead=dead), due[0].received)
-
-    def _offer(self, entries: Sequence[Entry]) -> Sequence[Failure]:
-        """Deliver and count; without entries, check the connection if the sink can."""
+    def _deliver(self, delivery: Delivery) -> None:
+        """Offer events to the sink, and settle them."""
         failures: Sequence[Failure] = ()
-        began = self.delivering_since = self._monotonic()
-        try:
-            if entries:
-                failures = self._sink.deliver(entries)
-            elif check_connection := getattr(self._sink, "check_connection", None):
-                check_connection()
-        finally:
-            self.delivering_since = None
-            if entries:
-                self._metrics.delivery.observe(self._monotonic() - began)
+        if offered := delivery.offered:
+            try:
+                failures = self._offer(delivery, offered)
+            except Unavailable as error:
+                self._settle(delivery, delivery.progress(set(error.delivered)))
+                raise
+        else:
+            self._check_connection()
         if failures:
             for reason, count in Counter(failure.reason for failure in failures).items():
                 self._metrics.failures[reason].inc(count)
-        if len(failures) < len(entries):
-            self._delays = None
-        return failures
+        if len(failures) < len(offered):
+            self._availability.acknowledged = True
+        self._settle(delivery, delivery.end(failures, self._decide))
 
-    def _settle(self, outcome: Settlement, oldest_received: float) -> None:
+    def _offer(self, delivery: Delivery, offered: Sequence[Entry]) -> Sequence[Failure]:
+        """Let the sink deliver; meanwhile, `record_progress` records what it has acknowledged."""
+        began = self.delivering_since = self._monotonic()
+        self._delivery = delivery
+        try:
+            return self._sink.deliver(offered)
+        finally:
+            with self._settling:
+                self._delivery = self.delivering_since = None
+            self._metrics.delivery.observe(self._monotonic() - began)
+
+    def _check_connection(self) -> None:
+        """Ask the sink whether its connection is lost, if it can tell."""
+        if check_connection := getattr(self._sink, "check_connection", None):
+            check_connection()
+
+    def _decide(self, failed: Iterable[tuple[Retry, Failure]]) -> tuple[list[Retry], list[DeadLetter]]:
+        return decide(failed, self.settings.retry, self._clock(), self._uniform)
+
+    def _settle(self, delivery: Delivery, outcome: Settlement | None) -> None:
+        """Record an outcome, if there is one."""
+        if outcome is None:
+            return
         self._retrying = self._journal.settle(self.name, outcome)
         if outcome.retries or outcome.resolved:
             self._log_retry_reasons(outcome.retries)
         if outcome.delivered:
-            self._metrics.latency.observe(max(0.0, self._clock() - oldest_received))
+            self._metrics.latency.observe(max(0.0, self._clock() - delivery.received))
         if outcome.dead:
             worst = outcome.dead[0]
             log.error(
@@ -263,37 +253,4 @@ class Forwarder:
         """Close the sink, which is not available; return the seconds to wait before the next attempt."""
         self.busy = False
         self.close()
-        self._metrics.failures[reason].inc()
-        self._metrics.up.set(0)
-        now, before = self._clock(), self.status
-        # A sink that was up for that long, even without an event to prove it, begins with the shortest delay.
-        proved = before.up and now - before.since > self.settings.backoff.max
-        if self._delays is None or proved:
-            self._delays = backoff(self.settings.backoff.first, self.settings.backoff.max, self._uniform)
-        delay = next(self._delays)
-        if retry_after is not None:
-            # Never sooner than by our own delay: some ask for no time at all.
-            delay = max(delay, obey(retry_after, self.settings.retry.max_delay, self._uniform))
-        if before.up or before.reason != reason:
-            log.warning("sink unavailable", sink=self.name, reason=reason, error=error, next_try_seconds=round(delay, 1))
-        since = now if before.up else before.since
-        self.status = SinkStatus(up=False, since=since, reason=reason, error=error, failures=before.failures + 1)
-        return delay
-
-    def _pause_new_events(self) -> None:
-        """Set the status of a sink that gets no new events, since the retry queue is full."""
-        before = self.status
-        if not before.up and before.reason == "retry_queue_full":
-            return
-        most = self.settings.retry.max_pending
-        error = f"{most} events wait for a retry (retry.max_pending); new ones are tried when fewer do"
-        self._metrics.up.set(0)
-        log.warning("sink unavailable", sink=self.name, reason="retry_queue_full", error=error)
-        since = self._clock() if before.up else before.since
-        self.status = SinkStatus(up=False, since=since, reason="retry_queue_full", error=error)
-
-    def _up(self) -> None:
-        before, now = self.status, self._clock()
-        self._metrics.up.set(1)
-        self.status = SinkStatus(up=True, since=now, error="")
-        log.info("sink available", sink=self.name, after_seconds=round(now - before.since, 1), failures=before.failures)
+        return self._availability.failed(reason, error, retry_after)

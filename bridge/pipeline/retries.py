@@ -1,14 +1,13 @@
 """Decisions on failed events: which wait for another attempt and until when, and which become dead letters. No I/O."""
 
-from collections.abc import Iterable, Sequence
-from itertools import takewhile
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
 
-from bridge.journal import DeadLetter, DeathReason, Retry, Settlement
+from bridge.journal import DeadLetter, DeathReason, Retry
 from bridge.policy import Uniform, retry_delay
-from bridge.sink import Entry, Failure, RetrySettings, SinkSettings
+from bridge.sink import Entry, Failure, RetrySettings
 
 
 def ordering_key(entry: Entry, ordering: Literal["resource", "none"]) -> str:
@@ -22,14 +21,6 @@ def new_retry(entry: Entry, ordering: Literal["resource", "none"], now: float) -
     held = Failure.held(entry)
     key = ordering_key(entry, ordering)
     return Retry(entry.seq, entry.received, entry.json, key, 0, 0.0, now, held.reason, held.error)
-
-
-def decide_new(
-    failed: Iterable[tuple[Entry, Failure]], settings: SinkSettings, now: float, uniform: Uniform
-) -> tuple[list[Retry], list[DeadLetter]]:
-    """Divide new events that failed, as `decide` does."""
-    retries = [(new_retry(entry, settings.ordering, now), failure) for entry, failure in failed]
-    return decide(retries, settings.retry, now, uniform)
 
 
 def decide(
@@ -72,18 +63,3 @@ def _dead_letter(tried: Retry, reason: DeathReason, now: float) -> DeadLetter:
         reason=reason,
         error=tried.error,
     )
-
-
-def settle_beginning(entries: Sequence[Entry], wanted: set[int], acknowledged: set[int]) -> Settlement | None:
-    """Settle the new events up to the first one that was neither acknowledged nor filtered; None if that is the first of all.
-
-    Args:
-        entries: New events, offered to a sink that broke.
-        wanted: The sequence numbers of those that the filter accepts.
-        acknowledged: The sequence numbers of those that were acknowledged.
-    """
-    begun = list(takewhile(lambda entry: entry.seq in acknowledged or entry.seq not in wanted, entries))
-    if not begun:
-        return None
-    delivered = sum(entry.seq in wanted for entry in begun)
-    return Settlement(begun[0].seq, begun[-1].seq + 1, delivered=delivered, filtered=len(begun) - delivered)

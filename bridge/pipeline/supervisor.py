@@ -20,7 +20,7 @@ import structlog
 from bridge.journal import Journal, JournalError
 from bridge.pipeline.forwarder import Forwarder
 from bridge.pipeline.stream import Stream
-from bridge.pipeline.threads import Count, Handover, SinkThread, StreamThread
+from bridge.pipeline.threads import Count, Handover, ProgressThread, SinkThread, StreamThread
 
 log = structlog.get_logger(__name__)
 
@@ -89,6 +89,7 @@ class Supervisor:
         # The sinks whose threads are stopping, each with the forwarder that follows, or None.
         self._replacements: dict[str, Forwarder | None] = {}
         self._to_forget = False
+        self._progress = ProgressThread(lambda: [thread.forwarder for thread in self._sinks.values()], restarts)
 
     def running(self) -> Running:
         """Return the streams and forwarders that run now. Any thread may ask."""
@@ -117,7 +118,7 @@ class Supervisor:
             True if every thread has ended; if not, one hangs in a call to the outside.
         """
         until = None if seconds is None else time.monotonic() + seconds
-        for thread in (*self._sinks.values(), *self._streams.values()):
+        for thread in (*self._sinks.values(), *self._streams.values(), self._progress):
             thread.start()
         while True:
             asked = self._asked_within(
@@ -261,6 +262,7 @@ class Supervisor:
             sink.stop()
         self._join(sink_threads, time.monotonic() + _LAST_SECONDS)
         pending = {name: counters.pending for name, counters in self._journal.counters().sinks.items() if counters.pending}
+        self._progress.stop()
         self._journal.close()
         self._join((*stream_threads, *sink_threads), time.monotonic() + _LAST_SECONDS)
         log.info("stopped; what is pending waits in the journal", pending_events=pending)

@@ -6,7 +6,7 @@ All are daemons: a thread that hangs in a call to the outside must not keep the 
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import structlog
@@ -28,6 +28,9 @@ _CONNECT_SECONDS: Final = 10.0
 
 _OVERLAP_SECONDS: Final = 2.0
 """Both sessions are open so long: what was sent to the old one before still arrives."""
+
+_PROGRESS_SECONDS: Final = 0.025
+"""Time between two records of a delivery's progress: a kill repeats what was acknowledged in the last of these, not all."""
 
 _END_SECONDS: Final = 5.0
 """An old session has so long to end; then the new one is read all the same."""
@@ -142,6 +145,29 @@ class SinkThread(threading.Thread):
             self.forwarder.close()
             self.ended = True
             self._at_end()
+
+
+class ProgressThread(threading.Thread):
+    """Lets forwarders record what their deliveries have brought up to now, again and again."""
+
+    def __init__(self, forwarders: Callable[[], Sequence[Forwarder]], restarts: Count) -> None:
+        super().__init__(name="progress", daemon=True)
+        self._forwarders = forwarders
+        self._restarts = restarts
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """End after what is being recorded."""
+        self._stopped.set()
+
+    def run(self) -> None:
+        """Keep going; called by `start`."""
+        _keep_going(self._record, self._stopped.is_set, self._stopped.wait, self._restarts)
+
+    def _record(self) -> float:
+        for forwarder in self._forwarders():
+            forwarder.record_progress()
+        return _PROGRESS_SECONDS
 
 
 def _keep_going(step: Callable[[], float], done: Callable[[], bool], wait: Callable[[float], object], restarts: Count) -> None:

@@ -149,6 +149,7 @@ class KafkaSink:
         """
         client = self._opened()
         delivery = Delivery(self._settings.record_batch_bytes)
+        self.delivered = delivery.delivered
         try:
             records = self._records.make(entries)
             self._choose_partitions(delivery, records, client.partitions(map(attrgetter("topic"), records)))

@@ -113,6 +113,7 @@ class MqttSink:
         groups, last = split_groups(group(entries, ordered=ordered), self._in_flight_at_disconnect)
         window = min(settings.window, connection.limits.receive_maximum) if settings.qos else 60_000
         delivery = Delivery(groups, last, self._publications, qos=settings.qos, window=window)
+        self.delivered = delivery.delivered
         try:
             with connection.in_use():
                 self._run(connection, delivery)

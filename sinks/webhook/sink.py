@@ -136,6 +136,7 @@ class WebhookSink:
             raise Unavailable("the sink is not open", "internal")
         groups = self._groups(entries)
         delivery = Delivery(groups, self._late, self._slow, patience=max(2, min(len(groups), len(clients))))
+        self.delivered = delivery.delivered
         # This thread is the first worker. The others are daemons, so that the end of the process does not wait for a request.
         workers = [
             threading.Thread(target=self._work, args=(delivery, client), daemon=True, name=f"{self.name} worker")

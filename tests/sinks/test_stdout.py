@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import tty
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 
 from bridge.sink import Entry, Unavailable
 from sinks.stdout import StdoutSettings, StdoutSink
+from tests.support.waiting import until
 
 
 def line(seq: int, size: int = 300) -> Entry:
@@ -70,6 +72,24 @@ def test_a_slow_reader_is_reported_as_timeout_with_the_lines_that_went_through(p
     assert 0 < len(delivered) < 50
     assert whole + b"\n" == text(entries[: len(delivered)])
     assert text([entries[len(delivered)]]).startswith(torn)
+    sink.close()
+
+
+def test_the_lines_that_went_through_are_known_while_the_reader_is_slow(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    entries = [line(seq) for seq in range(50)]
+    sink = opened(writer, timeout=20.0)
+    thread = threading.Thread(target=sink.deliver, args=[entries])
+    thread.start()
+
+    until(lambda: len(sink.delivered) > 5, "some are known")
+    assert (thread.is_alive(), sink.delivered) == (True, set(range(len(sink.delivered))))
+    data = b""
+    while len(data) < len(text(entries)):
+        data += os.read(reader, 1 << 16)
+    thread.join()
+
+    assert sink.delivered == set(range(50))
     sink.close()
 
 

@@ -67,6 +67,7 @@ class ScriptedSink:
         looks: How often its connection was checked.
         gone: What such a check raises.
         got: The events that were acknowledged.
+        delivered: Those that the test lets it acknowledge in the middle of a delivery.
         bad: What is returned for an event instead of delivering it.
         script: What the next calls of `deliver` do first: raise, or call something.
         refusals: What the next calls of `open` raise.
@@ -77,6 +78,7 @@ class ScriptedSink:
         self.looks = 0
         self.gone: Exception | None = None
         self.got: list[int] = []
+        self.delivered: set[int] = set()
         self.bad: dict[int, Trouble] = {}
         self.script: deque[Exception | Callable[[], object]] = deque()
         self.refusals: deque[Exception] = deque()

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from bridge.journal import Journal, JournalError, JournalSettings
-from bridge.pipeline.forwarder import Forwarder, SinkStatus
+from bridge.pipeline.availability import SinkStatus
+from bridge.pipeline.forwarder import Forwarder
 from bridge.pipeline.stream import Stream, StreamStatus
 from bridge.pipeline.supervisor import Requests, Supervisor
 
@@ -76,6 +77,9 @@ class FakeForwarder:
         self._diary.note(f"{self.label} step")
         self.busy = bool(self._steps)
         return self._steps.popleft()() if self._steps else 0.01
+
+    def record_progress(self) -> None:
+        """There is none."""
 
     def inherit_from(self, other: "FakeForwarder") -> None:
         self._diary.note(f"{self.label} takes over from {other.label}")

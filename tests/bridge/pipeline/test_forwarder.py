@@ -243,6 +243,57 @@ def test_what_was_acknowledged_in_the_middle_is_not_offered_again(make: Make) ->
     assert bench.counters == SinkCounters(5, 5, 0, 0, 0, pending=0, retrying=0, dead_letters=0)
 
 
+def killed() -> None:
+    raise ConnectionError("as if the process had died")
+
+
+def test_what_was_acknowledged_is_recorded_while_the_delivery_goes_on(make: Make) -> None:
+    bench = make(drop={"resource_uri": "/noise/"})
+    bench.send((1, "/a/"), (2, "/noise/"), (3, "/c/"), (4, "/d/"), (5, "/e/"), (6, "/f/"))
+
+    def take(*seqs: int) -> None:
+        bench.sink.delivered |= set(seqs)
+        bench.forwarder.record_progress()
+
+    def deliver() -> None:
+        take(1)
+        assert (bench.counters.delivered, bench.counters.filtered, bench.counters.pending) == (1, 1, 4)
+        take(5)
+        take(3)
+        assert (bench.counters.delivered, bench.counters.pending) == (2, 3)
+        killed()
+
+    bench.sink.script.append(deliver)
+    bench.step()
+    bench.restart()
+    bench.sink.script.append(lambda: take(4))
+    bench.sink.bad = {6: rejected}
+    bench.step()
+    assert bench.sink.calls == [[4, 5, 6]]
+    assert bench.counters == SinkCounters(6, 4, 1, 1, 0, pending=0, retrying=0, dead_letters=1)
+    assert bench.metric("latency_seconds_count") == 4.0
+    bench.forwarder.record_progress()
+
+
+def test_retries_that_were_acknowledged_are_recorded_while_the_delivery_goes_on(make: Make) -> None:
+    bench = make()
+    bench.sink.bad = dict.fromkeys((1, 2, 3), retry)
+    bench.send((1, "/a/"), (2, "/b/"), (3, "/c/"))
+    bench.step()
+
+    def deliver() -> None:
+        bench.sink.delivered = {2}
+        bench.forwarder.record_progress()
+        assert (bench.counters.delivered, bench.counters.retrying) == (1, 2)
+        killed()
+
+    bench.sink.script.append(deliver)
+    bench.step_after(1.0)
+    bench.restart()
+    bench.step_after(1.0)
+    assert bench.sink.calls == [[1, 3]]
+
+
 def test_who_takes_over_does_not_offer_again_what_was_acknowledged(make: Make) -> None:
     bench = make()
     bench.send((1, "/a/"), (2, "/b/"), (3, "/c/"))

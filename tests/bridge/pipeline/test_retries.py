@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from bridge.journal import Retry, Settlement
-from bridge.pipeline.retries import decide, decide_new, new_retry, ordering_key, settle_beginning
-from bridge.sink import Entry, Failure, RetrySettings, SinkSettings
+from bridge.journal import Retry
+from bridge.pipeline.retries import decide, new_retry, ordering_key
+from bridge.sink import Entry, Failure, RetrySettings
 from tests.support.forwarding import event
 
 NOW = 1000.0
@@ -70,28 +70,3 @@ def test_each_failure_is_counted_and_doubles_the_delay(attempts: int, delay: flo
 )
 def test_the_reason_of_a_dead_letter(failure: Failure, settings: dict[str, Any], reason: str | None) -> None:
     assert outcome(failure, attempts=2, **settings)[1] == reason
-
-
-def test_a_new_event_becomes_a_dead_letter_with_all_that_is_known() -> None:
-    failed = [(entry(7), Failure.rejected(entry(7), "rejected", "answered 400"))]
-
-    staying, (dead,) = decide_new(failed, SinkSettings(type="a"), NOW, longest)
-
-    assert staying == []
-    assert (dead.seq, dead.received, dead.json, dead.ordering_key) == (7, 900.0, entry(7).json, RESOURCE)
-    assert (dead.attempts, dead.first_failed, dead.died, dead.error) == (1, NOW, NOW, "answered 400")
-
-
-@pytest.mark.parametrize(
-    ("wanted", "acknowledged", "expected"),
-    [
-        ({1, 2, 3}, {1, 2}, Settlement(1, 3, delivered=2)),
-        ({1, 3}, {1}, Settlement(1, 3, delivered=1, filtered=1)),
-        ({1, 2, 3}, {2, 3}, None),
-        (set(), set(), Settlement(1, 4, filtered=3)),
-    ],
-)
-def test_the_beginning_is_settled_up_to_the_first_that_is_open(
-    wanted: set[int], acknowledged: set[int], expected: Settlement | None
-) -> None:
-    assert settle_beginning([entry(seq) for seq in (1, 2, 3)], wanted, acknowledged) == expected

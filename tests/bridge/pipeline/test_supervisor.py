@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 
 from bridge.journal import Closed, Journal, JournalError, JournalSettings
 from bridge.metrics import Metrics, SinkMetrics, StreamMetrics
-from bridge.pipeline.forwarder import Forwarder, SinkStatus
+from bridge.pipeline.availability import SinkStatus
+from bridge.pipeline.forwarder import Forwarder
 from bridge.pipeline.stream import Stream
 from bridge.sink import Entry, Failure, SinkSettings, Unavailable
 from bridge.source import Ended, Read, SourceSettings

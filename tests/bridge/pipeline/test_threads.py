@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bridge.journal import Closed
-from bridge.pipeline.forwarder import SinkStatus
+from bridge.pipeline.availability import SinkStatus
 from bridge.pipeline.threads import SinkThread, StreamThread
 
 DEADLINE = 20.0
