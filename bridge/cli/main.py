@@ -22,7 +22,7 @@ from bridge.cli.dead_letters import Refused
 from bridge.cli.listen import Filters, listen
 from bridge.cli.run import INTERRUPTED, OptionError
 from bridge.journal import JournalError
-from bridge.simulator.server import SimulatorSettings
+from bridge.simulator.settings import SimulatorSettings
 from config.load import ConfigError
 from config.schema import json_schema
 

@@ -17,7 +17,7 @@ from bridge import app, logs
 from bridge.journal import DiskFullError, JournalError
 from bridge.pipeline.supervisor import Requests
 from bridge.reload import Reload
-from bridge.simulator.server import Simulator, SimulatorSettings
+from bridge.simulator.settings import SimulatorSettings
 from config.load import ConfigError, load
 from config.rotation import ConfigReader
 from config.settings import LogSettings, Settings
@@ -77,6 +77,8 @@ def demo(engine: str | None, duration: float | None, rate: float, seed: int) -> 
     Returns:
         See `run`.
     """
+    from bridge.simulator.server import Simulator  # noqa: PLC0415 - asyncio, which it needs, takes every other command 50 ms
+
     # A demo is watched: what it says beside the events is the hints, and what goes wrong.
     logs.configure("auto", "warning")
     with tempfile.TemporaryDirectory(prefix="event-bridge-demo-") as directory:
@@ -94,6 +96,8 @@ def simulate(settings: SimulatorSettings) -> None:
     Raises:
         OptionError: The address can't be listened on, or the events to replay can't be read.
     """
+    from bridge.simulator.server import Simulator  # noqa: PLC0415 - see `demo`
+
     wanted: SimpleQueue[None] = SimpleQueue()
     stop_on_signals(lambda: wanted.put(None))
     try:

@@ -1,133 +1,104 @@
-"""One client of the simulator after its handshake. Only the loop of the server touches it."""
+"""One client of the simulator. Only the loop of the server touches it.
 
-import selectors
-import socket
-import struct
-from contextlib import suppress
-from typing import Final
+`websockets` does the handshake, answers pings and close frames, and refuses frames that break the protocol. Events are frames
+already, so they go past it, straight to the transport.
+"""
+
+import asyncio
+from typing import Any, Final
+
+from websockets.asyncio.server import ServerConnection
+from websockets.protocol import State
 
 from bridge import frames
-from bridge.event import namespace_of
 from bridge.simulator.handshake import Subscription
 from bridge.simulator.settings import SimulatorSettings
-from bridge.simulator.traffic import Batch, Outgoing
 
-_MAX_FRAME_BYTES: Final = 64 * 1024
 _MAX_BUFFER_BYTES: Final = 16 * 1024 * 1024
-_READ_BYTES: Final = 64 * 1024
 _GRACE_SECONDS: Final = 2.0
 """Time for a client to take the rest and to close its side, when a connection is ended."""
 _UNAUTHORIZED: Final = b'{"type":"error","data":{"errorMessage":"UNAUTHORIZED"}}'
 GOING_AWAY: Final = 1001
 
 
-class Connection:
+class Connection(ServerConnection):
     """A websocket to a client.
 
+    Args:
+        room: Set when the client has taken most of the bytes that waited.
+        args: The library's arguments.
+        options: The library's options.
+
     Attributes:
-        ends_by: Monotonic time by which the client must have closed its side; None while the connection is open.
-        out: Bytes that wait to be sent.
+        subscription: Namespace and filter; known once the handshake is accepted.
+        end_reason: Cause of the end, for the log.
     """
 
-    def __init__(self, client: socket.socket, subscription: Subscription, number: int, now: float) -> None:
-        self.socket = client
-        self.namespace = subscription.namespace
-        self.filter = subscription.filter
-        self.number = number
-        self.opened = now
-        self.silent = False
-        self.ends_by: float | None = None
-        self.said_goodbye = False
-        self.interest = selectors.EVENT_READ
-        self.out = bytearray()
-        self._taken = now
-        self._half_closed = False
-        self._reader = frames.FrameReader(_MAX_FRAME_BYTES, masked=True)
+    subscription: Subscription
+
+    def __init__(self, room: asyncio.Event, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.end_reason = "the client closed it"
+        self._room = room
+        self._opened = self._taken_at = self.loop.time()
+        self._written = self._taken = 0
+        self._silent = self._ending = False
 
     @property
     def listening(self) -> bool:
         """True while it gets events."""
-        return self.ends_by is None and not self.silent
+        return self.state is State.OPEN and not self._silent and not self._ending
 
-    def write(self, data: bytes, now: float) -> None:
-        """Append bytes to send."""
-        if not self.out:
-            self._taken = now
-        self.out += data
+    @property
+    def waiting(self) -> int:
+        """Count of bytes that wait to be sent."""
+        return self.transport.get_write_buffer_size()
 
-    def end(self, data: bytes, now: float) -> None:
-        """Begin to end: send the waiting bytes and `data`, then wait for the client to close its side."""
-        if self.ends_by is None:
-            self.write(data, now)
-            self.ends_by = now + _GRACE_SECONDS
+    def write(self, data: bytes) -> None:
+        """Send whole frames."""
+        self._written += len(data)
+        self.transport.write(data)
 
-    def serve(self, now: float, *, readable: bool) -> str | None:
-        """Read and send as much as possible without waiting; return why the connection is over, or None."""
-        try:
-            alive = not readable or self.read(now)
-            self.flush(now)
-        except OSError as error:
-            return str(error)
-        if alive and (self.out or not self.said_goodbye):
-            return None
-        return "the client closed it" if self.ends_by is None else "ended"
+    def end(self, code: int | None, last: bytes = b"") -> None:
+        """Send what waits, `last` and a close frame with this code, if any; then wait for the client to close its side."""
+        if self.state is State.OPEN and not self._ending:
+            self._ending, self._silent, self.end_reason = True, False, "ended"
+            self.transport.write(last)
+            if code is None:
+                self.transport.write_eof()
+            else:
+                self.protocol.send_close(code)
+                self.send_data()
+            self.loop.call_later(_GRACE_SECONDS, self.transport.abort)
 
-    def flush(self, now: float) -> None:
-        """Send as much as the client takes without waiting."""
-        if self.out:
-            with suppress(BlockingIOError):
-                del self.out[: self.socket.send(self.out)]
-                self._taken = now
-        if self.ends_by is not None and not self.out and not self._half_closed:
-            self._half_closed = True
-            self.socket.shutdown(socket.SHUT_WR)
+    def age(self, settings: SimulatorSettings, number: int, *, expired: bool) -> None:
+        """Disconnect a client that takes too little, and apply the faults that come with age and expired credentials."""
+        now = self.loop.time()
+        age = now - self._opened
+        taken = self._written - self.waiting
+        if taken != self._taken or not self.waiting:
+            self._taken, self._taken_at = taken, now
+        if self.waiting > _MAX_BUFFER_BYTES or now - self._taken_at > settings.send_timeout:
+            self.end_reason = "the client is too slow"
+            self.transport.abort()
+        elif self.listening and (expired or reached(age, settings.error_after)):
+            self.end(1008, frames.encode(frames.TEXT, _UNAUTHORIZED))
+        elif self.listening and reached(age, settings.disconnect_every):
+            self.end(None if number % 2 else GOING_AWAY)
+        elif self.listening and reached(age, settings.silence_after):
+            self._silent = True
 
-    def read(self, now: float) -> bool:
-        """Read and answer the client's frames; return False at its end."""
-        data = self.socket.recv(_READ_BYTES)
-        if data and not self.silent:
-            taken = self._reader.feed(data)
-            for control in taken.controls:
-                if control.opcode == frames.PING:
-                    self.write(frames.encode(frames.PONG, control.payload), now)
-                elif control.opcode == frames.CLOSE:
-                    self.end(frames.encode(frames.CLOSE, control.payload[:2]), now)
-                    self.said_goodbye = True
-            if taken.error:
-                self.end(close_frame(taken.error.code), now)
-        return bool(data)
+    def data_received(self, data: bytes) -> None:
+        """Take the client's bytes, unless the connection has fallen silent."""
+        if not self._silent:
+            super().data_received(data)
+            if self.state is State.CLOSING:  # The library would wait for ever for the client to close its side.
+                self.loop.call_later(_GRACE_SECONDS, self.transport.abort)
 
-    def is_stuck(self, now: float, send_timeout: float) -> bool:
-        """Return True if the client has taken too little for too long, or has not closed its side in time."""
-        late = self.ends_by is not None and now > self.ends_by
-        return late or len(self.out) > _MAX_BUFFER_BYTES or (bool(self.out) and now - self._taken > send_timeout)
-
-    def grow_old(self, settings: SimulatorSettings, now: float, *, expired: bool) -> None:
-        """Apply the faults that come with the connection's age, or with credentials that have expired."""
-        age = now - self.opened
-        if not self.listening:
-            return
-        if expired or reached(age, settings.error_after):
-            self.end(frames.encode(frames.TEXT, _UNAUTHORIZED) + close_frame(1008), now)
-        elif reached(age, settings.disconnect_every):
-            self.end(b"" if self.number % 2 else close_frame(GOING_AWAY), now)
-        elif reached(age, settings.silence_after):
-            self.silent = True
-
-    def wants(self, item: Outgoing, batch: Batch) -> bool:
-        """Return True if a message of a batch is for this client."""
-        if not item.payload:
-            return True
-        if batch.namespace is None and self.namespace:
-            namespace = namespace_of(str(item.event.get("resource_uri")))
-            if namespace not in ("", self.namespace):
-                return False
-        return self.filter.accepts(item.event)
-
-
-def close_frame(code: int) -> bytes:
-    """Return a close frame with this code."""
-    return frames.encode(frames.CLOSE, struct.pack("!H", code))
+    def resume_writing(self) -> None:
+        """Note that there is room again."""
+        super().resume_writing()
+        self._room.set()
 
 
 def reached(age: float, limit: float | None) -> bool:

@@ -2,51 +2,49 @@
 
 import base64
 import binascii
-import hashlib
 import hmac
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, Self
 from urllib.parse import parse_qs, urlsplit
 
+from bridge.event import namespace_of
 from bridge.simulator.settings import NAMESPACE, SimulatorSettings
 
-_GUID: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _PATH: Final = re.compile(rf"/api/audit/v1/(?:(?P<namespace>{NAMESPACE.pattern})/)?events/?")
 
 
-class StreamFilter(NamedTuple):
-    """Filter of a connection: any value of a parameter, all parameters; an empty parameter lets every event pass."""
+class Subscription(NamedTuple):
+    """What a client wants: any value of a parameter, all parameters; an empty parameter lets every event pass."""
 
+    namespace: str
     types: frozenset[str]
     objects: frozenset[str]
     parents: frozenset[str]
 
     @classmethod
-    def from_query(cls, query: Mapping[str, Sequence[str]]) -> Self:
+    def from_query(cls, namespace: str, query: Mapping[str, Sequence[str]]) -> Self:
         """Read the filters of a query; values may be repeated or joined by commas, `parents` is the Go client's `parent`."""
 
         def values(*names: str) -> frozenset[str]:
             return frozenset(value for name in names for text in query.get(name, ()) for value in text.split(",") if value)
 
-        return cls(values("type"), values("object"), values("parent", "parents"))
+        return cls(namespace, values("type"), values("object"), values("parent", "parents"))
+
+    @property
+    def filters(self) -> bool:
+        """True if not every event of the namespace passes."""
+        return bool(self.types or self.objects or self.parents)
 
     def accepts(self, event: Mapping[str, Any]) -> bool:
-        """Tell whether an event passes."""
-        parents = event.get("parents")
+        """Tell whether an event passes; one without a namespace concerns every namespace."""
+        uri, parents = str(event.get("resource_uri")), event.get("parents")
         return (
             (not self.types or str(event.get("type")) in self.types)
-            and (not self.objects or str(event.get("resource_uri")) in self.objects)
+            and (not self.objects or uri in self.objects)
             and (not self.parents or (isinstance(parents, list) and not self.parents.isdisjoint(map(str, parents))))
+            and (not self.namespace or namespace_of(uri) in ("", self.namespace))
         )
-
-
-class Subscription(NamedTuple):
-    """An accepted handshake: the namespace and filter asked for, and the answer to the client's key."""
-
-    namespace: str
-    filter: StreamFilter
-    accept: str
 
 
 class Refusal(NamedTuple):
@@ -60,7 +58,7 @@ class Refusal(NamedTuple):
 def answer_handshake(
     settings: SimulatorSettings, target: str, headers: Mapping[str, str], *, expired: bool
 ) -> Subscription | Refusal:
-    """Decide about a handshake.
+    """Decide about a handshake; the websocket's own rules are checked afterwards, by the library.
 
     Args:
         settings: What is simulated.
@@ -81,17 +79,9 @@ def answer_handshake(
     namespace = match["namespace"] or settings.username
     if settings.namespaces and namespace not in {served or settings.username for served in settings.namespaces}:
         return Refusal(404, "there is no such namespace")
-    return _upgrade(namespace, StreamFilter.from_query(query), headers)
-
-
-def _upgrade(namespace: str, wanted: StreamFilter, headers: Mapping[str, str]) -> Subscription | Refusal:
-    key = headers.get("sec-websocket-key")
     if headers.get("upgrade", "").lower() != "websocket" or headers.get("sec-websocket-version") != "13":
         return Refusal(426, "this is a websocket", {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"})
-    if not key:
-        return Refusal(400, "Sec-WebSocket-Key is missing")
-    accept = hashlib.sha1((key + _GUID).encode(), usedforsecurity=False).digest()
-    return Subscription(namespace, wanted, base64.b64encode(accept).decode())
+    return Subscription.from_query(namespace, query)
 
 
 def is_authorized(settings: SimulatorSettings, header: str | None, query: Mapping[str, Sequence[str]]) -> bool:

@@ -3,8 +3,7 @@
 Like the real service it has no replay: an event goes to the connections that are open at that moment. Wire facts are those of
 the API's documentation and of the original clients.
 
-An HTTP server with a thread per handshake answers or refuses (`listener`). Accepted sockets pass to one loop, which owns all
-open connections, makes the events and sends them. The loop never blocks on a client:
+One loop owns all connections, makes the events and sends them. It never waits for a client:
 
 - with a rate, a client for which more than 16 MiB are waiting is disconnected;
 - at full speed (rate 0), the next events are made when every listening client has taken nearly all that was sent: the slowest
@@ -15,24 +14,32 @@ To end a connection, the simulator sends what waits, perhaps a close frame, and 
 side.
 """
 
+import asyncio
 import itertools
-import queue
-import selectors
+import logging
+import secrets
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
+from http.client import responses
 from typing import Any, Final, Self
 
+import msgspec
 import structlog
+from websockets.asyncio.server import serve
+from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
 
-from bridge.simulator.connection import GOING_AWAY, Connection, close_frame, reached
+from bridge.simulator.connection import GOING_AWAY, Connection, reached
 from bridge.simulator.handshake import Refusal, Subscription, answer_handshake
-from bridge.simulator.listener import Listener
 from bridge.simulator.pace import TICK_SECONDS, Pace
 from bridge.simulator.settings import SimulatorSettings
 from bridge.simulator.traffic import Batch, Traffic
@@ -42,6 +49,13 @@ __all__ = ["Simulator", "SimulatorSettings"]
 log = structlog.get_logger(__name__)
 
 _FULL_SPEED_BUFFER_BYTES: Final = 256 * 1024
+_STOP_SECONDS: Final = 3.0
+"""Longest time to stop: connections have two seconds to end, handshakes are cut."""
+
+_MAX_NAMESPACES: Final = 10_000
+_MAX_MESSAGE_BYTES: Final = 64 * 1024
+_NO_LOG: Final = logging.getLogger("bridge.simulator.websockets")
+_NO_LOG.disabled = True  # The library would log requests, whose queries may hold credentials.
 
 
 class Simulator:
@@ -64,24 +78,19 @@ class Simulator:
             ValueError: A line of it is not a JSON object.
         """
         self.settings = settings
+        self.port = settings.port
         self.handshakes = 0
         self.sent = 0
         self.requests: deque[tuple[str, dict[str, str]]] = deque(maxlen=1000)
         self.finished = threading.Event()
         self._uuids: dict[bytes, None] = {}
         self._traffic = Traffic(settings)
-        self.port = settings.port
-        self._namespaces: dict[str, None] = {}
-        self._lock = threading.Lock()
-        self._connections: dict[int, Connection] = {}
-        self._listeners: dict[str | None, list[Connection]] = {}
-        self._swept = 0.0
-        self._numbers = itertools.count()
         self._pace = Pace()
+        self._namespaces: dict[str, None] = {}
+        self._connections: dict[Connection, int] = {}
+        self._numbers = itertools.count()
         self._started = 0.0
-        self._stopping = False
-        self._calls: queue.SimpleQueue[Callable[[float], None]] = queue.SimpleQueue()
-        self._threads: list[threading.Thread] = []
+        self._thread: threading.Thread | None = None
 
     @property
     def url(self) -> str:
@@ -118,34 +127,22 @@ class Simulator:
         Raises:
             OSError: The address can't be listened on.
         """
-        self._listener = Listener((self.settings.host, self.port), self.answer, self.adopt)
-        self.port = self._listener.server_address[1]
-        self._selector = selectors.DefaultSelector()
-        self._alarm, self._waking = socket.socketpair()
-        for end in (self._alarm, self._waking):
-            end.settimeout(0)
-        self._selector.register(self._waking, selectors.EVENT_READ)
-        self._started = time.monotonic()
-        self._pace.restart(self._started)
+        listener = _listen(self.settings.host, self.port)
+        self.port = listener.getsockname()[1]
+        started: Future[None] = Future()
         self._stopping = False
-        self._threads = [
-            threading.Thread(target=self._listener.serve_forever, args=(TICK_SECONDS,), name="simulator-listener", daemon=True),
-            threading.Thread(target=self._run, name="simulator", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run(listener, started)), name="simulator", daemon=True)
+        self._thread.start()
+        started.result()
         log.info("simulator started", url=self.url, seed=self._traffic.seed)
 
     def stop(self) -> None:
         """Stop listening and end all connections after the events that wait for them. May be called twice."""
-        if not self._threads:
-            return
-        self._stopping = True
-        self._listener.shutdown()
-        self._listener.server_close()
-        for thread in self._threads:
-            thread.join()
-        self._threads = []
+        if self._thread is not None:
+            self._stopping = True
+            self._loop.call_soon_threadsafe(self._wake.set)
+            self._thread.join()
+            self._thread = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -156,145 +153,135 @@ class Simulator:
 
     def disconnect_all(self, code: int | None = GOING_AWAY) -> None:
         """End all connections, with a close frame of this code or without one."""
+        if self._thread is not None:
+            self._loop.call_soon_threadsafe(self._end_all, code)
 
-        def end_all(now: float) -> None:
-            for connection in self._connections.values():
-                connection.end(b"" if code is None else close_frame(code), now)
+    def _end_all(self, code: int | None) -> None:
+        for connection in self._connections:
+            connection.end(code)
 
-        self._call(end_all)
+    async def _run(self, listener: socket.socket, started: Future[None]) -> None:
+        self._loop, self._wake = asyncio.get_running_loop(), asyncio.Event()
+        # The library's types don't say that the connections are those that it was told to create.
+        ours: Any = {
+            "handler": self._serve,
+            "process_request": self._answer,
+            "create_connection": partial(Connection, self._wake),
+        }
+        server = await serve(
+            **ours,
+            sock=listener,
+            compression=None,
+            server_header="event-bridge-simulator",
+            ping_interval=None,
+            max_size=_MAX_MESSAGE_BYTES,
+            write_limit=_FULL_SPEED_BUFFER_BYTES,
+            logger=_NO_LOG,
+        )
+        self._started = self._swept = time.monotonic()
+        self._pace.restart(self._started)
+        started.set_result(None)
+        while not self._stopping:
+            timer = self._loop.call_later(self._step(time.monotonic()), self._wake.set)
+            await self._wake.wait()
+            timer.cancel()
+            self._wake.clear()
+        self._end_all(GOING_AWAY)
+        server.close(close_connections=False)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_SECONDS):
+                await server.wait_closed()
 
-    def answer(self, target: str, headers: Mapping[str, str]) -> Subscription | Refusal:
-        """Decide about a handshake. Called by any thread."""
-        answer = answer_handshake(self.settings, target, headers, expired=self._expired(time.monotonic()))
-        with self._lock:
-            self.handshakes += 1
-            if self.settings.record:
-                self.requests.append((target, dict(headers)))
-            if isinstance(answer, Subscription):
-                if len(self._namespaces) >= 10_000 and answer.namespace not in self._namespaces:
-                    return Refusal(404, "too many namespaces")
-                self._namespaces[answer.namespace] = None
-        return answer
+    def _answer(self, connection: Connection, request: Request) -> Response:
+        """Decide about a handshake."""
+        headers = {name.lower(): value for name, value in request.headers.raw_items()}
+        self.handshakes += 1
+        if self.settings.record:
+            self.requests.append((request.path, headers))
+        answer = answer_handshake(self.settings, request.path, headers, expired=self._expired())
+        if isinstance(answer, Subscription) and len(self._namespaces.keys() | {answer.namespace}) > _MAX_NAMESPACES:
+            answer = Refusal(404, "too many namespaces")
+        if isinstance(answer, Refusal):
+            body = msgspec.json.encode({"error": answer.error})
+            usual = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
+            return Response(answer.status, responses.get(answer.status, ""), Headers(answer.headers, **usual), body)
+        connection.subscription = answer
+        response = connection.protocol.accept(request)
+        if "liveid=" not in headers.get("cookie", ""):
+            response.headers["Set-Cookie"] = f"liveid={secrets.token_hex(8)}; Path=/"
+        return response
 
-    def adopt(self, client: socket.socket, subscription: Subscription) -> None:
-        """Take over a socket after its handshake. Called by any thread."""
+    async def _serve(self, connection: Connection) -> None:
+        """Keep a connection after its handshake, until it is closed; what the client says is read and dropped."""
+        namespace = connection.subscription.namespace
+        self._namespaces[namespace] = None
+        self._connections[connection] = next(self._numbers)
+        log.info("client connected", namespace=namespace, connections=len(self._connections))
+        self._age(connection)
+        self._wake.set()
+        with suppress(ConnectionClosed):
+            async for _ in connection:
+                pass
+        del self._connections[connection]
+        log.info("client gone", namespace=namespace, reason=connection.end_reason, connections=len(self._connections))
 
-        def open_connection(now: float) -> None:
-            connection = Connection(client, subscription, next(self._numbers), now)
-            self._connections[client.fileno()] = connection
-            self._selector.register(client, connection.interest, connection)
-            self._group()
-            self._age(connection, now)
-            log.info("client connected", namespace=connection.namespace, connections=len(self._connections))
+    def _age(self, *connections: Connection) -> None:
+        for connection in connections:
+            connection.age(self.settings, self._connections[connection], expired=self._expired())
 
-        client.settimeout(0)
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._call(open_connection)
+    def _expired(self) -> bool:
+        return reached(time.monotonic() - self._started, self.settings.credentials_expire)
 
-    def _call(self, function: Callable[[float], None]) -> None:
-        """Let the loop call a function with the monotonic time."""
-        self._calls.put(function)
-        with suppress(OSError):
-            self._alarm.send(b"\0")
-
-    def _run(self) -> None:
-        try:
-            while not (self._stopping and not self._connections):
-                self._step()
-        finally:
-            while not self._calls.empty():
-                self._calls.get()(time.monotonic())
-            for connection in list(self._connections.values()):
-                self._drop(connection, "the simulator ended")
-            for resource in (self._selector, self._alarm, self._waking):
-                resource.close()
-
-    def _step(self) -> None:
-        ended = self._traffic.has_ended(self.settings)
-        wait = TICK_SECONDS if ended else self._pace.wait(self.settings, ready=self._is_ready())
-        for key, events in self._selector.select(wait):
-            if key.data:
-                self._serve(key.data, events, time.monotonic())
-            else:
-                self._waking.recv(4096)
-        now = time.monotonic()
-        while not self._calls.empty():
-            self._calls.get()(now)
+    def _step(self, now: float) -> float:
+        """Make the events that are due; return the seconds until the next are."""
         if now - self._swept >= TICK_SECONDS:
             self._swept = now
-            for connection in list(self._connections.values()):
-                self._age(connection, now)
-        self._generate(now)
-        for connection in [c for c in self._connections.values() if c.out or c.ends_by]:
-            self._serve(connection, selectors.EVENT_WRITE, now)
-        if self._traffic.has_ended(self.settings) and not any(c.out for c in self._connections.values()):
-            self.finished.set()
+            self._age(*self._connections)
+        if self._traffic.has_ended(self.settings):
+            if not any(connection.waiting for connection in self._connections):
+                self.finished.set()
+            return TICK_SECONDS
+        listeners = [connection for connection in self._connections if connection.listening]
+        ready = bool(listeners) and not any(connection.paused for connection in listeners)
+        if count := self._pace.due(now, self.settings, len(self._connections), ready=ready):
+            self._generate(count, listeners)
+        return self._pace.wait(self.settings, ready=ready)
 
-    def _is_ready(self) -> bool:
-        """Return True if, at full speed, a client listens and none is behind."""
-        behind = [len(c.out) >= _FULL_SPEED_BUFFER_BYTES for c in self._listeners.get(None, ()) if c.listening]
-        return bool(behind) and not any(behind)
+    def _generate(self, count: int, listeners: Sequence[Connection]) -> None:
+        own = self.settings.username
+        served = [namespace or own for namespace in self.settings.namespaces] or list(self._namespaces) or [own]
+        groups: dict[str | None, list[Connection]] = {None: list(listeners)}
+        for connection in listeners:
+            groups.setdefault(connection.subscription.namespace, []).append(connection)
+        for batch in self._traffic.take(count, served, datetime.now(UTC), self.settings):
+            self._fan_out(batch, groups.get(batch.namespace, ()))
 
-    def _generate(self, now: float) -> None:
-        ended = self._traffic.has_ended(self.settings)
-        if not ended and (count := self._pace.due(now, self.settings, len(self._connections), ready=self._is_ready())):
-            own = self.settings.username
-            served = [namespace or own for namespace in self.settings.namespaces] or list(self._namespaces) or [own]
-            for batch in self._traffic.take(count, served, datetime.now(UTC), self.settings):
-                self._fan_out(batch, now)
-
-    def _fan_out(self, batch: Batch, now: float) -> None:
-        """Give a batch to all listening clients whose filter it passes."""
-        whole: bytes | None = None
+    def _fan_out(self, batch: Batch, listeners: Sequence[Connection]) -> None:
+        """Give a batch to all listeners whose filter it passes."""
+        whole = b"".join([item.frame for item in batch.items]) if listeners else b""
         heard: set[int] = set()
-        for connection in self._listeners.get(batch.namespace, ()):
-            if not connection.listening:
-                continue
-            if batch.namespace is None or any(connection.filter):
-                items = [item for item in batch.items if connection.wants(item, batch)]
-                connection.write(b"".join([item.frame for item in items]), now)
-            else:
-                items = batch.items
-                whole = whole or b"".join([item.frame for item in items])
-                connection.write(whole, now)
+        for connection in listeners:
+            items, data = batch.items, whole
+            if batch.namespace is None or connection.subscription.filters:
+                items = [item for item in items if not item.payload or connection.subscription.accepts(item.event)]
+                data = b"".join([item.frame for item in items])
+            connection.write(data)
             heard.update([item.number for item in items])
             if self.settings.record:
                 # A duplicate counts, too: no client may have listened when its original was sent.
                 self._uuids.update(dict.fromkeys([item.uuid for item in items if item.uuid]))
-        heard.discard(0)
-        self.sent += len(heard)
+        self.sent += len(heard - {0})
 
-    def _age(self, connection: Connection, now: float) -> None:
-        """Apply the faults that come with time."""
-        if connection.is_stuck(now, self.settings.send_timeout):
-            self._drop(connection, "the client is too slow")
-        elif self._stopping:
-            connection.end(close_frame(GOING_AWAY), now)
-        else:
-            connection.grow_old(self.settings, now, expired=self._expired(now))
 
-    def _expired(self, now: float) -> bool:
-        return reached(now - self._started, self.settings.credentials_expire)
-
-    def _serve(self, connection: Connection, events: int, now: float) -> None:
-        """Read and send as much as possible without waiting."""
-        if reason := connection.serve(now, readable=bool(events & selectors.EVENT_READ)):
-            self._drop(connection, reason)
-            return
-        interest = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.out else 0)
-        if interest != connection.interest:
-            connection.interest = interest
-            self._selector.modify(connection.socket, interest, connection)
-
-    def _drop(self, connection: Connection, reason: str) -> None:
-        self._selector.unregister(connection.socket)
-        self._connections.pop(connection.socket.fileno())
-        connection.socket.close()
-        self._group()
-        log.info("client gone", namespace=connection.namespace, reason=reason, connections=len(self._connections))
-
-    def _group(self) -> None:
-        """Sort the connections by namespace; None has all of them."""
-        self._listeners = {None: list(self._connections.values())}
-        for connection in self._connections.values():
-            self._listeners.setdefault(connection.namespace, []).append(connection)
+def _listen(host: str, port: int) -> socket.socket:
+    ipv6 = ":" in host
+    try:
+        return socket.create_server(
+            (host, port),
+            family=socket.AF_INET6 if ipv6 else socket.AF_INET,
+            backlog=256,
+            dualstack_ipv6=ipv6 and socket.has_dualstack_ipv6(),
+        )
+    except OSError as error:
+        why = str(error.strerror).partition(" (while")[0]
+        raise OSError(error.errno, f"can't listen on {host}:{port}: {why}") from None

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+from bridge.simulator.connection import Connection
 from bridge.simulator.server import Simulator, SimulatorSettings
 from bridge.simulator.traffic import Batch, Outgoing
 from tests.e2e.harness import Receiver
@@ -38,24 +39,23 @@ class Told(Simulator):
         self._latest: deque[Outgoing] = deque(maxlen=_TOLD_AGAIN)
         self._greeted = 0
 
-    def _fan_out(self, batch: Batch, now: float) -> None:
+    def _fan_out(self, batch: Batch, listeners: Sequence[Connection]) -> None:
         if self.connections and self._greeted != self.handshakes:
             self._greeted = self.handshakes
             again = [Outgoing(0, item.uuid, item.payload, item.frame) for item in self._latest]
-            self._tell(Batch(batch.namespace, again), now)
-        if self._tell(batch, now):
+            self._tell(Batch(batch.namespace, again), listeners)
+        if self._tell(batch, listeners):
             self._latest.extend(item for item in batch.items if item.payload)
 
-    def _tell(self, batch: Batch, now: float) -> bool:
+    def _tell(self, batch: Batch, listeners: Sequence[Connection]) -> bool:
         """Tell it to the clients, if there are any, and to the oracle; return whether there are."""
-        # This only puts it into the connections' buffers.
-        super()._fan_out(batch, now)
-        if not self.connections:
-            return False
-        for item in batch.items:
-            if item.payload:
-                self._oracle.sent(item.payload)
-        return True
+        # The oracle first: what the socket takes at once may be delivered before this returns.
+        if self.connections:
+            for item in batch.items:
+                if item.payload:
+                    self._oracle.sent(item.payload)
+        super()._fan_out(batch, listeners)
+        return bool(self.connections)
 
 
 class Hook(Receiver):
