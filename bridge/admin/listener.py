@@ -7,7 +7,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from email.message import Message
 from http import HTTPStatus
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedReader
+from socket import SocketIO
 from socketserver import TCPServer
 from typing import Any, Final, NamedTuple
 
@@ -21,7 +24,11 @@ JSON: Final = "application/json; charset=utf-8"
 TEXT: Final = "text/plain; charset=utf-8"
 
 CONNECTIONS: Final = 64
-"""Most connections at a time; one more gets 503 and is closed. Each has a thread."""
+"""Most connections at a time; each has a thread. For one more, the one that has waited longest is closed. So a probe, which
+sends its request at once, gets through beside any number of silent clients."""
+
+HEAD: Final = 16 * 1024
+"""Bytes of a request line and its headers at most."""
 
 BODY: Final = 64 * 1024
 """Bytes of a request's body at most: the numbers of as many dead letters as one request may name, and more."""
@@ -32,11 +39,8 @@ _DIGITS: Final = 10
 _CLIENT_TIMEOUT: Final = 10
 """Seconds that a client may take for its request, and to read the answer."""
 
-_BUSY: Final = b"too many connections\n"
-_REFUSED: Final = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: %s\r\nContent-Length: %d\r\n"
-    b"Retry-After: 1\r\nConnection: close\r\n\r\n%s"
-) % (TEXT.encode(), len(_BUSY), _BUSY)
+_MAKE_ROOM_SECONDS: Final = 1.0
+"""How long a closed connection's thread may take to end; it takes milliseconds."""
 
 
 class Request(NamedTuple):
@@ -48,6 +52,7 @@ class Request(NamedTuple):
         query: The text after the question mark, as it was sent.
         body: Empty unless it is a POST.
         accept: The Accept header.
+        client: The client's address.
     """
 
     method: str
@@ -55,6 +60,7 @@ class Request(NamedTuple):
     query: str = ""
     body: bytes = b""
     accept: str = ""
+    client: str = ""
 
 
 class Response(NamedTuple):
@@ -77,12 +83,12 @@ class Route(NamedTuple):
     Attributes:
         method: The only method, GET or POST; HEAD goes with GET.
         respond: Answers a request.
-        refuse: Returns why a request is refused, by its headers; None if it is not.
+        refuse: Returns why a request is refused, by its headers; None if it is not. Only operations have it.
     """
 
     method: str
     respond: Callable[[Request], Response]
-    refuse: Callable[[Message], Response | None] = lambda _headers: None
+    refuse: Callable[[Message], Response | None] | None = None
 
 
 class Listener(ThreadingHTTPServer):
@@ -94,21 +100,22 @@ class Listener(ThreadingHTTPServer):
         not_found: The route of all other paths.
 
     Attributes:
-        asking: Connections whose request is not read to its end yet, and since when, in monotonic seconds.
+        waiting: Connections that wait for their client, since when (monotonic seconds), and whether for the end of a request.
+            They may be closed. A connection of an operation is not among them.
 
     Raises:
         OSError: The address can't be listened on.
     """
 
     daemon_threads = True
-    # The library's five would make the sixth of several clients at once wait for a second.
-    request_queue_size = CONNECTIONS
+    # Clients that the kernel accepts for us. One more waits for a second; the library's five are soon used up.
+    request_queue_size = 1024
 
     def __init__(self, address: tuple[str, int], routes: Mapping[str, Route], not_found: Route) -> None:
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         self._free = threading.BoundedSemaphore(CONNECTIONS)
-        self.asking: dict[socket.socket, float] = {}
+        self.waiting: dict[socket.socket, tuple[float, bool]] = {}
         self.routes = routes
         self.not_found = not_found
         super().__init__(address, _Connection)
@@ -116,34 +123,35 @@ class Listener(ThreadingHTTPServer):
     def service_actions(self) -> None:
         """Cut connections whose request takes too long; the timeout of a socket begins anew with every byte."""
         now = time.monotonic()
-        for connection, since in list(self.asking.items()):
-            if now - since > _CLIENT_TIMEOUT:
-                with suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+        for connection, (since, asks) in list(self.waiting.items()):
+            if asks and now - since > _CLIENT_TIMEOUT:
+                _cut(connection)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Give a connection a thread, if one is left."""
-        if self._free.acquire(blocking=False):
-            try:
-                super().process_request(request, client_address)
-            except BaseException:
-                self._free.release()
-                raise
-            return
-        # The accepting thread must not wait.
-        request.settimeout(0)
-        with suppress(OSError):
-            request.send(_REFUSED)
-            request.shutdown(socket.SHUT_WR)
-            # With unread bytes, closing would discard the response.
-            request.recv(BODY)
-        self.close_request(request)
+        """Give a connection a thread; if none is left, that of the connection that has waited longest."""
+        if not self._free.acquire(blocking=False):
+            # First those whose request is not complete, then those that read their response.
+            waiting = list(self.waiting.items())
+            if waiting:
+                oldest, _ = min(waiting, key=lambda item: (not item[1][1], item[1][0]))
+                self.waiting.pop(oldest, None)
+                _cut(oldest)
+            if not self._free.acquire(timeout=_MAKE_ROOM_SECONDS):
+                self.close_request(request)
+                return
+        self.waiting[request] = time.monotonic(), True
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._free.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve a connection to its end."""
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self.waiting.pop(request, None)
             self._free.release()
 
     def server_bind(self) -> None:
@@ -154,8 +162,28 @@ class Listener(ThreadingHTTPServer):
         """Ignore clients that go away in the middle."""
 
 
+def _cut(connection: socket.socket) -> None:
+    """End a connection, whose thread closes it then."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Reader(BufferedReader):
+    """Reads a connection, with a limit for the head of a request."""
+
+    left = HEAD
+
+    def readline(self, size: int | None = -1) -> bytes:
+        line = super().readline(self.left + 1 if size is None or not 0 <= size <= self.left else size)
+        self.left -= len(line)
+        if self.left < 0:
+            raise HTTPException
+        return line
+
+
 class _Connection(BaseHTTPRequestHandler):
     server: Listener
+    rfile: _Reader
     timeout = _CLIENT_TIMEOUT
     # Head and body are written one after the other; the second would wait 40 ms for the client to confirm the first.
     disable_nagle_algorithm = True
@@ -163,13 +191,22 @@ class _Connection(BaseHTTPRequestHandler):
     server_version = "event-bridge"
     sys_version = ""
 
+    def setup(self) -> None:
+        super().setup()
+        self.rfile = _Reader(SocketIO(self.connection, "r"))
+
     def handle_one_request(self) -> None:
         """Read a request and answer it."""
-        self.server.asking[self.connection] = time.monotonic()
+        self.server.waiting[self.connection] = time.monotonic(), True
+        self.rfile.left = HEAD
         try:
             super().handle_one_request()
+        except HTTPException:
+            # Its first line was too long, so that the library knows nothing of it yet.
+            self.requestline = self.request_version = self.command = ""
+            self.send_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         finally:
-            self.server.asking.pop(self.connection, None)
+            self.close_connection = self.close_connection or self.rfile.left < 0
 
     def do_GET(self) -> None:
         self._respond("GET")
@@ -191,14 +228,22 @@ class _Connection(BaseHTTPRequestHandler):
             self.close_connection = True
         if response is None:
             body = self.rfile.read(int(self.headers["Content-Length"])) if method == "POST" else b""
-            self.server.asking.pop(self.connection, None)
-            response = _respond(route, Request(method, path, query, body, self.headers.get("Accept", "")))
+            self.server.waiting[self.connection] = time.monotonic(), False
+            if route.refuse:
+                # An operator's: it may take long, and is not given up for others.
+                self.server.waiting.pop(self.connection, None)
+            response = _respond(
+                route, Request(method, path, query, body, self.headers.get("Accept", ""), self.client_address[0])
+            )
         self._send(response, with_body=with_body)
 
     def _refusal(self, method: str, route: Route) -> Response | None:
+        if self.headers.defects or len(self.headers.get_all("Host", [])) > 1:
+            return text_response(HTTPStatus.BAD_REQUEST, "malformed headers")
         if method != route.method:
             return text_response(HTTPStatus.METHOD_NOT_ALLOWED, f"only {route.method}", {"Allow": route.method})
-        return route.refuse(self.headers) or (_unreadable(self.headers) if method == "POST" else None)
+        refusal = route.refuse(self.headers) if route.refuse else None
+        return refusal or (_unreadable(self.headers) if method == "POST" else None)
 
     def _send(self, found: Response, *, with_body: bool) -> None:
         self.send_response(found.status)

@@ -190,12 +190,18 @@ def test_a_process_that_stops_says_so_elsewhere(routes: dict[str, Route], monkey
 # --- who may ------------------------------------------------------------------------------------------------------------
 
 
+def refuse(headers: Message, token: str | None) -> Response | None:
+    route = operation_routes(cast("Journal", None), SECRET, lambda: token)["/journal"]
+    assert route.refuse
+    return route.refuse(headers)
+
+
 def ask(headers: dict[str, str], token: str | None = TOKEN) -> HTTPStatus | None:
     """The status of the refusal; None if there is none."""
     message = Message()
     for name, value in headers.items():
         message[name] = value
-    refusal = operation_routes(cast("Journal", None), SECRET, lambda: token)["/journal"].refuse(message)
+    refusal = refuse(message, token)
     if refusal is not None:
         assert refusal.body.endswith(b"\n")
         assert TOKEN.encode() not in refusal.body
@@ -240,7 +246,7 @@ def test_no_web_page_may_not_even_with_the_token(origin: str) -> None:
 
 @pytest.mark.parametrize(("token", "said"), [(TOKEN, b"http.token, as"), (None, b"http.token is not set")])
 def test_a_client_without_a_token_is_told_how(token: str | None, said: bytes) -> None:
-    refusal = operation_routes(cast("Journal", None), SECRET, lambda: token)["/journal"].refuse(Message())
+    refusal = refuse(Message(), token)
 
     assert refusal is not None
     assert refusal.headers["WWW-Authenticate"].startswith("Bearer ")
