@@ -1,5 +1,6 @@
 """Builds the application from its settings: the one place that knows both the configuration and what runs."""
 
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.metadata import version
@@ -32,6 +33,9 @@ log = structlog.get_logger(__name__)
 
 VERSION: Final = version("event-bridge")
 USER_AGENT: Final = f"event-bridge/{VERSION}"
+
+_WRONG_TOKEN_SECONDS: Final = 0.5
+"""Time that a wrong token costs its client."""
 
 Made = TypeVar("Made")
 
@@ -151,19 +155,24 @@ def serve(settings: Settings, app: App, *, or_any_port: bool = False) -> Server 
     if settings.http.address is None:
         return None
     host, port = settings.http.address
-    http = FreshSecrets(app.reader, settings.http, "http")
+    secret = token_urlsafe()
 
     def token() -> str | None:
-        secret = http.current().token
-        return secret.get_secret_value() if secret else None
+        # Also if the address was changed together with it: the old token must not stay valid.
+        configured = app.reader.current().http.token
+        return configured.get_secret_value() if configured else None
 
-    secret = token_urlsafe()
+    def note_wrong_token(client: str) -> None:
+        log.warning("a client sent a wrong token", client=client)
+        app.metrics.http_wrong_tokens.inc()
+        time.sleep(_WRONG_TOKEN_SECONDS)
+
     listen = partial(
         Server,
         health=app.health,
         registry=app.metrics.registry,
         last_tick=lambda: app.supervisor.last_tick,
-        operations=operation_routes(app.journal, secret, token),
+        operations=operation_routes(app.journal, secret, token, note_wrong_token),
     )
     try:
         server = listen(host, port)

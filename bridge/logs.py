@@ -6,13 +6,58 @@ Records of the client libraries look the same; below warnings they are left out.
 
 import logging
 import sys
-from collections.abc import MutableMapping
+import time
+from collections.abc import Callable, MutableMapping
 from typing import Any, Final, Literal, TextIO
 
 import structlog
 
 _SEVERITY: Final = {"debug": 5, "info": 9, "warning": 13, "error": 17, "critical": 21}
 Format = Literal["auto", "human", "json"]
+
+
+_MAX_CHARS: Final = 2000
+"""Characters of a text in a log line at most; a peer's error may be as long as it likes."""
+
+_BURST: Final = 50
+_BURST_SECONDS: Final = 10.0
+"""Lines of one kind about one stream or sink that are written in so much time; the next one says how many were left out."""
+
+_KINDS: Final = 1000
+"""Kinds of lines that are remembered; the text of a library's line may be a new one each time."""
+
+
+def plain(text: str, max_chars: int = _MAX_CHARS) -> str:
+    """Return outside text in one line, without control characters and not longer than this."""
+    shown = text if text.isprintable() else "".join(c if c.isprintable() else "·" for c in text[: max_chars + 1])
+    return shown if len(shown) <= max_chars else shown[: max_chars - 1] + "…"
+
+
+class Limiter:
+    """Drops log lines of a kind that come too often; a processor of structlog.
+
+    Args:
+        monotonic: Monotonic clock.
+    """
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._counts: dict[tuple[object, ...], tuple[float, int]] = {}
+
+    def __call__(self, _: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """Return the line, with the number of those left out before it; raise `structlog.DropEvent` for one too many."""
+        kind, now = (event["event"], event.get("stream"), event.get("sink")), self._monotonic()
+        since, count = self._counts.get(kind, (now, 0))
+        if now - since >= _BURST_SECONDS:
+            if count > _BURST:
+                event["left_out"] = count - _BURST
+            since, count = now, 0
+        if len(self._counts) >= _KINDS:
+            self._counts.clear()
+        self._counts[kind] = since, count + 1
+        if count >= _BURST:
+            raise structlog.DropEvent
+        return event
 
 
 def configure(log_format: Format, level: str, stream: TextIO | None = None) -> None:
@@ -26,6 +71,8 @@ def configure(log_format: Format, level: str, stream: TextIO | None = None) -> N
     stream = stream or sys.stderr
     human = log_format == "human" or (log_format == "auto" and stream.isatty())
     shared: list[structlog.types.Processor] = [
+        Limiter(),
+        _clean,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -57,6 +104,13 @@ def configure(log_format: Format, level: str, stream: TextIO | None = None) -> N
     for ours in ("bridge", "sinks", "config"):
         logging.getLogger(ours).setLevel(level.upper())
     root.setLevel(max(logging.WARNING, logging.getLogger("bridge").level))
+
+
+def _clean(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for key, value in event.items():
+        if isinstance(value, str) and not key.startswith("_"):
+            event[key] = plain(value)
+    return event
 
 
 def _as_opentelemetry(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -116,6 +116,7 @@ class Metrics:
             "config_last_reload_success_timestamp_seconds", "When the configuration was read without errors."
         )
         self.reload_success_time.set_to_current_time()
+        self.http_wrong_tokens = counter("http_wrong_tokens", "Requests with a wrong token for operations.")
         self.thread_restarts = counter("thread_restarts", "Threads that died of a bug and were started again.")
         gauge("build_info", "The version that runs.", "version", "python").labels(version, python_version()).set(1)
 

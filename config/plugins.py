@@ -1,7 +1,7 @@
 """The installed types of sinks: built-in and third-party, all registered in the same entry point group."""
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import entry_points
 from typing import Any, Final
 
@@ -21,8 +21,18 @@ class PluginError(Exception):
 
 @cache
 def installed() -> Plugins:
-    """Return the plug-ins of all installed packages, looked up once: later there may be no free file descriptor."""
-    return {point.name: point.load for point in entry_points(group=GROUP)}
+    """Return the plug-ins of all installed packages, looked up once: later there may be no free file descriptor.
+
+    A type that two packages offer can't be loaded: one could take the place of a built-in sink, and get its secrets.
+    """
+    found: dict[str, Callable[[], Any]] = {}
+    for point in entry_points(group=GROUP):
+        found[point.name] = partial(_refuse_twin, point.value) if point.name in found else point.load
+    return found
+
+
+def _refuse_twin(value: str) -> Any:
+    raise PluginError(f"it is offered by several packages, one of them with {value}; uninstall the others")
 
 
 def load_plugin(plugins: Plugins, kind: str) -> SinkPlugin:

@@ -12,6 +12,7 @@ import yaml
 
 _TAG: Final = "tag:yaml.org,2002:"
 _TWICE: Final = "this key is there twice"
+_MAX_VALUES: Final = 100_000
 _QUOTED: Final = re.compile(r"""\s*(['"])(.*?)\1""")
 
 
@@ -62,8 +63,8 @@ def read_document(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(document, dict):
         raise ReadError("must hold a mapping: sections like `streams:` and `sinks:` with keys and values")
-    if _contains_itself(document, ()):
-        raise ReadError("has an anchor (&) that contains itself")
+    if _size(document, {}) > _MAX_VALUES:
+        raise ReadError(f"has more than {_MAX_VALUES:,} values, aliases (*) included")
     return document
 
 
@@ -89,9 +90,18 @@ def _without_content(quoted: re.Match[str]) -> str:
     return quoted[0] if re.fullmatch(r"<[a-z ]+>|\W{1,2}", quoted[2]) else ""
 
 
-def _contains_itself(value: Any, above: tuple[int, ...]) -> bool:
+def _size(value: Any, known: dict[int, int | None]) -> int:
+    """Return the number of values with every alias counted as often as it stands there; a few lines may mean millions.
+
+    Raises:
+        ReadError: A value contains itself.
+    """
     if not isinstance(value, (dict, list)):
-        return False
-    if id(value) in above:
-        return True
-    return any(_contains_itself(inner, (*above, id(value))) for inner in (value.values() if isinstance(value, dict) else value))
+        return 1
+    if id(value) not in known:
+        known[id(value)] = None
+        known[id(value)] = 1 + sum(_size(inner, known) for inner in (value.values() if isinstance(value, dict) else value))
+    size = known[id(value)]
+    if size is None:
+        raise ReadError("has an anchor (&) that contains itself")
+    return size

@@ -96,7 +96,7 @@ class Client:
 
     def backlog(self) -> Mapping[str, SinkBacklog]:
         """See `JournalReader`."""
-        return self._get("/status", _Status).sinks
+        return self._ask("GET", "/status", _Status, with_token=False).sinks
 
     def replay(self, sink: str, ids: Sequence[int]) -> Replayed:
         """See `Journal`."""
@@ -116,11 +116,20 @@ class Client:
     def _post(self, path: str, kind: type[Value], **body: object) -> Value:
         return self._ask("POST", path, kind, json.dumps(body).encode())
 
-    def _ask(self, method: str, path: str, kind: type[Value], body: bytes | None = None, timeout: float = 60.0) -> Value:
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        kind: type[Value],
+        body: bytes | None = None,
+        timeout: float = 60.0,
+        *,
+        with_token: bool = True,
+    ) -> Value:
         headers = {"Connection": "close", "Accept": "application/json"}
         if body is not None:
             headers["Content-Type"] = "application/json"
-        if self._token is not None:
+        if self._token is not None and with_token:
             headers["Authorization"] = f"Bearer {self._token}"
         try:
             with urllib3.PoolManager(retries=False) as pool:

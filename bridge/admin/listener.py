@@ -83,12 +83,13 @@ class Route(NamedTuple):
     Attributes:
         method: The only method, GET or POST; HEAD goes with GET.
         respond: Answers a request.
-        refuse: Returns why a request is refused, by its headers; None if it is not. Only operations have it.
+        refuse: Returns why a request is refused, by the client's address and the headers; None if it is not. Only operations
+            have it.
     """
 
     method: str
     respond: Callable[[Request], Response]
-    refuse: Callable[[Message], Response | None] | None = None
+    refuse: Callable[[str, Message], Response | None] | None = None
 
 
 class Listener(ThreadingHTTPServer):
@@ -242,7 +243,7 @@ class _Connection(BaseHTTPRequestHandler):
             return text_response(HTTPStatus.BAD_REQUEST, "malformed headers")
         if method != route.method:
             return text_response(HTTPStatus.METHOD_NOT_ALLOWED, f"only {route.method}", {"Allow": route.method})
-        refusal = route.refuse(self.headers) if route.refuse else None
+        refusal = route.refuse(self.client_address[0], self.headers) if route.refuse else None
         return refusal or (_unreadable(self.headers) if method == "POST" else None)
 
     def _send(self, found: Response, *, with_body: bool) -> None:

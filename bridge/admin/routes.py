@@ -69,15 +69,24 @@ class _Drop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ids: Ids
 
 
-def operation_routes(journal: Journal, secret: str, token: Callable[[], str | None]) -> dict[str, Route]:
+def operation_routes(
+    journal: Journal, secret: str, token: Callable[[], str | None], note_wrong_token: Callable[[str], None]
+) -> dict[str, Route]:
     """Return the routes by path.
 
     Args:
         journal: The bridge's journal.
         secret: A token that is always valid.
         token: Returns the other token that is valid now; None if there is none.
+        note_wrong_token: Called with the address of a client that sent a wrong token.
     """
-    refuse = partial(_refusal, secret, token)
+
+    def refuse(client: str, headers: Message) -> Response | None:
+        refusal = _refusal(secret, token, headers)
+        if refusal and "Authorization" in headers:
+            note_wrong_token(client)
+        return refusal
+
     return {
         path: Route(method, partial(_respond, operation, journal), refuse) for path, (method, operation) in _OPERATIONS.items()
     }
@@ -119,11 +128,7 @@ def _replay(journal: Journal, request: Request) -> object:
 
 
 def _drop(journal: Journal, request: Request) -> object:
-    dropped = journal.discard(_body(request, _Drop).ids)
-    if dropped:
-        # Nothing else remembers that somebody did it.
-        log.warning("dead letters were deleted by an operator", count=dropped)
-    return {"dropped": dropped}
+    return {"dropped": journal.discard(_body(request, _Drop).ids)}
 
 
 def _quarantine(journal: Journal, request: Request) -> object:
@@ -171,7 +176,11 @@ _OPERATIONS: Final[dict[str, tuple[str, Callable[[Journal, Request], object]]]] 
 
 def _respond(operation: Callable[[Journal, Request], object], journal: Journal, request: Request) -> Response:
     try:
-        return Response(HTTPStatus.OK, JSON, msgspec.json.encode(operation(journal, request)) + b"\n")
+        body = msgspec.json.encode(operation(journal, request))
+        if request.method == "POST":
+            # Nothing else remembers that somebody did it.
+            log.warning("an operator changed the journal", operation=request.path, client=request.client, result=body.decode())
+        return Response(HTTPStatus.OK, JSON, body + b"\n")
     except _BadRequestError as error:
         return text_response(HTTPStatus.BAD_REQUEST, str(error))
     except UnknownSinkError as error:

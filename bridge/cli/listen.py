@@ -6,6 +6,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 from pydantic import ValidationError
@@ -16,10 +18,12 @@ from bridge.cli.run import OptionError, stop_on_signals
 from bridge.journal import Batch
 from bridge.metrics import Metrics, StreamMetrics
 from bridge.pipeline.stream import Stream
-from bridge.sources.dockercloud.settings import DockerCloudSettings
+from bridge.sources.dockercloud.settings import ORIGINAL_URL, DockerCloudSettings
 from bridge.sources.dockercloud.source import DockerCloudSource
 from config.load import load
 from config.settings import Settings
+
+_CREDENTIALS: Final = ("auth", "username", "api_key", "password")
 
 
 class Filters(msgspec.Struct, frozen=True):
@@ -38,13 +42,16 @@ def listen(config: Path | None, url: str | None, namespace: str | None, filters:
         ConnectFailed: The service refuses the credentials.
         BrokenPipeError: Nobody reads any more.
     """
-    env = {**os.environ, **({"DOCKERCLOUD_STREAM_HOST": url} if url else {})}
-    configured = load(config, env)
-    found = _stream_to_listen(configured, namespace)
+    configured = load(config, {**os.environ, "DOCKERCLOUD_STREAM_HOST": url} if url else os.environ)
+    found = _stream_to_listen(configured, namespace).model_dump()
+    own_url = os.environ.get("DOCKERCLOUD_STREAM_HOST", ORIGINAL_URL) if found["url"] == url else found["url"]
+    if url and any(found[key] for key in _CREDENTIALS) and _origin(url) != _origin(own_url):
+        print(f"the configured credentials are for {own_url}; none are sent to {url}", file=sys.stderr)
+        found |= dict.fromkeys(_CREDENTIALS)
     wanted = {"url": url, "namespace": namespace, **msgspec.structs.asdict(filters)}
     try:
         settings = DockerCloudSettings.model_validate(
-            found.model_dump() | {key: value for key, value in wanted.items() if value or value == ""}
+            found | {key: value for key, value in wanted.items() if value or value == ""}
         )
     except ValidationError as error:
         raise OptionError("; ".join(f"--{e['loc'][0]}: {e['msg']}" for e in error.errors(include_input=False))) from None
@@ -59,6 +66,15 @@ def listen(config: Path | None, url: str | None, namespace: str | None, filters:
     outcome = _follow(stream)
     if outcome is not None:
         raise outcome
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    """Return what a server is known by, to which credentials belong."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme, parts.hostname, parts.port or {"ws": 80, "wss": 443}.get(parts.scheme)
+    except ValueError:
+        return "", None, None
 
 
 def _stream_to_listen(settings: Settings, namespace: str | None) -> DockerCloudSettings:

@@ -54,6 +54,8 @@ def run(config: Path | None, log_format: logs.Format | None) -> bool:
         ConfigError: The configuration can't be used.
         JournalError: The journal can't be opened.
     """
+    # What is stored is for this user; an umask of the system lets everybody read it.
+    os.umask(0o077)
     requests = Requests()
     # From here on, so that a reload that is asked for while the process still starts is made up for.
     signal.signal(signal.SIGHUP, lambda *_: requests.put("reload"))

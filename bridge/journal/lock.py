@@ -6,7 +6,11 @@ import time
 from pathlib import Path
 from typing import Final, NamedTuple, TextIO
 
+import structlog
+
 from bridge.journal.file import JournalError, raise_full
+
+log = structlog.get_logger(__name__)
 
 _LOCK_TRIES: Final = 5
 _LOCK_PAUSE: Final = 0.02
@@ -21,7 +25,7 @@ def lock(path: Path) -> TextIO:
     """
     lock_path = path.with_name(path.name + ".lock")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # What the holder wrote survives our attempt. For this user only: see `announce`.
         file = os.fdopen(os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+")
     except OSError as error:
@@ -38,11 +42,19 @@ def lock(path: Path) -> TextIO:
     try:
         os.fchmod(file.fileno(), 0o600)
         announce(file)
+        _warn_of_others(path)
     except OSError as error:
         file.close()
         raise_full(path)
         raise JournalError(f"{lock_path}: {error.strerror}; journal.path must be on a disk that can be written") from None
     return file
+
+
+def _warn_of_others(path: Path) -> None:
+    """Log that users who are not in the group can read or replace the files. New files and directories are private."""
+    for place, forbidden in ((path, 0o007), (path.parent, 0o002)):
+        if place.exists() and place.stat().st_mode & forbidden:
+            log.warning("other users of this machine have access to the journal", path=str(place), fix=f"chmod o-rwx {place}")
 
 
 def announce(file: TextIO, url: str = "", secret: str = "") -> None:

@@ -140,7 +140,7 @@ def test_a_port_in_use_is_a_mistake_unless_any_will_do(tmp_path: Path) -> None:
 
 def test_the_port_asks_for_the_token_that_is_valid_now(tmp_path: Path) -> None:
     token = tmp_path / "token"
-    token.write_text("old")
+    token.write_text("the old token, long")
     now = 100.0
 
     def read() -> Settings:
@@ -152,12 +152,12 @@ def test_the_port_asks_for_the_token_that_is_valid_now(tmp_path: Path) -> None:
     server = app.serve(settings, bridge)
     assert server is not None
     try:
-        assert Client(server.url, "old").dead_letters(DeadLetterQuery(), 0, 10).dead_letters == []
-        token.write_text("new")
+        assert Client(server.url, "the old token, long").dead_letters(DeadLetterQuery(), 0, 10).dead_letters == []
+        token.write_text("the new token, long")
         now += 2
         with pytest.raises(OperationError, match="token"):
-            Client(server.url, "old").dead_letters(DeadLetterQuery(), 0, 10)
-        assert Client(server.url, "new").dead_letters(DeadLetterQuery(), 0, 10).dead_letters == []
+            Client(server.url, "the old token, long").dead_letters(DeadLetterQuery(), 0, 10)
+        assert Client(server.url, "the new token, long").dead_letters(DeadLetterQuery(), 0, 10).dead_letters == []
     finally:
         server.close()
         bridge.journal.close()

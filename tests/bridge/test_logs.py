@@ -4,6 +4,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -101,10 +102,46 @@ def test_an_exception_is_an_attribute_of_one_line() -> None:
 def test_a_line_break_in_a_value_does_not_make_a_second_line() -> None:
     stream = configured()
 
-    ours().info("control frame", text='a\nb"\u2028')
+    ours().info("control frame", text='a\nb"\u2028\x1b[2J')
 
     assert stream.getvalue().count("\n") == 1
-    assert lines(stream)[0]["attributes"] == {"text": 'a\nb"\u2028'}
+    assert lines(stream)[0]["attributes"] == {"text": 'a·b"··[2J'}
+
+
+@pytest.mark.parametrize("log_format", ["human", "json"])
+def test_a_text_from_outside_is_cut_and_can_not_write_on_the_terminal(log_format: logs.Format) -> None:
+    stream = configured(log_format, stream=Terminal())
+
+    ours().info("odd", error="\x1b]0;owned\x07" + "x" * 1_000_000)
+
+    assert "\x1b]0;" not in stream.getvalue()
+    assert len(stream.getvalue()) < 3000
+
+
+def test_lines_of_a_kind_are_limited_and_counted() -> None:
+    now = 100.0
+    limiter = logs.Limiter(lambda: now)
+
+    def written(**attributes: str) -> list[dict[str, Any]]:
+        found = []
+        for _ in range(1000):
+            with suppress(structlog.DropEvent):
+                found.append(dict(limiter(None, "info", {"event": "refused", **attributes})))
+        return found
+
+    assert len(written(stream="a")) == 50
+    assert len(written(stream="b")) == 50
+    now += 10
+    assert written(stream="a")[0]["left_out"] == 950
+
+
+def test_the_limit_of_lines_needs_bounded_memory() -> None:
+    limiter = logs.Limiter()
+
+    for number in range(5000):
+        limiter(None, "info", {"event": f"text {number}"})
+
+    assert len(limiter._counts) <= 1000
 
 
 def test_a_value_that_json_does_not_know_is_written_as_it_looks() -> None:

@@ -60,6 +60,7 @@ EXPECTED = {
     ("event_bridge_build_info", "gauge", ("python", "version")),
     ("event_bridge_config_last_reload_successful", "gauge", ()),
     ("event_bridge_config_last_reload_success_timestamp_seconds", "gauge", ()),
+    ("event_bridge_http_wrong_tokens", "counter", ()),
     ("event_bridge_thread_restarts", "counter", ()),
 }
 

@@ -56,7 +56,7 @@ def test_what_needs_a_restart_is_named_by_its_key() -> None:
 
 
 def test_a_token_in_place_of_another_needs_no_restart_but_the_first_one_does() -> None:
-    none, one, other = settings(), settings(http={"token": "a"}), settings(http={"token": "b"})
+    none, one, other = settings(), settings(http={"token": "a" * 16}), settings(http={"token": "b" * 16})
 
     assert needing_restart(one, other) == []
     assert needing_restart(none, one) == needing_restart(one, none) == ["http.token"]

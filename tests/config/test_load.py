@@ -276,15 +276,15 @@ def http(text: str = "", **env: str) -> tuple[str, str | None]:
 
 def test_the_part_http_needs_nothing_else() -> None:
     assert http() == ("127.0.0.1:9477", None)
-    assert http(BRIDGE_HTTP__TOKEN="geheim") == ("127.0.0.1:9477", "geheim")
+    assert http(BRIDGE_HTTP__TOKEN="a token that is long") == ("127.0.0.1:9477", "a token that is long")
 
 
 def test_the_part_http_is_read_from_all_sources_and_files_of_secrets(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("from file\n")
+    (tmp_path / "token").write_text("a token from a file\n")
     text = "http: {listen: 'off', token_file: token}\nsinks: {x: {type: nonsense}}\nstreams: 7\n"
 
-    assert http(text) == ("off", "from file")
-    assert http(text, BRIDGE_HTTP__TOKEN="from variable") == ("off", "from variable")
+    assert http(text) == ("off", "a token from a file")
+    assert http(text, BRIDGE_HTTP__TOKEN="a token from a variable") == ("off", "a token from a variable")
 
 
 @pytest.mark.parametrize(
@@ -294,6 +294,7 @@ def test_the_part_http_is_read_from_all_sources_and_files_of_secrets(tmp_path: P
         ("http: {token_file: nowhere}", "bridge.yaml: http.token_file: nowhere: can't be read"),
         ("http: {tokn: x}", "bridge.yaml: http.tokn: "),
         ("http: {token: ü}", "bridge.yaml: http.token: must be ASCII text"),
+        ("http: {token: short}", "bridge.yaml: http.token: must have at least 16 characters"),
         ("http: 7", "bridge.yaml: http: must be a mapping"),
     ],
 )

@@ -1,9 +1,10 @@
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import pytest
 
 from bridge.sink import SinkSettings
-from config.plugins import PluginError, installed, load_plugin
+from config.plugins import GROUP, PluginError, installed, load_plugin
 
 
 class Plain:
@@ -46,3 +47,14 @@ def test_what_is_no_plugin_is_told(load: Any, says: str) -> None:
 def test_there_is_no_plugin_for_an_unknown_type() -> None:
     with pytest.raises(KeyError):
         load_plugin({}, "unknown")
+
+
+def test_a_type_that_two_packages_offer_is_not_loaded_from_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [EntryPoint("stdout", "sinks.stdout:StdoutSink", GROUP), EntryPoint("stdout", "stranger:Sink", GROUP)]
+    monkeypatch.setattr("config.plugins.entry_points", lambda **_: points)
+    installed.cache_clear()
+    try:
+        with pytest.raises(PluginError, match="offered by several packages, one of them with stranger:Sink"):
+            load_plugin(installed(), "stdout")
+    finally:
+        installed.cache_clear()

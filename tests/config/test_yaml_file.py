@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def test_an_empty_file_holds_nothing(file: Path, text: str) -> None:
         ("a: " + "9" * 5000, "too long a number"),
         ("a: " + "[" * 5000, "is nested too deeply"),
         ("a: &x [*x]", "an anchor (&) that contains itself"),
+        ("a: &a [x]\n" + "".join(f"{b}: &{b} [{8 * f'*{a},'}]\n" for a, b in pairwise("abcdefghijklmnop")), "100,000 values"),
         ("- a", "must hold a mapping"),
         ("hunter2", "must hold a mapping"),
     ],

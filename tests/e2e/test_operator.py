@@ -19,7 +19,7 @@ from tests.support.ports import free_port
 from tests.support.waiting import until
 
 EVENTS = 1000
-SECRET = "geheim"
+SECRET = "geheim und lang genug"
 
 
 def command(bridge: Bridge, *arguments: str, expect: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -213,7 +213,7 @@ def test_a_token_is_for_the_operations_and_comes_from_the_configuration(tmp_path
         assert status_of(bridge, "/quarantine", Authorization=f"Bearer {SECRET}") == 200
         assert status_of(bridge, "/quarantine", Authorization=f"Bearer {SECRET}", Origin="http://evil.example") == 403
         assert lines(command(bridge, "quarantine", "export"))[0]["stream"] == "acme"
-        wrong = command(bridge, "quarantine", "list", "--url", url, expect=1, BRIDGE_HTTP__TOKEN="other")
+        wrong = command(bridge, "quarantine", "list", "--url", url, expect=1, BRIDGE_HTTP__TOKEN="some other token")
         assert wrong.stderr.startswith(f"event-bridge: {url}: the token is not the one of http.token")
         elsewhere = [EVENT_BRIDGE, "quarantine", "export", "--url", url]
         for variables, status in (({"BRIDGE_HTTP__TOKEN": SECRET}, 0), ({}, 1)):

@@ -1,7 +1,7 @@
 """Settings of a Docker Cloud stream."""
 
 from base64 import b64encode
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -19,14 +19,14 @@ from bridge.field_types import (
 )
 from bridge.source import SourceSettings
 
+ORIGINAL_URL: Final = "wss://ws.cloud.docker.com"
+
 
 class DockerCloudSettings(SourceSettings):
     """A stream of events over a websocket, as Docker Cloud served it."""
 
     type: Literal["docker-cloud"] = Field(default="docker-cloud", description="The kind of stream.")
-    url: StreamUrl = Field(
-        default="wss://ws.cloud.docker.com", description="Where the service is: scheme, host, port if need be."
-    )
+    url: StreamUrl = Field(default=ORIGINAL_URL, description="Where the service is: scheme, host, port if need be.")
     auth: HeaderValue | None = Field(
         default=None, description="Value of the Authorization header as it is; goes before all others."
     )

@@ -44,7 +44,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
             health=Health(journal, Running, settings=HealthSettings(), version="0"),
             registry=CollectorRegistry(),
             last_tick=lambda: 0.0,
-            operations=operation_routes(journal, "", lambda: SECRET),
+            operations=operation_routes(journal, "", lambda: SECRET, lambda _: None),
         )
         with closing(server):
             yield Pair(journal, Client(server.url + "/", SECRET), server)

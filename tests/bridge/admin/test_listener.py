@@ -47,7 +47,7 @@ class Place:
         return int(answer.split()[1])
 
     @staticmethod
-    def _refuse(headers: Message) -> Response | None:
+    def _refuse(_: str, headers: Message) -> Response | None:
         return text_response(HTTPStatus.FORBIDDEN, "no") if "Refuse" in headers else None
 
     def _respond(self, request: Request) -> Response:

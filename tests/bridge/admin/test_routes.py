@@ -1,7 +1,7 @@
 """The paths of the operations: what they take, what they say, and what is wrong with a request."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email.message import Message
 from http import HTTPStatus
 from pathlib import Path
@@ -26,7 +26,7 @@ def routes(tmp_path: Path) -> Iterator[dict[str, Route]]:
     with opened(tmp_path / "journal.db", "alerts", "audit") as journal:
         append(journal, EVENTS, [Malformed("not_json", b"\xff")])
         bury(journal, "alerts", 1, EVENTS)
-        yield operation_routes(journal, SECRET, lambda: TOKEN)
+        yield operation_routes(journal, SECRET, lambda: TOKEN, lambda _: None)
 
 
 def get(routes: dict[str, Route], path: str) -> Any:
@@ -35,7 +35,7 @@ def get(routes: dict[str, Route], path: str) -> Any:
 
 
 def post(routes: dict[str, Route], path: str, body: object) -> Any:
-    return told(routes[path].respond(Request("POST", path, body=json.dumps(body).encode())))
+    return told(routes[path].respond(Request("POST", path, body=json.dumps(body).encode(), client="10.0.0.5")))
 
 
 def told(answer: Response) -> Any:
@@ -91,7 +91,10 @@ def test_dead_letters_are_replayed_and_dropped(routes: dict[str, Route]) -> None
     with capture_logs() as logs:
         assert post(routes, "/dead-letters/drop", {"ids": [2, 3, 4]}) == {"dropped": 2}
         assert post(routes, "/dead-letters/drop", {"ids": [3]}) == {"dropped": 0}
-    assert [(line["event"], line["count"]) for line in logs] == [("dead letters were deleted by an operator", 2)]
+    assert [(line["operation"], line["client"], line["result"]) for line in logs] == [
+        ("/dead-letters/drop", "10.0.0.5", '{"dropped":2}'),
+        ("/dead-letters/drop", "10.0.0.5", '{"dropped":0}'),
+    ]
     assert [letter["id"] for letter in get(routes, "/dead-letters")["dead_letters"]] == [5, 6, 7, 8, 9, 10]
 
 
@@ -190,10 +193,10 @@ def test_a_process_that_stops_says_so_elsewhere(routes: dict[str, Route], monkey
 # --- who may ------------------------------------------------------------------------------------------------------------
 
 
-def refuse(headers: Message, token: str | None) -> Response | None:
-    route = operation_routes(cast("Journal", None), SECRET, lambda: token)["/journal"]
+def refuse(headers: Message, token: str | None, wrong: Callable[[str], None] = lambda _: None) -> Response | None:
+    route = operation_routes(cast("Journal", None), SECRET, lambda: token, wrong)["/journal"]
     assert route.refuse
-    return route.refuse(headers)
+    return route.refuse("10.0.0.5", headers)
 
 
 def ask(headers: dict[str, str], token: str | None = TOKEN) -> HTTPStatus | None:
@@ -251,3 +254,14 @@ def test_a_client_without_a_token_is_told_how(token: str | None, said: bytes) ->
     assert refusal is not None
     assert refusal.headers["WWW-Authenticate"].startswith("Bearer ")
     assert said in refusal.body
+
+
+@pytest.mark.parametrize(("given", "noted"), [("Bearer other", ["10.0.0.5"]), (f"Bearer {TOKEN}", []), (None, [])])
+def test_a_wrong_token_is_noted(given: str | None, noted: list[str]) -> None:
+    headers, clients = Message(), list[str]()
+    if given:
+        headers["Authorization"] = given
+
+    refuse(headers, TOKEN, clients.append)
+
+    assert clients == noted

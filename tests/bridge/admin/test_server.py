@@ -94,7 +94,7 @@ class Bench:
             health=health or self.health,
             registry=self.metrics.registry,
             last_tick=lambda: self.last_tick,
-            operations=operation_routes(self.journal, SECRET, lambda: token),
+            operations=operation_routes(self.journal, SECRET, lambda: token, lambda _: None),
         )
 
 

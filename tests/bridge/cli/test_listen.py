@@ -6,6 +6,8 @@ import pytest
 
 from bridge.cli.listen import Filters, listen
 from bridge.cli.run import OptionError
+from bridge.pipeline.stream import Stream
+from bridge.sources.dockercloud.settings import DockerCloudSettings
 
 
 @pytest.fixture(autouse=True)
@@ -29,3 +31,38 @@ def test_a_bad_url_to_listen_to_is_said_by_its_option(tmp_path: Path) -> None:
 
     with pytest.raises(OptionError, match=r"^--url: "):
         listen(config, "ftp://x", None, Filters())
+
+
+@pytest.mark.parametrize(
+    ("text", "env", "sent"),
+    [
+        ("streams: {acme: {url: 'ws://127.0.0.1:1', username: bob, api_key: secret}}", {}, False),
+        ("streams: {acme: {}}", {"DOCKERCLOUD_USER": "bob", "DOCKERCLOUD_APIKEY": "secret"}, False),
+        (
+            "streams: {acme: {}}",
+            {"DOCKERCLOUD_STREAM_HOST": "URL", "DOCKERCLOUD_USER": "bob", "DOCKERCLOUD_APIKEY": "secret"},
+            True,
+        ),
+        ("streams: {acme: {url: URL, username: bob, api_key: secret}}", {}, True),
+    ],
+)
+def test_configured_credentials_are_sent_only_where_they_belong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str, env: dict[str, str], sent: bool
+) -> None:
+    used: list[DockerCloudSettings] = []
+
+    def note(stream: Stream) -> None:
+        settings = stream._settings
+        assert isinstance(settings, DockerCloudSettings)
+        used.append(settings)
+
+    url = "wss://stream.example:443"
+    monkeypatch.setattr("bridge.cli.listen._follow", note)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value.replace("URL", url))
+    Path("bridge.yaml").write_text(text.replace("URL", url))
+
+    listen(None, "wss://stream.example", None, Filters())
+
+    assert (used[0].authorization() is not None) is sent
+    assert ("none are sent to wss://stream.example" in capsys.readouterr().err) is not sent

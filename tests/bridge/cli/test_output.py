@@ -4,7 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bridge.cli.output import Table, age, bar, block, count, plain, rate, shortened, size, time
+from bridge.cli.output import Table, age, bar, block, count, rate, shortened, size, time
+from bridge.logs import plain
 
 
 def test_a_table_aligns_its_columns() -> None:

@@ -49,7 +49,7 @@ def bridge() -> Iterator[Server]:
             health=Health(journal, Running, settings=HealthSettings(), version="0"),
             registry=CollectorRegistry(),
             last_tick=lambda: 0.0,
-            operations=operation_routes(journal, SECRET, lambda: "geheim"),
+            operations=operation_routes(journal, SECRET, lambda: "geheim und lang genug", lambda _: None),
         )
         with closing(server):
             journal.announce(server.url, SECRET)
@@ -114,17 +114,17 @@ def test_a_running_bridge_without_its_port_can_not_be_asked() -> None:
 def test_a_bridge_at_a_url_is_asked_with_the_token_of_the_configuration(
     bridge: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    configure("off", "geheim")
+    configure("off", "geheim und lang genug")
 
     assert count(Target(url=bridge.url)) == 3
-    monkeypatch.setenv("BRIDGE_HTTP__TOKEN", "other")
+    monkeypatch.setenv("BRIDGE_HTTP__TOKEN", "some other token")
     with pytest.raises(OperationError, match="the token is not the one"):
         count(Target(url=bridge.url))
 
 
 def test_a_bridge_elsewhere_needs_a_token_and_no_configuration(bridge: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("bridge.yaml").unlink()
-    Path("token").write_text("geheim\n")
+    Path("token").write_text("geheim und lang genug\n")
     with pytest.raises(OperationError, match="needs the token"):
         count(Target(url=bridge.url))
 
