@@ -17,12 +17,7 @@ from sinks.classification import Classification
 
 
 class Refusal(NamedTuple):
-    """The answer to a record that was not acknowledged.
-
-    Attributes:
-        code: The error code of Kafka's protocol, or None for an error of the client.
-        words: The message.
-    """
+    """The answer to a record that was not acknowledged: Kafka's error code, or None for an error of the client; the message."""
 
     code: int | None
     words: str = ""
@@ -106,11 +101,7 @@ _SIGNS: Final[tuple[tuple[str, Reason, str], ...]] = (
 
 
 class LogCapture(logging.Handler):
-    """Keeps the last lines that kafka-python logged in the threads of one producer.
-
-    Attributes:
-        lines: The lines.
-    """
+    """Keeps in `lines` the last lines that kafka-python logged in the threads of one producer."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -136,15 +127,14 @@ class LogCapture(logging.Handler):
         """Keep a line with its exception, which for some lines is the only content."""
         if record.thread in self._threads:
             with suppress(Exception):
-                error = record.exc_info[1] if record.exc_info else ""
-                self.lines.append(f"{record.getMessage()} {error}")
+                self.lines.append(f"{record.getMessage()} {record.exc_info[1] if record.exc_info else ''}")
 
 
 def logged_reason(lines: Iterable[str]) -> tuple[Reason, str] | None:
     """Find the reason of a failure in logged lines: the label and the message."""
-    text = list(lines)
+    latest_first = list(lines)[::-1]
     for pattern, reason, words in _SIGNS:
-        for line in reversed(text):
+        for line in latest_first:
             if match := re.search(pattern, line, re.IGNORECASE | re.DOTALL):
                 return reason, words.format(*[(group or "").strip() for group in match.groups()])
     return None

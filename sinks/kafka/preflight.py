@@ -8,7 +8,7 @@ from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 from kafka.admin import ConfigResource, ConfigResourceType  # type: ignore[import-untyped]
 from kafka.net.compat import KafkaNetClient  # type: ignore[import-untyped]
 
-from sinks.kafka.errors import MISSING, UNAUTHORIZED
+from sinks.kafka import errors
 from sinks.kafka.records import topic_template
 from sinks.kafka.settings import KafkaSettings
 
@@ -17,33 +17,21 @@ _OVERHEAD_BYTES: Final = 1024
 
 
 class About(NamedTuple):
-    """A topic as the brokers describe it; None where unknown or not shown to us.
-
-    Attributes:
-        exists: True if it exists.
-        may_write: True if we may write to it.
-        limit: Its `max.message.bytes`.
-        default_limit: The brokers' `message.max.bytes`, which counts for topics that are to be created.
-    """
+    """A topic as the brokers describe it; None where unknown or not shown to us."""
 
     exists: bool | None = None
     may_write: bool | None = None
-    limit: int | None = None
-    default_limit: int | None = None
+    limit: int | None = None  # Its `max.message.bytes`.
+    default_limit: int | None = None  # The brokers' `message.max.bytes`, which counts for topics that are to be created.
 
 
 def describe(options: Mapping[str, Any], topic: str | None) -> About:
-    """Describe a topic, or with None the brokers' default; nothing is created.
-
-    Args:
-        options: Connection options of kafka-python.
-        topic: The topic, if there is one.
-    """
+    """Describe a topic, or with None the brokers' default, over connections with these options; nothing is created."""
     about = About()
     # It is only advice: whatever is wrong shows when something is delivered.
     with suppress(Exception), _admin(options) as admin:
         if topic is not None:
-            about = about._replace(**_described(admin.describe_topics([topic])[0]))
+            about = _described(admin.describe_topics([topic])[0])
         kind, name, setting = (ConfigResourceType.TOPIC, topic, "max.message.bytes")
         if not about.exists:
             node = next(it["broker_id"] for it in admin.describe_cluster()["brokers"] if not it.get("is_fenced"))
@@ -71,27 +59,21 @@ def _admin(options: Mapping[str, Any]) -> Iterator[KafkaAdminClient]:
                 net.close()
 
 
-def _described(described: Mapping[str, Any]) -> dict[str, bool | None]:
-    """Read a topic's description."""
-    code, operations = described["error_code"], described.get("authorized_operations")
-    if code == MISSING:
-        return {"exists": False}
-    if code == UNAUTHORIZED:
-        return {"may_write": False}
-    return {"exists": True, "may_write": "WRITE" in operations if operations else None}
+def _described(topic: Mapping[str, Any]) -> About:
+    operations = topic.get("authorized_operations")
+    match topic["error_code"]:
+        case errors.MISSING:
+            return About(exists=False)
+        case errors.UNAUTHORIZED:
+            return About(may_write=False)
+    return About(exists=True, may_write="WRITE" in operations if operations else None)
 
 
 def preflight(settings: KafkaSettings, about: About, max_event_bytes: int) -> Iterator[str]:
     """Report the state of the topic, and problems with events of up to `max_event_bytes` bytes."""
     template = topic_template(settings.topic)
     topic = None if template.names else template.literals
-    if topic is None:
-        yield (
-            f"topics are made of the events (`{settings.topic}`), so that it can't be checked whether they exist and whether "
-            "we may write to them"
-        )
-    else:
-        yield _existence(topic, about)
+    yield _existence(settings.topic, topic, about)
     if topic is not None and about.exists:
         limit, whose = about.limit, f"topic {topic}'s `max.message.bytes`"
     else:
@@ -105,13 +87,14 @@ def preflight(settings: KafkaSettings, about: About, max_event_bytes: int) -> It
         yield from _sizes(settings, limit, whose, max_event_bytes)
 
 
-def _existence(topic: str, about: About) -> str:
+def _existence(template: str, topic: str | None, about: About) -> str:
+    if topic is None:
+        made = f"topics are made of the events (`{template}`)"
+        return f"{made}, so that it can't be checked whether they exist and whether we may write to them"
     if about.exists is None:
         return f"whether topic {topic} exists is not known: the brokers do not tell"
     if not about.exists:
-        return (
-            f"topic {topic} does not exist; with `allow_auto_create_topics` its first event creates it, if the brokers allow it"
-        )
+        return f"topic {topic} does not exist; with `allow_auto_create_topics` its first event creates it, if brokers allow it"
     if about.may_write is None:
         return f"topic {topic} exists; whether we may write to it is not known, since the brokers do not tell"
     return f"topic {topic} exists, and we may write to it"

@@ -8,7 +8,7 @@ import importlib.util
 import re
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, WithJsonSchema, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, WithJsonSchema, field_validator, model_validator
 
 from bridge.field_types import Bytes, OptionalFile, Seconds
 from bridge.sink import SinkSettings
@@ -16,8 +16,8 @@ from bridge.tls import tls_context
 from sinks.kafka.records import key_template, topic_template
 
 _SERVER: Final = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+)(?::(?P<port>\d{1,5}))?")
-_CODECS: Final = {"lz4": ("lz4", "lz4"), "snappy": ("snappy", "python-snappy"), "zstd": ("zstandard", "zstandard")}
-"""For each compression: the module that kafka-python imports for it, and the package that brings it."""
+_CODECS: Final = {"lz4": "lz4", "snappy": "snappy", "zstd": "zstandard"}
+"""The modules that kafka-python imports for a compression."""
 
 
 def _split(value: Any) -> Any:
@@ -89,33 +89,28 @@ class KafkaSettings(SinkSettings):
     @field_validator("bootstrap_servers")
     @classmethod
     def _are_servers(cls, servers: list[str]) -> list[str]:
-        found = []
+        complete = []
         for server in servers:
             match = _SERVER.fullmatch(server)
             port = int((match and match["port"]) or 9092)
             if match is None or not 0 < port < 1 << 16:
                 raise ValueError("a server is written `host:port`, without `kafka://` or the like")
-            found.append(f"{match['host']}:{port}")
-        return found
+            complete.append(f"{match['host']}:{port}")
+        return complete
 
-    @field_validator("topic")
+    @field_validator("topic", "key")
     @classmethod
-    def _makes_topics(cls, topic: str) -> str:
-        topic_template(topic)
-        return topic
-
-    @field_validator("key")
-    @classmethod
-    def _makes_keys(cls, key: str) -> str:
-        key_template(key)
-        return key
+    def _is_template(cls, text: str, field: ValidationInfo) -> str:
+        (topic_template if field.field_name == "topic" else key_template)(text)
+        return text
 
     @field_validator("compression")
     @classmethod
     def _is_installed(cls, compression: str) -> str:
-        module, package = _CODECS.get(compression, ("gzip", ""))
-        if importlib.util.find_spec(module) is None:
-            raise ValueError(f"{compression} needs the package {package}, which is not installed")
+        if importlib.util.find_spec(module := _CODECS.get(compression, "gzip")) is None:
+            raise ValueError(
+                f"{compression} needs the package {module.replace('snappy', 'python-snappy')}, which is not installed"
+            )
         return compression
 
     @model_validator(mode="after")
@@ -123,10 +118,9 @@ class KafkaSettings(SinkSettings):
         certificates = [name for name in ("ca_file", "cert_file", "key_file") if getattr(self, name) is not None]
         if certificates and not self.tls and "tls" in self.model_fields_set:
             raise ValueError(f"`{certificates[0]}` is of no use with `tls: false`")
-        if self.key_file is not None and self.cert_file is None:
-            raise ValueError("`key_file` is of no use without `cert_file`")
-        if self.key_password is not None and self.cert_file is None:
-            raise ValueError("`key_password` is of no use without `cert_file`")
+        for name in ("key_file", "key_password"):
+            if getattr(self, name) is not None and self.cert_file is None:
+                raise ValueError(f"`{name}` is of no use without `cert_file`")
         wanted = {None: (), "OAUTHBEARER": ("token",)}.get(self.sasl, ("username", "password"))
         for name in ("username", "password", "token"):
             if (getattr(self, name) is not None) is not (name in wanted):
