@@ -1,20 +1,17 @@
-"""The file that knows kafka-python: connecting, and handing over whole record batches.
+"""kafka-python's producer: connecting, and handing over whole record batches.
 
-What kafka-python 3.0 does wrong, and what is done about it:
+Faults of kafka-python 3.0, and the remedies:
 
 - Its idempotent producer wedges for ever after a long outage, and dies of a single refused record: idempotence is off.
 - Its buffer has no bound: at most one batch per partition is handed over at a time, and its outcome is awaited.
-- It may never tell what became of a batch: there is a deadline of our own, after which the producer is thrown away. It is never
-  waited for: `close` ends it by force, what is under way included.
-- It tells causes only in its log: what its threads log is captured while something is awaited, and goes to no other handler.
+- It may never report the outcome of a batch: after a deadline of ours the producer is closed by force and replaced.
+- It reports causes only in its log: the log of its threads is captured, and goes to no other handler.
 
 A batch is put into the producer's own buffer as a whole; metadata, connections, TLS, SASL, requests and retries remain the
-library's. That touches its inner parts, which are looked at first: where they do not look as expected, records are handed over
-one by one by `send`, lingering so long that those of a partition become one batch, too. What asks the library about topics is
-in `metadata` and `preflight`.
+library's. If its internals do not look as expected, records are handed over one by one by `send`, lingering so long that those
+of a partition become one batch, too.
 """
 
-import random
 import threading
 import time
 from collections import defaultdict
@@ -26,82 +23,19 @@ from typing import Any, Final
 from kafka import KafkaProducer  # type: ignore[import-untyped]
 from kafka.errors import BrokerResponseError, KafkaError  # type: ignore[import-untyped]
 from kafka.future import Future  # type: ignore[import-untyped]
-from kafka.net.compat import KafkaNetClient  # type: ignore[import-untyped]
-from kafka.net.manager import KafkaConnectionManager  # type: ignore[import-untyped]
-from kafka.net.sasl.oauth import AbstractTokenProvider  # type: ignore[import-untyped]
-from kafka.net.selector import NetworkSelector  # type: ignore[import-untyped]
 
 from bridge.sink import Unavailable
+from sinks.kafka.connections import Token, connect
 from sinks.kafka.errors import LOGIN_REFUSED, NOT_AT_FAULT, LogCapture, Refusal, logged_reason, without
-from sinks.kafka.metadata import IDLE_SECONDS, Liveness, Metadata
+from sinks.kafka.metadata import IDLE_SECONDS, Answer, Liveness, Metadata, Question
 from sinks.kafka.preflight import About, describe
 from sinks.kafka.records import Partition, Record, looks_as_expected, whole_batch
-from sinks.kafka.settings import KafkaSettings, connection_options, milliseconds, producer_options
+from sinks.kafka.settings import KafkaSettings, connection_options, producer_options
 
 Refused = Sequence[tuple[Record, Refusal]]
 """Records of one batch that were not acknowledged."""
 _MARGIN_SECONDS: Final = 1.0
 """Seconds beyond the delivery timeout after which the producer is not trusted any more."""
-
-
-class _Token(AbstractTokenProvider):  # type: ignore[misc]  # The library has no types.
-    def __init__(self, token: str) -> None:
-        super().__init__()
-        self._token = token
-
-    def token(self) -> str:
-        return self._token
-
-
-class _Connections(KafkaConnectionManager):  # type: ignore[misc]  # The library has no types.
-    """The library's connections with three corrections, and the time for which brokers throttle us."""
-
-    def __init__(self, net: Any, **options: Any) -> None:
-        super().__init__(net, **options)
-        # The producer accepts this setting but does not pass it on: topics would always be created.
-        self.cluster.config["allow_auto_create_topics"] = options["allow_auto_create_topics"]
-
-    def throttled(self) -> float:
-        """Return the seconds for which brokers throttle us because a quota is used up; not positive if none does."""
-        return max([connection._throttle_time for connection in tuple(self._conns.values())], default=0.0) - time.monotonic()
-
-    async def probe(self, seconds: float) -> None:
-        """Connect to one of the brokers and log in, or raise the cause at once; the library would retry."""
-        deadline = time.monotonic() + seconds
-        brokers = self.cluster.bootstrap_brokers()
-        random.shuffle(brokers)
-        for left in range(len(brokers), 0, -1):
-            node = brokers[left - 1].node_id
-            share = (deadline - time.monotonic()) / left
-            connection = self.get_connection(
-                node, milliseconds(share), pop_on_close=False, refresh_metadata_on_err=False, reset_backoff_on_connect=False
-            )
-            try:
-                await connection
-            except KafkaError:
-                if left == 1:
-                    raise
-            else:
-                return
-            finally:
-                self._conns.pop(node, connection).close()
-                self.reset_backoff(node)
-
-    async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
-        """Connect, and keep data that came right before the end of the connection, such as a refused login."""
-        transport = await super()._build_transport(node, timeout_at)
-        receive = transport._sock_recv
-        ended: list[Exception] = []
-
-        def receive_last_words() -> tuple[bytes, Exception | None]:
-            data, error = (b"", ended.pop()) if ended else receive()
-            if data and error is not None:
-                ended.append(error)
-                return data, None
-            return data, error
-
-        transport._sock_recv = receive_last_words
-        return transport
 
 
 class Client:
@@ -121,37 +55,44 @@ class Client:
         self._log = LogCapture()
         self._interval = interval
         self._net: Any = None
-        self._connections: Any = None
+        self._manager: Any = None
         self._producer: Any = None
         self._answered = False
         self._metadata: Metadata
         self._liveness: Liveness
 
     def connect(self) -> None:
-        """Connect to the first broker that answers, and log in.
+        """Connect to the first broker that answers, also at the address that it advertises, and log in.
 
         Raises:
             Unavailable: No broker accepted us.
         """
         self._log.listen([threading.current_thread()])
         try:
-            self._producer = KafkaProducer(**self._options(), **producer_options(self._settings), kafka_client=self._make_net)
+            self._producer = KafkaProducer(**self._options(), **producer_options(self._settings), kafka_client=self._connect)
         except KafkaError as error:
             self._log.lines.append(str(error))
             raise self.unavailable(f"no connection within {self._settings.connect_timeout:g} s") from error
         self._log.listen([threading.current_thread(), self._producer._sender])
         self.whole_batches = looks_as_expected(self._producer)
         self._metadata = Metadata(self._settings, self._producer, self._log, self.unavailable)
-        self._liveness = Liveness(self._metadata.ask, self._settings.connect_timeout, self._interval)
+        self._liveness = Liveness(self._ask_broker_and_leader, self._settings.connect_timeout, self._interval)
+        self.reach_leader()
 
-    def notice(self) -> None:
-        """Check that a broker still answers, without waiting.
+    def reach_leader(self) -> None:
+        """Connect to a leader of the topics in use, or else to any broker, at the address that the brokers advertise.
 
         Raises:
-            Unavailable: No broker answers.
+            Unavailable: None can be reached there.
         """
+        self._log.lines.clear()
+        if not self._ask_leader().wait(self._settings.connect_timeout):
+            raise self.unavailable(f"no connection within {self._settings.connect_timeout:g} s")
+
+    def notice(self) -> None:
+        """Check that a broker still answers and a leader can be reached, without waiting; raise Unavailable if not."""
         self._alive()
-        if self._answered or self._connections.throttled() > 0:
+        if self._answered or self._throttled() > 0:
             # Throttling brokers do not answer.
             self._liveness.heard()
             self._answered = False
@@ -178,7 +119,7 @@ class Client:
             Unavailable: The brokers throttle us for too long to acknowledge in time.
         """
         self._alive()
-        pause = self._connections.throttled()
+        pause = self._throttled()
         if pause > self._settings.delivery_timeout / 2:
             raise Unavailable(f"{self._settings.where}: our quota is used up", "throttled", retry_after=pause)
         self._log.lines.clear()
@@ -193,7 +134,12 @@ class Client:
         if reason == "unauthorized" and words == LOGIN_REFUSED:
             who = f"user {settings.username}" if settings.username else "our token"
             words = f"login refused: {who} with {settings.sasl} is not accepted"
-        return Unavailable(without(settings.secrets, f"{settings.where}: {words}"), reason)
+        where, advertised = settings.where, self._manager and self._manager.unreachable()
+        if advertised in settings.bootstrap_servers:
+            where = advertised
+        elif advertised:
+            where = f"{where}: {advertised}, the address that the broker's `advertised.listeners` names"
+        return Unavailable(without(settings.secrets, f"{where}: {words}"), reason)
 
     def describe(self, topic: str | None) -> About:
         """Describe a topic, or with None the brokers' default; nothing is created."""
@@ -220,19 +166,40 @@ class Client:
             raise Unavailable("the sink is not open", "internal")
         return self._producer
 
-    def _make_net(self, **options: Any) -> KafkaNetClient:
-        """Make and probe the library's network client, which we must close if no producer is made of it."""
-        selector = NetworkSelector(**options)
-        manager = self._connections = _Connections(selector, **options)
-        self._net = KafkaNetClient(net=selector, manager=manager, **options)
-        manager.run(manager.probe, self._settings.connect_timeout)
+    def _connect(self, **options: Any) -> Any:
+        """Make and connect the library's network client, which we must close if no producer is made of it."""
+        self._net = connect(**options)
+        self._manager = self._net._manager
         return self._net
 
     def _options(self) -> dict[str, Any]:
         """Return the options of every connection."""
         options = connection_options(self._settings)
         token = self._settings.token
-        return options if token is None else options | {"sasl_oauth_token_provider": _Token(token.get_secret_value())}
+        return options if token is None else options | {"sasl_oauth_token_provider": Token(token.get_secret_value())}
+
+    def _ask_leader(self) -> Question:
+        future = self._manager.call_soon(self._manager.connect_to_any, self._manager.leaders(), self._settings.connect_timeout)
+        self._producer._sender.wakeup()
+        return Question(future)
+
+    def _ask_broker_and_leader(self) -> Answer:
+        question = broker = self._metadata.ask()
+
+        def answer() -> bool | None:
+            nonlocal question
+            answered = question()
+            if not answered or question is not broker:
+                return answered
+            question = self._ask_leader()
+            return None
+
+        return answer
+
+    def _throttled(self) -> float:
+        """Return the seconds for which brokers throttle us because a quota is used up; not positive if none does."""
+        ends = [connection._throttle_time for connection in tuple(self._manager._conns.values())]
+        return max(ends, default=0.0) - time.monotonic()
 
     def _produce_whole(self, batches: Mapping[Partition, Sequence[Record]]) -> dict[Partition, Refused]:
         producer = self._producer

@@ -94,7 +94,9 @@ _SIGNS: Final[tuple[tuple[str, Reason, str], ...]] = (
     (r"retrying .*: (?!KafkaConnection|Network|RequestTimedOut|KafkaTimeout)(\w+)Error", "server_error", "the broker says {0}"),
     (r"Name or service not known|name resolution|nodename nor|DNS", "unreachable", "no address for the name"),
     (r"Connection refused|ECONNREFUSED", "unreachable", "connection refused"),
-    (r"Request timed out|RequestTimedOut", "timeout", "the broker does not answer"),
+    (r"ENETUNREACH|EHOSTUNREACH|No route|Network is unreachable", "unreachable", "no route to the address"),
+    (r"Connection timed out|ETIMEDOUT", "timeout", "no answer to the connection attempt"),
+    (r"Request timed out|RequestTimedOut|KafkaTimeoutError: Timed out", "timeout", "the broker does not answer"),
     (r"disconnected", "unreachable", "the broker closed the connection; does it expect TLS or a login?"),
     (r"Connection (lost|failed)|reset|closed", "unreachable", "the connection was lost"),
 )

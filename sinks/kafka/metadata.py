@@ -25,27 +25,22 @@ Answer = Callable[[], bool | None]
 
 
 class Question:
-    """A metadata request for all topics that the library tracks.
+    """A request to the brokers.
 
     Args:
-        producer: The library's producer.
+        future: The library's.
+        is_answered: True if a failure of the library is an answer of the brokers.
     """
 
-    def __init__(self, producer: Any) -> None:
-        self._cluster = producer._metadata
-        self._began = time.monotonic()
+    def __init__(self, future: Any, is_answered: Callable[[], bool] = lambda: False) -> None:
+        self._future = future
+        self._is_answered = is_answered
         self._done = threading.Event()
-        self._future = self._cluster.request_update()
-        self._future.add_both(lambda *_: self._done.set())
-        producer._sender.wakeup()
+        future.add_both(lambda *_: self._done.set())
 
     def __call__(self) -> bool | None:
         """Poll: True if answered, False if it failed, None if pending."""
-        if not self._done.is_set():
-            return None
-        # The library calls it a failure, too, if the answer is that something is wrong with a topic.
-        refreshed: float = self._cluster._last_successful_refresh_ms / 1000
-        return bool(self._future.succeeded()) or refreshed >= self._began
+        return bool(self._future.succeeded()) or self._is_answered() if self._done.is_set() else None
 
     def wait(self, seconds: float) -> bool:
         """Wait; return True if it is answered in time."""
@@ -82,10 +77,14 @@ class Metadata:
         self._missing: dict[str, float] = {}
 
     def ask(self) -> Question:
-        """Send a request and do not wait."""
+        """Ask for all topics that the library tracks, and do not wait."""
         # Older lines, about other topics, must not be taken for the cause.
         self._log.lines.clear()
-        return Question(self._producer)
+        began = time.monotonic()
+        future = self._cluster.request_update()
+        self._producer._sender.wakeup()
+        # The library calls it a failure, too, if the answer is that something is wrong with a topic.
+        return Question(future, lambda: bool(self._cluster._last_successful_refresh_ms / 1000 >= began))
 
     def partitions(self, topics: Collection[str]) -> dict[str, int | Refusal]:
         """Return the number of partitions of each topic, or the refusal; ask for those that are not known.

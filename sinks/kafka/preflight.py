@@ -1,14 +1,14 @@
 """Preflight checks of a topic: ask the brokers without writing, and report what an operator should change."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from typing import Any, Final, NamedTuple
 
 from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 from kafka.admin import ConfigResource, ConfigResourceType  # type: ignore[import-untyped]
-from kafka.net.compat import KafkaNetClient  # type: ignore[import-untyped]
 
 from sinks.kafka import errors
+from sinks.kafka.connections import connect
 from sinks.kafka.records import topic_template
 from sinks.kafka.settings import KafkaSettings
 
@@ -29,7 +29,14 @@ def describe(options: Mapping[str, Any], topic: str | None) -> About:
     """Describe a topic, or with None the brokers' default, over connections with these options; nothing is created."""
     about = About()
     # It is only advice: whatever is wrong shows when something is delivered.
-    with suppress(Exception), _admin(options) as admin:
+    with suppress(Exception), ExitStack() as stack:
+
+        def connect_until_exit(**options: Any) -> Any:
+            client = connect(**options)
+            stack.callback(client.close)
+            return client
+
+        admin = KafkaAdminClient(**options, kafka_client=connect_until_exit)
         if topic is not None:
             about = _described(admin.describe_topics([topic])[0])
         kind, name, setting = (ConfigResourceType.TOPIC, topic, "max.message.bytes")
@@ -40,23 +47,6 @@ def describe(options: Mapping[str, Any], topic: str | None) -> About:
         limit = int(found[kind.name.lower()][name][setting]["value"])
         about = about._replace(limit=limit) if about.exists else about._replace(default_limit=limit)
     return about
-
-
-@contextmanager
-def _admin(options: Mapping[str, Any]) -> Iterator[KafkaAdminClient]:
-    """Make the library's client and end it; also when it was not made, since its thread runs before it connects."""
-    made: list[KafkaNetClient] = []
-
-    def make_net(**more: Any) -> KafkaNetClient:
-        made.append(KafkaNetClient(**more))
-        return made[0]
-
-    try:
-        yield KafkaAdminClient(**options, kafka_client=make_net)
-    finally:
-        for net in made:
-            with suppress(Exception):
-                net.close()
 
 
 def _described(topic: Mapping[str, Any]) -> About:

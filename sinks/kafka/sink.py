@@ -135,8 +135,7 @@ class KafkaSink:
         client = self._client = Client(self._settings, self._interval)
         try:
             client.connect()
-            if self._records.topic is not None:
-                self._look_up(client, self._records.topic)
+            self._look_up(client, self._records.topic)
         except BaseException:
             self.close()
             raise
@@ -240,13 +239,14 @@ class KafkaSink:
     def _unavailable(self, topic: str, refused_for: Classification) -> Unavailable:
         return Unavailable(f"{self._settings.where}, {_naming(topic, refused_for).error}", refused_for.reason)
 
-    def _look_up(self, client: Client, topic: str) -> None:
-        """See whether the only topic is there, unless its first event is to create it, and once whether we may write to it."""
-        if not self._settings.allow_auto_create_topics:
+    def _look_up(self, client: Client, topic: str | None) -> None:
+        """Look the only topic up, unless its first event is to create it; reach a leader; see once if we may write."""
+        if topic is not None and not self._settings.allow_auto_create_topics:
             known = client.partitions({topic})[topic]
             if isinstance(known, Refusal):
                 raise self._unavailable(topic, classify(known))
-        if not self._may_write:
+        client.reach_leader()
+        if topic is not None and not self._may_write:
             if client.describe(topic).may_write is False:
                 raise self._unavailable(topic, classify(Refusal(UNAUTHORIZED)))
             self._may_write = True
