@@ -1,32 +1,62 @@
-"""Gaps of a stream: the times without a session.
+"""Gaps of a stream: the times in which it was not read.
 
 A tracker belongs to the stream's name, not to one session. When a changed stream takes over from the old one, two sessions are
-open for a moment, and there is a gap only while none is.
+open for a moment, and there is a gap only while none is. What the bridge itself misses is a gap, too: the time in which it did
+not run, from the last one that the journal recorded, and the time in which it did not read, since the journal took nothing.
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
 from bridge.source import Ended, EndReason
 
+_LONG_SECONDS: Final = 1.0
+"""A stream that waits for the journal so long is not read; the kernel keeps what arrives in less."""
+
 
 class Gap(msgspec.Struct, frozen=True):
-    """A time without a connection: nobody heard what happened in it.
+    """A time in which a stream was not read: nobody heard what happened in it.
 
     Attributes:
         start: Its beginning, in seconds since the epoch; after a silence this is the last sign of life.
-        end: Opening of the next session.
-        reason: Last known reason why there was no connection.
+        end: Opening of the next session, or the time at which reading went on.
+        reason: Last known reason.
         error: The same as text.
     """
 
     start: float
     end: float
-    reason: EndReason
+    reason: EndReason | Literal["not_running", "journal"]
     error: str
+
+
+class Mark(NamedTuple):
+    """The state of a stream as the journal keeps it, in the text that it calls a position.
+
+    Attributes:
+        position: From where the source resumes; None if it has no replay.
+        heard: When the stream was last known to work, in seconds since the epoch; None if that was not recorded.
+    """
+
+    position: str | None = None
+    heard: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.position or ''}@{self.heard:.3f}"
+
+    @classmethod
+    def parse(cls, text: str | None) -> "Mark":
+        """Read what `str` wrote, or a bare position, which earlier versions recorded."""
+        position, _, heard = (text or "").rpartition("@")
+        try:
+            return cls(position or None, float(heard))
+        except ValueError:
+            return cls(text or None)
 
 
 class GapTracker:
@@ -36,12 +66,19 @@ class GapTracker:
         on_change: Called with 1 when a session opens, with 0 when the last one has ended.
         clock: Time of day in seconds since the epoch.
         monotonic: Monotonic clock.
+        heard: When the stream was last known to work, in seconds since the epoch; None if it never was.
 
     Attributes:
         latest: The last twenty gaps.
     """
 
-    def __init__(self, on_change: Callable[[float], None], clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        on_change: Callable[[float], None],
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+        heard: float | None = None,
+    ) -> None:
         self.latest: deque[Gap] = deque(maxlen=20)
         self._on_change = on_change
         self._clock = clock
@@ -49,10 +86,13 @@ class GapTracker:
         self._lock = threading.Lock()
         self._sessions = 0
         self._seconds = 0.0
+        self._start = clock() if heard is None else min(heard, clock())
         # Beginning of the present gap; None while there is a session.
-        self._since: float | None = monotonic()
-        self._start = clock()
-        self._end: Ended | None = None
+        self._since: float | None = monotonic() - (clock() - self._start)
+        self._why: tuple[EndReason | Literal["not_running"], str] | None = None
+        if heard is not None:
+            self._why = "not_running", "the bridge was not running"
+        self._waits_since: float | None = None
 
     def opened(self) -> float:
         """Note a new session; return the seconds of the gap that ends with it."""
@@ -63,8 +103,8 @@ class GapTracker:
                 return 0.0
             gap, self._since = self._monotonic() - self._since, None
             self._seconds += gap
-            if self._end is not None:
-                self.latest.append(Gap(self._start, self._clock(), self._end.reason, str(self._end)))
+            if self._why is not None:
+                self.latest.append(Gap(self._start, self._clock(), *self._why))
             return gap
 
     def closed(self, end: Ended, silent: float) -> None:
@@ -73,14 +113,34 @@ class GapTracker:
             self._sessions -= 1
             if self._sessions == 0:
                 self._on_change(0)
-                self._since, self._start, self._end = self._monotonic() - silent, self._clock() - silent, end
+                self._since, self._start = self._monotonic() - silent, self._clock() - silent
+                self._why = end.reason, str(end)
 
     def failed(self, end: Ended) -> None:
         """Note that a session could not be opened."""
         with self._lock:
-            self._end = end
+            self._why = end.reason, str(end)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Note that the stream is not read meanwhile, which is a gap if it takes long."""
+        self._waits_since = self._monotonic()
+        try:
+            yield
+        finally:
+            with self._lock:
+                seconds, self._waits_since = self._waiting_seconds(), None
+                self._seconds += seconds
+                if seconds:
+                    now = self._clock()
+                    self.latest.append(Gap(now - seconds, now, "journal", "not read, since the journal took no events"))
 
     def total_seconds(self) -> float:
         """Return the seconds of all gaps, the present one included."""
         with self._lock:
-            return self._seconds + (self._monotonic() - self._since if self._since is not None else 0.0)
+            present = 0.0 if self._since is None else self._monotonic() - self._since
+            return self._seconds + present + self._waiting_seconds()
+
+    def _waiting_seconds(self) -> float:
+        seconds = 0.0 if self._waits_since is None else self._monotonic() - self._waits_since
+        return seconds if seconds >= _LONG_SECONDS else 0.0

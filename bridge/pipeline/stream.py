@@ -4,6 +4,7 @@ Kinds of streams differ in how a session is opened and read (`bridge.source`, im
 same for all: normalize the messages of a read, commit them as one batch, wait with backoff after the session has ended.
 """
 
+import math
 import random
 import threading
 import time
@@ -14,14 +15,20 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 
-from bridge.event import Control, Event, age_seconds, normalize_all
+from bridge.event import Control, Event, Malformed, age_seconds, normalize_all
 from bridge.journal import Batch
 from bridge.metrics import StreamMetrics
-from bridge.pipeline.gaps import GapTracker
+from bridge.pipeline.gaps import GapTracker, Mark
 from bridge.policy import Uniform, backoff
 from bridge.source import Ended, EndReason, Read, Session, Source, SourceSettings
 
 log = structlog.get_logger(__name__)
+
+_MOVED_SECONDS: Final = 1.0
+"""Time between two records of a position that moves without events."""
+
+_HEARD_SECONDS: Final = 10.0
+"""Time between two records of a sign of life: a gap after a kill is too long by so much at most."""
 
 _MALFORMED_LOG_SECONDS: Final = 60.0
 """Time between two log lines about malformed messages; the metrics count them all."""
@@ -103,11 +110,12 @@ class Stream:
         self._may_read = threading.Event()
         if gaps is None:
             self._may_read.set()
-        self._position = journal.position(name)
+        self._mark = self._recorded = Mark.parse(journal.position(name))
+        self._recorded_at = -math.inf
         self._opened: float | None = None
         self._delays = self._new_delays()
         self._auth_delays = self._new_auth_delays()
-        self.gaps = gaps or GapTracker(metrics.connected.set, clock, monotonic)
+        self.gaps = gaps or GapTracker(metrics.connected.set, clock, monotonic, self._mark.heard)
         self._heard = monotonic()
         self._quiet_until = 0.0
         self.status = StreamStatus(connected=False, since=clock())
@@ -120,7 +128,7 @@ class Stream:
         """
         self._opened = None
         try:
-            self._session = self._source.open(self._position)
+            self._session = self._source.open(self._mark.position)
             if not self._stopping:
                 self._connected()
                 self._may_read.wait()
@@ -159,16 +167,29 @@ class Stream:
             self._metrics.ignored.inc(read.ignored)
         received = datetime.fromtimestamp(now, UTC)
         events, malformed, controls = normalize_all(read.messages, self._settings.namespace, received, self._max_event_bytes)
-        begins = read.position is not None and self._position is None
-        if events or malformed or begins:
-            self._journal.append(Batch(self.name, now, events, malformed, read.position))
+        mark = Mark(read.position or self._mark.position, now if read.heard or events else self._mark.heard)
+        if events or malformed or self._is_due(mark):
+            self._commit(events, malformed, mark, now)
             self._observe(events, now)
+        self._mark = mark
         if malformed and self._monotonic() >= self._quiet_until:
             self._quiet_until = self._monotonic() + _MALFORMED_LOG_SECONDS
             log.warning("messages that are no events were put into quarantine", stream=self.name, reason=malformed[0].reason)
-        self._position = read.position or self._position
         for control in controls:
             self._control(control)
+
+    def _is_due(self, mark: Mark) -> bool:
+        """Return whether a mark is worth a commit without events."""
+        if mark.heard is None or mark == self._recorded:
+            return False
+        pause = _HEARD_SECONDS if mark.position == self._recorded.position else _MOVED_SECONDS
+        return self._monotonic() - self._recorded_at >= pause
+
+    def _commit(self, events: list[Event], malformed: list[Malformed], mark: Mark, now: float) -> None:
+        with self.gaps.waiting():
+            self._journal.append(Batch(self.name, now, events, malformed, str(mark)))
+        self._recorded, self._recorded_at = mark, self._monotonic()
+        self._heard = self._recorded_at  # The time of a long wait is a gap of its own.
 
     def _observe(self, events: Sequence[Event], now: float) -> None:
         undated = sum(not event.dated for event in events)
@@ -186,6 +207,7 @@ class Stream:
     def _connected(self) -> None:
         now = self._clock()
         self._opened = self._heard = self._monotonic()
+        self._recorded_at = -math.inf
         gap = self.gaps.opened()
         log.info("stream connected", stream=self.name, gap_seconds=round(gap, 3), attempts=self.status.attempts)
         self.status = StreamStatus(connected=True, since=now, reason=self.status.reason, error=self.status.error)
@@ -207,6 +229,9 @@ class Stream:
             attempts=0 if was_open else before.attempts + 1,
         )
         if self._stopping:
+            mark = self._mark._replace(heard=self._clock() - silent)
+            if was_open and self._mark.heard is not None and mark != self._recorded and end.reason != "internal":
+                self._commit([], [], mark, self._clock())
             return 0.0
         self._metrics.reconnects[end.reason].inc()
         delay = self._delay(end)

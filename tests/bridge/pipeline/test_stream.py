@@ -245,7 +245,7 @@ def test_control_frames_are_counted_and_never_events(journal: Journal) -> None:
 
     counts = {kind: bench.metric("stream_control_frames_total", type=kind) for kind in ("auth", "error", "user-notification")}
     assert counts == {"auth": 1, "error": 1, "user-notification": 2}
-    assert "acme" not in journal.counters().streams
+    assert journal.counters().streams["acme"].received == 0
 
 
 def test_events_without_a_readable_time_are_counted() -> None:
@@ -303,7 +303,7 @@ def test_a_source_resumes_where_the_last_committed_read_ended(journal: Journal) 
     bench.stream.step()
 
     assert source.positions == [None, "8"]
-    assert journal.position("acme") == "8"
+    assert journal.position("acme") == f"8@{START:.3f}"
 
 
 def test_a_source_resumes_over_a_restart(journal: Journal) -> None:
@@ -318,13 +318,13 @@ def test_a_source_resumes_over_a_restart(journal: Journal) -> None:
 def test_the_first_position_is_kept_even_before_the_first_event(journal: Journal) -> None:
     Bench(ScriptedSource(Scripted(Read(heard=True, position="7"), Read(heard=True, position="8"))), journal).stream.step()
 
-    assert journal.position("acme") == "7"
+    assert journal.position("acme") == f"7@{START:.3f}"
 
 
 def test_a_read_that_could_not_be_committed_is_read_again() -> None:
     class Broken(Recorder):
         def append(self, batch: Batch) -> None:
-            if batch.position == "8":
+            if str(batch.position).startswith("8"):
                 raise RuntimeError("a bug")
             super().append(batch)
 
@@ -472,6 +472,69 @@ def test_the_time_before_the_first_session_is_no_gap_unless_something_went_wrong
     bench.stream.step()
 
     assert not bench.stream.gaps.latest
+
+
+def test_the_time_between_two_processes_is_a_gap_from_the_last_sign_of_life_in_the_journal(journal: Journal) -> None:
+    def killed() -> None:
+        raise SystemExit
+
+    first = Bench(ScriptedSource(Scripted(heard(message(1)), 4.0, heard(), 7.0, heard(), 9.0, heard(), killed)), journal)
+    with pytest.raises(SystemExit):
+        first.stream.step()
+    second = Bench(ScriptedSource(Scripted()), journal)
+    second.clocks.time = START + 24.0
+    again = Bench(second.stream._source, journal)  # type: ignore[arg-type]
+    again.stream.step()
+
+    (gap,) = again.stream.gaps.latest
+    assert (gap.start, gap.end, gap.reason) == (START + 11.0, START + 24.0, "not_running")
+    assert again.stream.gaps.total_seconds() == 13.0
+
+
+def test_an_orderly_end_is_recorded_however_quiet_the_stream_was(journal: Journal) -> None:
+    only = Scripted(heard(message(1)), 3000.0)
+    bench = Bench(ScriptedSource(only), journal)
+    only.steps.append(bench.stream.stop)
+    bench.stream.step()
+    source = ScriptedSource(Scripted())
+    source.clocks.advance(3004.0)
+    after = Bench(source, journal)
+
+    assert after.stream.gaps.total_seconds() == 4.0
+
+
+def test_a_quiet_stream_commits_a_sign_of_life_every_ten_seconds(journal: Journal) -> None:
+    recorder = Recorder()
+    steps: list[Step] = [step for _ in range(3600) for step in (1.0, heard())]
+
+    Bench(ScriptedSource(Scripted(*steps)), recorder).stream.step()
+
+    assert len(recorder.batches) == 360
+    assert not any(batch.events for batch in recorder.batches)
+
+
+def test_a_position_that_moves_without_events_is_committed_every_second() -> None:
+    recorder = Recorder()
+    steps: list[Step] = [step for n in range(100) for step in (0.125, Read(heard=True, ignored=1, position=str(n)))]
+
+    Bench(ScriptedSource(Scripted(*steps)), recorder).stream.step()
+
+    assert len(recorder.batches) == 13
+    assert str(recorder.batches[-1].position).startswith("96@")
+
+
+def test_a_stream_is_not_read_while_the_journal_takes_nothing() -> None:
+    class Full(Recorder):
+        def append(self, batch: Batch) -> None:
+            bench.clocks.advance(50.0)
+            super().append(batch)
+
+    dead = Ended("nothing was heard for 15 s", "dead")
+    bench = Bench(ScriptedSource(Scripted(heard(message(1)), 15.0, dead)), Full())
+    bench.stream.step()
+
+    assert [(gap.end - gap.start, gap.reason) for gap in bench.stream.gaps.latest] == [(50.0, "journal")]
+    assert bench.stream.gaps.total_seconds() == 65.0, "no second is counted twice"
 
 
 def test_a_gap_has_a_beginning_an_end_and_a_reason() -> None:

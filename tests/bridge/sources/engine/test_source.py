@@ -1,6 +1,7 @@
 """`EngineSource` on real sockets, against an Engine of our own that also does what a real one seldom does."""
 
 import contextlib
+import itertools
 import json
 import os
 import queue
@@ -22,6 +23,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.event import Malformed, Reception, normalize
+from bridge.journal import Journal, JournalSettings
+from bridge.metrics import Metrics, StreamMetrics
+from bridge.pipeline.stream import Stream
 from bridge.source import Ended, Read
 from bridge.sources.engine.connection import Address
 from bridge.sources.engine.settings import EngineSettings
@@ -297,6 +301,40 @@ def test_the_position_is_the_greatest_time_that_was_seen_and_never_goes_back(eng
 
     assert (first.position, second.position) == (str(NOW + 7), str(NOW + 7))
     assert (len(first.messages), len(second.messages)) == (2, 1)
+
+
+def test_a_kill_after_many_events_without_a_counterpart_makes_no_event_missing(engine: FakeEngine, tmp_path: Path) -> None:
+    """The Engine remembers its last 256 events, of all kinds: a position that stands still falls out of that."""
+    ignored = [line(engine_event("exec_create: sh", nanos=NOW + number)) for number in range(1, 301)]
+    now = itertools.count(0.0, 0.5)
+    journal = Journal(JournalSettings(path=tmp_path / "journal.db", durability="normal"))
+
+    def stream() -> Stream:
+        metrics = StreamMetrics(Metrics("test"), "host")
+        source = source_of(engine)
+        return Stream(
+            "host", source.settings, source, journal, metrics=metrics, max_event_bytes=10_000, monotonic=lambda: next(now)
+        )
+
+    threading.Thread(target=stream().step, daemon=True).start()
+    until(lambda: len(engine.requests) == 2, "the session is open")
+    engine.tell(engine_event("start", nanos=NOW))
+    for one in ignored:
+        engine.say(chunked(one))
+    until(lambda: str(journal.position("host")).startswith(str(NOW + 300)), "the position has moved")
+
+    engine.early = chunked(*ignored[-256:])
+    after = stream()
+    with capture_logs() as logs:
+        thread = threading.Thread(target=after.step)
+        thread.start()
+        until(lambda: len(engine.requests) == 4, "the next session is open")
+        engine.tell(engine_event("die", nanos=NOW + 1000))
+        until(lambda: journal.counters().streams["host"].accepted == 2, "an event arrives")
+        after.stop()
+        thread.join(10)
+    assert not [entry for entry in logs if "missing" in entry["event"]]
+    journal.close()
 
 
 def test_what_has_no_counterpart_is_counted_and_moves_the_position(engine: FakeEngine) -> None:
