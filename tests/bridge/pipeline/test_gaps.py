@@ -124,4 +124,5 @@ def test_a_stream_that_waits_for_the_journal_is_not_read(bench: Bench) -> None:
 
     assert gaps.total_seconds() == 5.0
     (gap,) = gaps.latest
-    assert (gap.start, gap.end, gap.reason) == (START + 0.9, pytest.approx(START + 5.9), "journal")
+    assert (gap.start, gap.reason) == (START + 0.9, "journal")
+    assert gap.end - gap.start == pytest.approx(5.0)
