@@ -19,18 +19,14 @@ Format = Literal["auto", "human", "json"]
 _MAX_CHARS: Final = 2000
 """Characters of a text in a log line at most; a peer's error may be as long as it likes."""
 
+_CONTROL: Final = dict.fromkeys((*range(32), *range(127, 160), 0x2028, 0x2029), "·")
+
 _BURST: Final = 50
 _BURST_SECONDS: Final = 10.0
 """Lines of one kind about one stream or sink that are written in so much time; the next one says how many were left out."""
 
 _KINDS: Final = 1000
 """Kinds of lines that are remembered; the text of a library's line may be a new one each time."""
-
-
-def plain(text: str, max_chars: int = _MAX_CHARS) -> str:
-    """Return outside text in one line, without control characters and not longer than this."""
-    shown = text if text.isprintable() else "".join(c if c.isprintable() else "·" for c in text[: max_chars + 1])
-    return shown if len(shown) <= max_chars else shown[: max_chars - 1] + "…"
 
 
 class Limiter:
@@ -88,7 +84,7 @@ def configure(log_format: Format, level: str, stream: TextIO | None = None) -> N
         else [structlog.processors.format_exc_info, _as_opentelemetry, structlog.processors.JSONRenderer(sort_keys=False)]
     )
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
@@ -109,7 +105,7 @@ def configure(log_format: Format, level: str, stream: TextIO | None = None) -> N
 def _clean(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for key, value in event.items():
         if isinstance(value, str) and not key.startswith("_"):
-            event[key] = plain(value)
+            event[key] = value[:_MAX_CHARS].translate(_CONTROL)
     return event
 
 

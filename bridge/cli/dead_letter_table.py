@@ -6,9 +6,8 @@ from typing import Final
 
 import msgspec
 
-from bridge.cli.output import Table, age, block, line_width, time
+from bridge.cli.output import Table, age, block, line_width, plain, time
 from bridge.journal import StoredDeadLetter
-from bridge.logs import plain
 
 _SHORT_ID: Final = 8
 """Characters of a resource's id that are shown in a table."""

@@ -13,10 +13,9 @@ import msgspec
 
 from bridge.admin.client import OperationError
 from bridge.cli.dead_letter_table import in_full, rows, table
-from bridge.cli.output import Progress, count
+from bridge.cli.output import Progress, count, plain
 from bridge.cli.target import Reader, Target, Writer
 from bridge.journal import DEAD_LETTERS_PER_PAGE, DeadLetterQuery, JournalError, StoredDeadLetter, UnknownSinkError
-from bridge.logs import plain
 
 INTERRUPTED: Final = 130
 DONE: Final = 0

@@ -11,10 +11,9 @@ from typing import BinaryIO, Final, NamedTuple
 import msgspec
 
 from bridge.admin.client import OperationError
-from bridge.cli.output import Progress, Table, count, line_width, size, time
+from bridge.cli.output import Progress, Table, count, line_width, plain, size, time
 from bridge.cli.target import Reader, Target
 from bridge.journal import EVENTS_PER_PAGE, MESSAGES_PER_PAGE, ROWS_PER_VERIFY, JournalExtent, QuarantinedMessage, StoredEvent
-from bridge.logs import plain
 
 DONE: Final = 0
 DAMAGED: Final = 1

@@ -7,8 +7,6 @@ from datetime import datetime
 from time import monotonic as monotonic_time
 from typing import Final, TextIO
 
-from bridge.logs import plain
-
 _MINUTE: Final = 60.0
 _HOUR: Final = 60 * _MINUTE
 _DAY: Final = 24 * _HOUR
@@ -20,6 +18,11 @@ _PRINT_SECONDS: Final = 10.0
 """Time between two lines elsewhere."""
 
 Row = Sequence[str]
+
+
+def plain(text: str) -> str:
+    """Return text in one line without control characters: errors and messages come from outside."""
+    return "".join(character if character.isprintable() else "·" for character in text)
 
 
 def block(text: str) -> str:

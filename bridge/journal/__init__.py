@@ -40,7 +40,6 @@ Nothing outside this package knows that it is SQLite.
 
 from bridge.journal.file import DiskFullError, JournalError, UnknownSinkError
 from bridge.journal.journal import Journal
-from bridge.journal.lock import Holder, holder
 from bridge.journal.model import (
     Appended,
     Batch,
@@ -73,7 +72,7 @@ from bridge.journal.pages import (
     StoredEvent,
     VerifyPage,
 )
-from bridge.journal.reader import JournalReader
+from bridge.journal.reader import Holder, JournalReader, holder
 from bridge.journal.settings import JournalSettings
 
 __all__ = [

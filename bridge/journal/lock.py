@@ -4,7 +4,7 @@ import fcntl
 import os
 import time
 from pathlib import Path
-from typing import Final, NamedTuple, TextIO
+from typing import Final, TextIO
 
 import structlog
 
@@ -34,7 +34,7 @@ def lock(path: Path) -> TextIO:
             f"{lock_path}: {error.strerror}; journal.path must be in a directory that this user can write"
         ) from None
     if not _locked(file):
-        process = _read_holder(file).process
+        process = file.readline().strip() or "unknown"
         file.close()
         raise JournalError(
             f"{path}: in use by process {process}; stop it, or give this one a journal.path of its own"
@@ -79,47 +79,3 @@ def _locked(file: TextIO) -> bool:
         else:
             return True
     return False
-
-
-class Holder(NamedTuple):
-    """The process that holds a journal, as `announce` wrote it.
-
-    Attributes:
-        process: Its id, or "unknown".
-        url: Its HTTP port; empty if it has none.
-        secret: Opens the operations there.
-    """
-
-    process: str
-    url: str
-    secret: str
-
-
-def _read_holder(file: TextIO) -> Holder:
-    file.seek(0)
-    process, url, secret = (file.read().split("\n") + [""] * 3)[:3]
-    return Holder(process.strip() or "unknown", url, secret)
-
-
-def holder(path: Path) -> Holder | None:
-    """Return the process that holds the journal; None if no process does.
-
-    Raises:
-        JournalError: There is no journal, or it can't be found out.
-    """
-    lock_path = path.with_name(path.name + ".lock")
-    try:
-        if not path.exists():
-            raise JournalError(f"{path}: there is no journal (yet); a bridge makes it when it runs")
-        with lock_path.open() as file:
-            try:
-                # Shared, so that two who ask do not take each other for a holder; and for no longer than the question takes.
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return _read_holder(file)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        hint = "; run this as the user that the bridge runs as" if isinstance(error, PermissionError) else ""
-        raise JournalError(f"{lock_path}: {error.strerror}{hint}") from None
-    return None

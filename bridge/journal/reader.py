@@ -1,12 +1,13 @@
 """Reading a journal in pages: the file of this process, of another one, or one that a dead process left."""
 
+import fcntl
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -238,3 +239,42 @@ class ConcurrentReader(JournalReader):
                 raise
             if "look" in self._store.errors:
                 self._store.set_error("look", None)
+
+
+class Holder(NamedTuple):
+    """The process that holds a journal, as `lock.announce` wrote it.
+
+    Attributes:
+        process: Its id, or "unknown".
+        url: Its HTTP port; empty if it has none.
+        secret: Opens the operations there.
+    """
+
+    process: str
+    url: str
+    secret: str
+
+
+def holder(path: Path) -> Holder | None:
+    """Return the process that holds the journal; None if no process does.
+
+    Raises:
+        JournalError: There is no journal, or it can't be found out.
+    """
+    lock_path = path.with_name(path.name + ".lock")
+    try:
+        if not path.exists():
+            raise file.JournalError(f"{path}: there is no journal (yet); a bridge makes it when it runs")
+        with lock_path.open() as lock:
+            try:
+                # Shared, so that two who ask do not take each other for a holder; and for no longer than the question takes.
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                process, url, secret = (lock.read().split("\n") + [""] * 3)[:3]
+                return Holder(process.strip() or "unknown", url, secret)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        hint = "; run this as the user that the bridge runs as" if isinstance(error, PermissionError) else ""
+        raise file.JournalError(f"{lock_path}: {error.strerror}{hint}") from None
+    return None

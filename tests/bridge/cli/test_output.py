@@ -4,8 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bridge.cli.output import Table, age, bar, block, count, rate, shortened, size, time
-from bridge.logs import plain
+from bridge.cli.output import Table, age, bar, block, count, plain, rate, shortened, size, time
 
 
 def test_a_table_aligns_its_columns() -> None:
