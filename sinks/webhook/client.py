@@ -1,287 +1,228 @@
-"""HTTP requests with a total deadline, over one connection that is kept alive.
+"""HTTP requests side by side by libcurl, each with a deadline for all of it.
 
-The timeouts of urllib3 are for one operation on the socket: a receiver that sends a byte per second keeps a request alive for
-hours. Here a request has a deadline, and the socket gets the remaining time as its timeout before each operation. So
-connecting, TLS, sending and receiving end in time together, without a thread. Only the look-up of the host's name is not
-covered: the system's resolver has its own timeouts and can't be interrupted.
+libcurl connects, reuses connections, speaks TLS and reads `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`. Its sockets are watched
+with `poll`: `CurlMulti.select` does not see descriptors above 1023.
 """
 
-import contextlib
-import logging
-import socket
+import re
+import select
 import ssl
-import sys
 import threading
-import time
-from collections.abc import Iterator, Mapping
-from http.client import HTTPException, HTTPResponse, parse_headers
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from io import BytesIO
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
-import urllib3.connection
-from urllib3.exceptions import HTTPError
-from urllib3.util import Url, make_headers
-from urllib3.util.wait import wait_for_read
+import pycurl
 
-from sinks.webhook.url import NoConnection, proxy_for
+from bridge.tls import tls_context
+from sinks.webhook.settings import WebhookSettings, read_url, request_headers
+
+T = TypeVar("T")
 
 _MAX_BODY_BYTES: Final = 64 * 1024
-"""Largest body that is read so that the connection can be used again. With a larger one it is closed."""
+_POLL_MASKS: Final = (0, select.POLLIN, select.POLLOUT, select.POLLIN | select.POLLOUT)
+_SUPPRESS_CONNECT_HEADERS: Final = 265
+"""An option that pycurl has no name for (curl.h)."""
 
-CLOSED: Final = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
-"""Exceptions of a connection that the receiver has closed."""
 
-_SOCKET_OPTIONS: Final = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-if sys.platform == "linux":
-    # Keeps an idle connection known to firewalls, and lets the kernel find one that is dead.
-    _SOCKET_OPTIONS.append((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60))
+class Request(NamedTuple, Generic[T]):
+    """A request; `tag` comes back with its end, `id` is sent as `webhook-id`."""
 
-# For a header that can't be parsed, it logs the whole URL, which may hold a token.
-logging.getLogger(urllib3.connection.__name__).setLevel(logging.ERROR)
+    tag: T
+    id: str
+    body: bytes
 
 
 class Response(NamedTuple):
-    """A response. Names of headers are looked up in any case."""
+    """A response that is not interim, or the beginning of one: all of its head that was read, and up to 64 KiB of its body."""
 
     status: int
-    headers: Mapping[str, str]
+    head: str = ""
+    body: str = ""
+
+    def header(self, name: str) -> str | None:
+        """Return a header's value."""
+        found = re.search(rf"(?im)^{name}:[ \t]*(.*?)\s*$", self.head)
+        return found and found[1]
 
 
-class Deadline:
-    """A point in time shared by several operations."""
+class NoResponse(NamedTuple):
+    """The end of a request without a response.
 
-    def __init__(self) -> None:
-        self._at = 0.0
+    Attributes:
+        number: libcurl's error number.
+        message: libcurl's words for it. May hold the URL of a proxy with its password.
+        os_error: The `errno` of a connection that could not be opened.
+        sent: True if some of the request was sent.
+    """
 
-    def set(self, seconds: float) -> None:
-        """Set the deadline to `seconds` from now."""
-        self._at = time.monotonic() + seconds
-
-    def left(self) -> float:
-        """Return the remaining seconds.
-
-        Raises:
-            TimeoutError: It has passed.
-        """
-        left = self._at - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("timed out")
-        return left
+    number: int
+    message: str = ""
+    os_error: int = 0
+    sent: bool = False
 
 
-class _TimedSocket(socket.socket):
-    """A socket whose operations end at its deadline, if it has one."""
+class _Slot(Generic[T]):
+    """A handle of libcurl, for one request at a time."""
 
-    deadline: Deadline | None = None
+    tag: T
 
-    def _arm(self) -> None:
-        if self.deadline is not None:
-            self.settimeout(self.deadline.left())
+    def __init__(self, options: dict[int, Any]) -> None:
+        self.curl = pycurl.Curl()
+        self.head, self.body = BytesIO(), BytesIO()
+        for option, value in options.items():
+            self.curl.setopt(option, value)
+        self.curl.setopt(pycurl.HEADERFUNCTION, self.head.write)
+        self.curl.setopt(pycurl.WRITEFUNCTION, self.body.write)
 
-    # http.client and the TLS socket below send and receive only with these three.
-    def recv_into(self, *args: Any, **kwargs: Any) -> int:
-        self._arm()
-        return super().recv_into(*args, **kwargs)
-
-    def send(self, *args: Any, **kwargs: Any) -> int:
-        self._arm()
-        return super().send(*args, **kwargs)
-
-    def sendall(self, *args: Any, **kwargs: Any) -> None:
-        self._arm()
-        super().sendall(*args, **kwargs)
-
-
-class _TimedTlsSocket(_TimedSocket, ssl.SSLSocket):
-    """The same over TLS; the `sslsocket_class` of the context."""
-
-
-class _FinalResponse(HTTPResponse):
-    """A response without the interim ones before it (RFC 9110, 15.2); the library reads over 100 only."""
-
-    def _read_status(self) -> tuple[str, int, str]:
-        while True:
-            version, status, reason = super()._read_status()  # type: ignore[misc]
-            if not 101 < status < 200:
-                return version, status, reason
-            parse_headers(self.fp)
+    def take(self, error: int, message: str) -> Response | NoResponse:
+        """Return how the request ended, and forget it."""
+        status, head, body = self.curl.getinfo(pycurl.RESPONSE_CODE), self.head.getvalue(), self.body.getvalue()
+        for buffer in (self.head, self.body):
+            buffer.seek(0)
+            buffer.truncate()
+        # The status counts if the head is whole or malformed after its first line, but not if it was cut off.
+        whole = b"\r\n\r\n" in head or b"\n\n" in head or len(head) > _MAX_BODY_BYTES or error in _MALFORMED
+        if status >= 200 and whole:
+            return Response(status, head.decode("latin-1"), body.decode("utf-8", "replace"))
+        sent = self.curl.getinfo(pycurl.SIZE_UPLOAD_T) > 0
+        return NoResponse(error or pycurl.E_GOT_NOTHING, message, self.curl.getinfo(pycurl.OS_ERRNO), sent)
 
 
-class _TimedConnection(urllib3.connection.HTTPConnection):
-    """A connection whose connecting, sending and receiving end at a deadline."""
-
-    response_class = _FinalResponse
-    sock: _TimedSocket | None
-
-    def __init__(self, *args: Any, deadline: Deadline, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.deadline = deadline
-
-    def _new_conn(self) -> _TimedSocket:
-        """Connect to the first address of the host that answers. Each gets its share of the remaining time."""
-        addresses = socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
-        failure: OSError = socket.gaierror(socket.EAI_NONAME, "the name has no address")
-        for index, (family, kind, protocol, _, address) in enumerate(addresses):
-            sock = _TimedSocket(family, kind, protocol)
-            try:
-                for option in _SOCKET_OPTIONS:
-                    sock.setsockopt(*option)
-                sock.settimeout(self.deadline.left() / (len(addresses) - index))
-                sock.connect(address)
-                # The TLS handshake has one timeout for all of it (`_ssl.c`).
-                sock.settimeout(self.deadline.left())
-            except OSError as error:
-                sock.close()
-                failure = error
-            else:
-                sock.deadline = self.deadline
-                return sock
-        raise failure
-
-    def connect(self) -> None:
-        super().connect()
-        if self.sock is not None:
-            self.sock.deadline = self.deadline
+_MALFORMED: Final = {pycurl.E_FTP_WEIRD_SERVER_REPLY, 100}
+"""Errors of a response with a malformed header; 100 is CURLE_TOO_LARGE."""
 
 
-class _TimedTlsConnection(_TimedConnection, urllib3.connection.HTTPSConnection):
-    """The same over TLS."""
+def _options(settings: WebhookSettings) -> dict[int, Any]:
+    """Return the options of every request.
+
+    Raises:
+        Unavailable: A certificate can't be read.
+    """
+    url = read_url(settings.url)
+    milliseconds = max(1, round(settings.timeout * 1000))
+    options: dict[int, Any] = {
+        pycurl.URL: url.url,
+        pycurl.CUSTOMREQUEST: settings.method,
+        pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
+        pycurl.USERAGENT: request_headers(settings)["user-agent"],
+        pycurl.TIMEOUT_MS: milliseconds,
+        pycurl.CONNECTTIMEOUT_MS: milliseconds,
+        pycurl.MAXFILESIZE: _MAX_BODY_BYTES,
+        pycurl.NOSIGNAL: 1,
+        pycurl.TCP_KEEPALIVE: 1,
+        _SUPPRESS_CONNECT_HEADERS: 1,
+    }
+    if url.scheme == "http":
+        return options | {pycurl.PROXY: ""}
+    tls_context(settings)  # Its errors name the setting and the file.
+    paths = ssl.get_default_verify_paths()
+    password = settings.key_password.get_secret_value() if settings.key_password else ""
+    files = {
+        pycurl.CAINFO: settings.ca_file or paths.cafile,
+        pycurl.CAPATH: None if settings.ca_file else paths.capath,
+        pycurl.SSLCERT: settings.cert_file,
+        pycurl.SSLKEY: settings.key_file or settings.cert_file,
+    }
+    options |= {pycurl.SSLVERSION: pycurl.SSLVERSION_TLSv1_2, pycurl.KEYPASSWD: password}
+    return options | {option: str(path) for option, path in files.items() if path}
 
 
-class TimedClient:
-    """One connection to one receiver, kept alive between requests.
+def _watch(poll: select.poll, what: int, fd: int, *_: object) -> None:
+    """Watch a socket as libcurl asks for."""
+    if what == pycurl.POLL_REMOVE:
+        poll.unregister(fd)
+    else:
+        poll.register(fd, _POLL_MASKS[what])
+
+
+class Client(Generic[T]):
+    """Up to `connections` requests under way at the same time, over connections that are kept alive.
 
     One thread uses it at a time; only `close` may come from another.
 
     Args:
-        url: The receiver's URL.
-        timeout: Total timeout of a request in seconds.
-        context: TLS context for https.
+        settings: The sink's settings.
 
     Raises:
-        NoConnection: The environment names a proxy that can't be used.
+        Unavailable: A certificate can't be read.
     """
 
-    def __init__(self, url: Url, timeout: float, context: ssl.SSLContext | None) -> None:
-        self._url = url
-        self._timeout = timeout
-        self._deadline = Deadline()
-        self._proxy = proxy_for(url)
-        self._connection = self._make_connection(context)
+    def __init__(self, settings: WebhookSettings) -> None:
+        self._options = _options(settings)
+        headers = request_headers(settings)
+        self._headers = ["expect:", *(f"{name}: {value}" if value else f"{name};" for name, value in headers.items())]
+        self._poll = select.poll()
+        self._wait_ms = 0
+        self._multi = pycurl.CurlMulti()
+        self._multi.setopt(pycurl.M_SOCKETFUNCTION, partial(_watch, self._poll))
+        self._free: list[_Slot[T]] = [_Slot(self._options) for _ in range(settings.connections)]
+        self._busy: dict[pycurl.Curl, _Slot[T]] = {}
         self._used = threading.Lock()
         self._closed = False
 
-    def connect(self) -> None:
-        """Connect unless there is a connection.
-
-        Raises:
-            NoConnection: The receiver can't be reached.
-        """
-        with self._in_use():
-            self._ensure_connected()
-
-    def request(self, method: str, headers: Mapping[str, str], body: bytes) -> Response:
-        """Send a request, and return the response.
-
-        Raises:
-            NoConnection: The receiver can't be reached.
-            TimeoutError: The receiver did not answer in time.
-            OSError: The connection broke.
-            http.client.HTTPException: The answer is not HTTP.
-        """
-        with self._in_use():
-            fresh = self._ensure_connected()
-            try:
-                return self._exchange(method, headers, body)
-            except CLOSED:
-                if fresh or self._closed:
-                    raise
-            # The receiver closed an idle connection just when it was used.
-            self._connection.close()
-            self._connect()
-            return self._exchange(method, headers, body)
-
     def close(self) -> None:
-        """Close the connection. A request in another thread fails soon."""
+        """Close all connections. Requests in another thread end within a quarter of a second."""
         self._closed = True
         if self._used.acquire(blocking=False):
-            self._connection.close()
+            self._multi.close()
+            self._free.clear()
             self._used.release()
-        elif (sock := self._connection.sock) is not None:
-            # Wakes the other thread, which closes the descriptor; closed here, its number could go to another socket.
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
-    @contextlib.contextmanager
-    def _in_use(self) -> Iterator[None]:
-        """Start the deadline. Close the connection after an error, and if `close` was called meanwhile."""
+    def connect(self) -> NoResponse | None:
+        """Connect and disconnect, without a request; return the error if that fails."""
+        curl = _Slot[T](self._options | {pycurl.CONNECT_ONLY: 1}).curl
+        try:
+            curl.perform()
+        except pycurl.error as error:
+            return NoResponse(int(error.args[0]), curl.errstr(), curl.getinfo(pycurl.OS_ERRNO))
+        finally:
+            curl.close()
+        return None
+
+    def send(self, next_request: Callable[[], Request[T] | None]) -> Iterator[tuple[T, Response | NoResponse]]:
+        """Send requests until there is none left, and yield how each of them ended.
+
+        Args:
+            next_request: Returns the next request, or None if there is none as long as no other has ended.
+        """
         with self._used:
-            if self._closed:
-                raise NoConnection from ConnectionAbortedError("closed")
-            self._deadline.set(self._timeout)
             try:
-                yield
-            except BaseException:
-                self._connection.close()
-                raise
+                while True:
+                    while self._free and (request := next_request()) is not None:
+                        self._start(request)
+                    if not self._busy:
+                        return
+                    yield from self._wait()
             finally:
-                if self._closed:
-                    self._connection.close()
+                for curl in list(self._busy):
+                    self._end(curl, 0, "")
+        if self._closed:
+            self.close()
 
-    def _make_connection(self, context: ssl.SSLContext | None) -> _TimedConnection:
-        near = self._proxy or self._url
-        host = (near.host or "").strip("[]")
-        port = near.port or (443 if near.scheme == "https" else 80)
-        if context is None:
-            return _TimedConnection(host, port, deadline=self._deadline)
-        context.sslsocket_class = _TimedTlsSocket
-        return _TimedTlsConnection(host, port, deadline=self._deadline, proxy=self._proxy, ssl_context=context)
+    def _start(self, request: Request[T]) -> None:
+        slot = self._free.pop()
+        slot.tag = request.tag
+        slot.curl.setopt(pycurl.HTTPHEADER, [*self._headers, f"webhook-id: {request.id}"])
+        slot.curl.setopt(pycurl.POSTFIELDS, request.body)
+        self._busy[slot.curl] = slot
+        self._multi.add_handle(slot.curl)
 
-    def _ensure_connected(self) -> bool:
-        """Connect unless there is a connection that looks alive; return True for a new one."""
-        if self._connection.sock is not None and _is_quiet(self._connection.sock):
-            return False
-        self._connection.close()
-        self._connect()
-        return True
+    def _wait(self) -> list[tuple[T, Response | NoResponse]]:
+        """Wait until a request has ended, for a quarter of a second at most; return those that have."""
+        wait_ms = self._multi.timeout()
+        events = self._poll.poll(min(wait_ms, 250) if wait_ms >= 0 else 250) if wait_ms else []
+        for fd, _ in events or [(pycurl.SOCKET_TIMEOUT, 0)]:
+            self._multi.socket_action(fd, 0)
+        _, succeeded, failed = self._multi.info_read()
+        ended = [self._end(curl, 0, "") for curl in succeeded] + [self._end(*failure) for failure in failed]
+        if self._closed:
+            ended += [self._end(curl, pycurl.E_ABORTED_BY_CALLBACK, "") for curl in list(self._busy)]
+        return ended
 
-    def _connect(self) -> None:
-        try:
-            if self._proxy is not None:
-                credentials = make_headers(proxy_basic_auth=self._proxy.auth) if self._proxy.auth else {}
-                self._connection.set_tunnel((self._url.host or "").strip("[]"), self._url.port or 443, credentials)
-            self._connection.connect()
-        except (OSError, HTTPException) as error:
-            raise NoConnection from error
-
-    def _exchange(self, method: str, headers: Mapping[str, str], body: bytes) -> Response:
-        connection = self._connection
-        # The receiver may answer and close before it has read everything, with 413 for example. Its answer counts.
-        with contextlib.suppress(*CLOSED):
-            connection.request(
-                method, self._url.request_uri, body=body, headers=headers, preload_content=False, decode_content=False
-            )
-        response = connection.getresponse()
-        try:
-            drained = len(response.read(_MAX_BODY_BYTES + 1)) <= _MAX_BODY_BYTES
-        except (HTTPError, OSError):
-            # The status is known, and the body is not needed.
-            drained = False
-        if not drained:
-            connection.close()
-        return Response(response.status, response.headers)
-
-
-def _is_quiet(sock: socket.socket) -> bool:
-    """True if nothing has arrived on an idle connection: neither its end nor an unrequested response."""
-    if not wait_for_read(sock, timeout=0.0):
-        return True
-    if not isinstance(sock, ssl.SSLSocket):
-        return False
-    sock.settimeout(0.0)
-    try:
-        sock.recv(1)
-    except ssl.SSLWantReadError:
-        return True  # Only TLS session tickets (RFC 8446, section 4.6.1).
-    except OSError:
-        pass
-    return False
+    def _end(self, curl: pycurl.Curl, error: int, message: str) -> tuple[T, Response | NoResponse]:
+        self._multi.remove_handle(curl)
+        slot = self._busy.pop(curl)
+        self._free.append(slot)
+        return slot.tag, slot.take(error, message)

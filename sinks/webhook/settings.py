@@ -4,14 +4,34 @@ import base64
 import importlib.metadata
 import re
 from typing import Final, Literal, Self
+from urllib.parse import unquote
 
 from pydantic import Field, SecretStr, field_validator, model_validator
+from urllib3.exceptions import LocationParseError
+from urllib3.util import Url, parse_url
 
 from bridge.field_types import OptionalFile, Seconds
 from bridge.sink import SinkSettings
-from sinks.webhook.url import read_url
 
 _OUR_HEADERS: Final = frozenset({"connection", "content-length", "expect", "host", "transfer-encoding", "webhook-id"})
+
+
+def read_url(text: str) -> Url:
+    """Parse the URL of a receiver.
+
+    Raises:
+        ValueError: It is not valid. The error does not repeat it, since it may hold a token.
+    """
+    try:
+        url = parse_url(text)
+        (url.host or "").encode("idna")
+    except (LocationParseError, UnicodeError):
+        raise ValueError("not a URL") from None
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise ValueError("must look like https://host/path or http://host/path")
+    if url.auth is not None:
+        raise ValueError("has credentials in it: set `username` and `password`, or `token`, instead")
+    return url
 
 
 class WebhookSettings(SinkSettings):
@@ -81,3 +101,13 @@ def request_headers(settings: WebhookSettings) -> dict[str, str]:
         pair = f"{settings.username}:{settings.password.get_secret_value()}".encode()
         headers["authorization"] = f"Basic {base64.b64encode(pair).decode()}"
     return headers
+
+
+def secrets_of(settings: WebhookSettings) -> frozenset[str]:
+    """Return the texts that no message may repeat: credentials, and what may be one in the URL."""
+    url = read_url(settings.url)
+    headers = [value for name, value in request_headers(settings).items() if name not in {"user-agent", "content-type"}]
+    password = [settings.password.get_secret_value()] if settings.password is not None else []
+    in_url = [part.rpartition("=")[2] for part in (url.query or "").split("&")] + re.findall(r"[^/]{16,}", url.path or "")
+    words = [value.rpartition(" ")[2] for value in headers]
+    return frozenset([*headers, *words, *password, *in_url, *map(unquote, in_url)]) - {""}

@@ -1,91 +1,134 @@
 """Events as HTTP requests: one event each, or a batch.
 
-Acknowledged means answered with 2xx; `sinks.webhook.errors` classifies all other results. Requests are sent by workers, each
-with a connection and a thread. The events of one resource are sent by one worker, in order.
+Acknowledged means answered with 2xx; `sinks.webhook.errors` classifies all other results. The requests of one resource are sent
+one after another. A batch that is refused is sent again in halves.
 
-A request without an answer, by a timeout or a closed connection, may be caused by the event or by the receiver. If the receiver
-answered other requests of the same delivery, the event is retried. If it answered none, the sink is unavailable. Those events
-then go last in the next delivery, so that a few that never get an answer do not keep the others from being sent. If the
-receiver answers the next delivery, those events are retried. Events that are known to get no answer by their own fault are
-remembered.
+A failed request may be the event's fault or the receiver's. The receiver is at fault, and the sink unavailable, if
+- nothing was answered in a delivery with requests that got no answer, by a timeout or a closed connection;
+- nothing was accepted in a delivery with requests that are forbidden (403);
+- nothing was accepted since the sink was opened, and an event was rejected, or ten failed, whatever the receiver says.
+
+The failed events of such a delivery go last in the next one, so that a few of them do not keep the others from being sent. If
+the receiver takes those, the failures are the events' own. Events that are known to fail by their own fault are remembered.
 """
 
-import threading
 import uuid
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from http.client import HTTPException
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from bridge.event import NAMESPACE
 from bridge.sink import Entry, Failure, Unavailable
-from bridge.tls import tls_context
 from sinks.classification import Classification
 from sinks.ordering import group
-from sinks.webhook.client import TimedClient
-from sinks.webhook.errors import classify, classify_exception
-from sinks.webhook.settings import WebhookSettings, request_headers
-from sinks.webhook.url import NoConnection, read_url
+from sinks.webhook.client import Client, NoResponse, Request
+from sinks.webhook.errors import classify, classify_error
+from sinks.webhook.settings import WebhookSettings, read_url, secrets_of
+
+_MAX_REFUSALS: Final = 10
+"""After that many refused events, and none accepted, the rest of a delivery is not tried."""
+
+_Group = deque[list[Entry]]
+"""Requests that are sent one after another."""
 
 
 class Delivery:
-    """The state of one delivery, shared by its workers.
+    """The state of one delivery.
 
     Args:
-        groups: Groups that may be sent side by side, of requests that are sent one after another.
-        late: Events that got no answer in the deliveries before.
-        slow: Events that are known to get no answer.
+        groups: Groups that may be sent side by side.
+        ordered: A failed event holds later ones of its resource.
+        proven: The receiver has accepted something since the sink was opened.
+        refused: Events that were refused since anything was accepted; it is added to.
+        late: Events that failed in the deliveries before, by the receiver's fault perhaps.
+        known: Events that are known to fail by their own fault.
         patience: Stop after this many consecutive requests without an answer (without those of events known to get none).
     """
 
     def __init__(
-        self, groups: Sequence[Sequence[list[Entry]]], late: frozenset[int], slow: frozenset[int], patience: int
+        self,
+        groups: Iterable[_Group],
+        *,
+        ordered: bool,
+        proven: bool,
+        refused: set[int],
+        late: frozenset[int],
+        known: frozenset[int],
+        patience: int,
     ) -> None:
-        self._lock = threading.Lock()
         self._groups = deque(groups)
+        self._ordered = ordered
+        self._proven = proven
         self._late = late
-        self._slow = slow
+        self._known = known
         self._patience = patience
-        self._unanswered = 0
+        self._refused = refused
+        self._silent = 0
+        self._held: set[str] = set()
+        self._failed: dict[int, tuple[Classification, bool]] = {}
         self.delivered: set[int] = set()
-        self.timed_out: set[int] = set()
-        self.failures: list[Failure] = []
         self.answered = False
-        self.stopped = False
-        self.silent: Classification | None = None
-        self.unavailable: Classification | Exception | None = None
+        self.unavailable: Classification | None = None
 
-    def next_group(self) -> Sequence[list[Entry]] | None:
-        """Take the next group; None if there is none, or after a stop."""
-        with self._lock:
-            return self._groups.popleft() if self._groups and not self.stopped else None
+    def next_request(self) -> tuple[_Group, list[Entry]] | None:
+        """Return a request, without events that wait behind a failed one, and its group; None if there is none now."""
+        while self._groups and self.unavailable is None:
+            group = self._groups.popleft()
+            while group:
+                request = group.popleft()
+                if self._held:
+                    request = [entry for entry in request if entry.fields.resource_uri not in self._held]
+                if request:
+                    return group, request
+        return None
 
-    def record(self, request: Sequence[Entry], failed: Classification | None, *, answered: bool) -> None:
-        """Note the result of a request, except for the failures of its events."""
-        seqs = {entry.seq for entry in request}
-        with self._lock:
-            if answered:
-                self.answered, self._unanswered = True, 0
-            if failed is None:
-                self.delivered |= seqs
-            elif failed.scope == "sink":
-                self._stop(failed)
-            elif not answered:
-                self.timed_out |= seqs
-                self.silent = failed
-                expected = self._slow | self._late if self.answered else self._slow
-                self._unanswered += not seqs <= expected
-                self.stopped |= self._unanswered >= self._patience
+    def record(self, group: _Group, request: list[Entry], failed: Classification | None, *, answered: bool) -> None:
+        """Note the end of a request."""
+        self._groups.appendleft(group)
+        self.answered |= answered
+        self._silent *= not answered
+        if failed is None:
+            self.delivered.update(entry.seq for entry in request)
+            return
+        refused = answered and (failed.outcome == "rejected" or failed.reason == "unauthorized")
+        if refused and failed.scope == "event" and len(request) > 1:
+            middle = len(request) // 2
+            group.extendleft((request[middle:], request[:middle]))
+            return
+        for entry in request:
+            if entry.fields.resource_uri not in self._held:
+                self._failed[entry.seq] = failed, answered
+            if self._ordered and failed.outcome == "retry":
+                self._held.add(entry.fields.resource_uri)
+        if answered:
+            if not self.delivered and (failed.reason == "unauthorized" or not self._proven):
+                self._refused.update(entry.seq for entry in request if entry.seq not in self._known)
+        else:
+            expected = self._known | self._late if self.answered else self._known
+            self._silent += any(entry.seq not in expected for entry in request)
+        if failed.scope == "sink" or self._silent >= self._patience or len(self._refused) >= _MAX_REFUSALS:
+            self.unavailable = self.unavailable or failed
 
-    def fail(self, bug: Exception) -> None:
-        """End the delivery because of a bug."""
-        with self._lock:
-            self._stop(bug)
+    def _is_receivers_fault(self, failed: Classification, *, answered: bool) -> bool:
+        if not answered:
+            return not self.answered
+        refused = failed.outcome == "rejected" and not self._proven
+        return not self.delivered and (failed.reason == "unauthorized" or refused)
 
-    def _stop(self, error: Classification | Exception) -> None:
-        self.stopped = True
-        self.unavailable = self.unavailable or error
+    def conclude(self) -> Classification | None:
+        """Return the failure that makes the sink unavailable, if there is one; the module's docstring has the rules."""
+        unknown = (end for seq, end in self._failed.items() if seq not in self._known)
+        faults = (failed for failed, answered in unknown if self._is_receivers_fault(failed, answered=answered))
+        return self.unavailable or next(faults, None)
+
+    def failed(self, *outcomes: str) -> set[int]:
+        """Return the events that failed with one of these outcomes."""
+        return {seq for seq, (failed, _) in self._failed.items() if failed.outcome in outcomes}
+
+    def failure(self, entry: Entry) -> Failure:
+        """Return the failure of an event that was not delivered."""
+        return self._failed[entry.seq][0].failure(entry) if entry.seq in self._failed else Failure.held(entry)
 
 
 class WebhookSink:
@@ -101,29 +144,29 @@ class WebhookSink:
     def __init__(self, name: str, settings: WebhookSettings) -> None:
         self.name = name
         self._settings = settings
-        self._url = read_url(settings.url)
-        self._where = self._url.netloc or ""
-        self._headers = request_headers(settings)
-        self._clients: list[TimedClient] = []
+        self._where = read_url(settings.url).netloc or ""
+        self._secrets = secrets_of(settings)
+        self._client: Client[tuple[_Group, list[Entry]]] | None = None
+        self._proven = False
+        self._refused: set[int] = set()
         self._late: frozenset[int] = frozenset()
-        self._slow: frozenset[int] = frozenset()
+        self._known: frozenset[int] = frozenset()
 
     def open(self) -> None:
-        """Read the certificates and connect, without a request.
+        """Read the certificates, and see if a connection can be opened, without a request.
+
+        It is closed again: a receiver that serves one connection at a time would serve nobody else.
 
         Raises:
             Unavailable: A certificate can't be read, or the receiver can't be reached.
         """
         self.close()
-        settings = self._settings
-        context = tls_context(settings) if self._url.scheme == "https" else None
-        try:
-            clients = [TimedClient(self._url, settings.timeout, context) for _ in range(settings.connections)]
-            clients[0].connect()
-        except NoConnection as error:
-            failed = classify_exception(error, self._where, settings.timeout)
-            raise Unavailable(failed.error, failed.reason) from error
-        self._clients = clients
+        self._proven, self._refused = False, set()
+        self._client = Client(self._settings)
+        if (error := self._client.connect()) is not None:
+            self.close()
+            failed = classify_error(error, self._where, self._settings.timeout)
+            raise Unavailable(failed.error, failed.reason)
 
     def deliver(self, entries: Sequence[Entry]) -> Sequence[Failure]:
         """Send all entries.
@@ -131,108 +174,65 @@ class WebhookSink:
         Raises:
             Unavailable: The receiver is not available; with the events that it has acknowledged.
         """
-        clients = self._clients
-        if not clients:
+        client, settings = self._client, self._settings
+        if client is None:
             raise Unavailable("the sink is not open", "internal")
         groups = self._groups(entries)
-        delivery = Delivery(groups, self._late, self._slow, patience=max(2, min(len(groups), len(clients))))
+        delivery = Delivery(
+            groups,
+            ordered=settings.ordering == "resource",
+            proven=self._proven,
+            refused=self._refused,
+            late=self._late,
+            known=self._known,
+            patience=max(2, min(len(groups), settings.connections)),
+        )
         self.delivered = delivery.delivered
-        # This thread is the first worker. The others are daemons, so that the end of the process does not wait for a request.
-        workers = [
-            threading.Thread(target=self._work, args=(delivery, client), daemon=True, name=f"{self.name} worker")
-            for client in clients[1 : len(groups)]
-        ]
-        try:
-            for worker in workers:
-                worker.start()
-        except RuntimeError as error:  # The system is out of threads.
-            delivery.fail(error)
-        self._work(delivery, clients[0])
-        for worker in workers:
-            if worker.ident is not None:
-                worker.join()
-        return self._conclude(delivery, len(entries))
+
+        def next_request() -> Request[tuple[_Group, list[Entry]]] | None:
+            if (found := delivery.next_request()) is None:
+                return None
+            return Request(found, _identity(found[1]), _body(found[1], settings.format))
+
+        for (group_, request), end in client.send(next_request):
+            if isinstance(end, NoResponse):
+                delivery.record(group_, request, classify_error(end, self._where, settings.timeout), answered=False)
+            else:
+                failed = classify(end, self._where, self._secrets, datetime.now(UTC))
+                delivery.record(group_, request, failed, answered=True)
+        self._conclude(delivery)
+        return [delivery.failure(entry) for entry in entries if entry.seq not in delivery.delivered]
 
     def close(self) -> None:
-        """Close all connections. Requests in other threads fail soon."""
-        clients, self._clients = self._clients, []
-        for client in clients:
+        """Close all connections. A delivery in another thread fails soon."""
+        client, self._client = self._client, None
+        if client is not None:
             client.close()
 
-    def _groups(self, entries: Sequence[Entry]) -> list[list[list[Entry]]]:
-        """Divide the entries into groups that may be sent side by side, each a list of requests."""
+    def _groups(self, entries: Sequence[Entry]) -> list[_Group]:
+        """Divide the entries into groups that may be sent side by side."""
         settings = self._settings
+        ordered = settings.ordering == "resource"
         if settings.format == "event":
-            ordered = settings.ordering == "resource"
-            groups = [[[entry] for entry in entries_of_one] for entries_of_one in group(entries, ordered=ordered)]
+            groups = [deque([entry] for entry in entries_of_one) for entries_of_one in group(entries, ordered=ordered)]
         else:
             requests = list(_batches(entries, settings.batch.max_events, settings.batch.max_bytes))
-            groups = [requests] if settings.ordering == "resource" else [[request] for request in requests]
-        groups.sort(key=lambda requests: bool(requests) and requests[0][0].seq in self._late)
+            groups = [deque(requests)] if ordered and requests else [deque([request]) for request in requests]
+        groups.sort(key=lambda requests: requests[0][0].seq in self._late)
         return groups
 
-    def _key(self, entry: Entry) -> Hashable:
-        """Return the ordering key of an entry."""
-        return entry.fields.resource_uri if self._settings.ordering == "resource" else entry.seq
-
-    def _work(self, delivery: Delivery, client: TimedClient) -> None:
-        try:
-            while (requests := delivery.next_group()) is not None:
-                self._send_group(delivery, client, requests)
-        except Exception as bug:  # noqa: BLE001 - `deliver` raises it in the forwarder's thread
-            delivery.fail(bug)
-
-    def _send_group(self, delivery: Delivery, client: TimedClient, requests: Sequence[list[Entry]]) -> None:
-        """Send requests one after another. Hold events behind a failed one; send a rejected batch again in halves."""
-        todo = deque(requests)
-        waiting: set[Hashable] = set()
-        while todo and not delivery.stopped:
-            request = todo.popleft()
-            if waiting:
-                delivery.failures.extend([Failure.held(entry) for entry in request if self._key(entry) in waiting])
-                request = [entry for entry in request if self._key(entry) not in waiting]
-            if not request:
-                continue
-            failed, answered = self._send(client, request)
-            delivery.record(request, failed, answered=answered)
-            if failed is None or failed.scope == "sink":
-                continue
-            if failed.outcome == "retry":
-                for entry in request:
-                    held = self._key(entry) in waiting
-                    delivery.failures.append(Failure.held(entry) if held else failed.failure(entry))
-                    waiting.add(self._key(entry))
-            elif len(request) > 1:
-                middle = len(request) // 2
-                todo.extendleft((request[middle:], request[:middle]))
-            else:
-                delivery.failures.append(failed.failure(request[0]))
-
-    def _send(self, client: TimedClient, request: Sequence[Entry]) -> tuple[Classification | None, bool]:
-        """Send a request; return its classification, None if it was accepted, and True if there was an answer."""
-        settings = self._settings
-        headers = {**self._headers, "webhook-id": _identity(request)}
-        try:
-            answer = client.request(settings.method, headers, _body(request, settings.format))
-        except (NoConnection, OSError, HTTPException) as error:
-            return classify_exception(error, self._where, settings.timeout), False
-        return classify(answer, self._where, datetime.now(UTC)), True
-
-    def _conclude(self, delivery: Delivery, count: int) -> Sequence[Failure]:
-        """Return the failures of a delivery of `count` events. The module's docstring explains timeouts."""
-        error = delivery.unavailable
-        if isinstance(error, Exception):
-            raise error
-        untried = len(delivery.delivered) + len(delivery.failures) < count
-        if error is None and (untried or not (delivery.answered or delivery.timed_out <= self._slow)):
-            error = delivery.silent
-        if error is not None:
-            self._late |= delivery.timed_out
+    def _conclude(self, delivery: Delivery) -> None:
+        """Remember who is at fault for what failed; raise `Unavailable` if it is the receiver."""
+        if delivery.delivered:
+            self._proven, self._refused = True, set()
+        if (error := delivery.conclude()) is not None:
+            self._late |= delivery.failed("retry", "rejected")
             raise Unavailable(error.error, error.reason, retry_after=error.retry_after, delivered=delivery.delivered)
-        unanswered = self._slow | delivery.timed_out | (self._late if delivery.answered else frozenset())
-        slow = unanswered - delivery.delivered
-        self._late, self._slow = frozenset(), slow if len(slow) <= 10_000 else frozenset()
-        return delivery.failures
+        known = self._known | (self._late if delivery.answered else frozenset())
+        if not self._refused:
+            known |= delivery.failed("retry")
+        known -= delivery.delivered
+        self._late, self._known = frozenset(), known if len(known) <= 10_000 else frozenset()
 
 
 def _batches(entries: Sequence[Entry], max_events: int, max_bytes: int) -> Iterator[list[Entry]]:

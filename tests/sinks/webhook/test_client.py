@@ -1,19 +1,17 @@
 import base64
-import logging
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from http.client import HTTPException
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
-from sinks.webhook.client import Response, TimedClient
-from sinks.webhook.url import NoConnection, read_url
+from sinks.webhook.client import Client, NoResponse, Request, Response
+from sinks.webhook.errors import classify_error
+from sinks.webhook.settings import WebhookSettings
 from tests.support.servers.receiver import Receiver, drip, make_certificate, reply, server_context
 from tests.support.waiting import until
 
@@ -23,7 +21,7 @@ TOO_LONG = 8.0
 
 LONG = b"x" * 2000
 
-Make = Callable[..., TimedClient]
+Make = Callable[..., Client[None]]
 
 
 @pytest.fixture(scope="session")
@@ -42,9 +40,9 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_client(certificate: tuple[Path, Path]) -> Iterator[Make]:
     clients = []
 
-    def make(url: str, timeout: float = TIMEOUT) -> TimedClient:
-        context = ssl.create_default_context(cafile=certificate[0]) if url.startswith("https") else None
-        clients.append(TimedClient(read_url(url), timeout, context))
+    def make(url: str, timeout: float = TIMEOUT, **given: Any) -> Client[None]:
+        settings = WebhookSettings.model_validate({"url": url, "timeout": timeout, "ca_file": certificate[0]} | given)
+        clients.append(Client[None](settings))
         return clients[-1]
 
     yield make
@@ -73,8 +71,28 @@ def tls_receiver(certificate: tuple[Path, Path]) -> Iterator[Receiver]:
     receiver.stop()
 
 
-def post(client: TimedClient, body: bytes = b"{}") -> Response:
-    return client.request("POST", {"content-type": "application/json"}, body)
+def end(client: Client[None], body: bytes = b"{}") -> Response | NoResponse:
+    """Send a request, and return its end."""
+    requests = iter([Request(None, "an-id", body)])
+    ((_, ended),) = client.send(lambda: next(requests, None))
+    return ended
+
+
+def post(client: Client[None], body: bytes = b"{}") -> Response:
+    ended = end(client, body)
+    assert isinstance(ended, Response), ended
+    return ended
+
+
+def failure(error: Response | NoResponse | None) -> str:
+    """Return what concerns a failure, its label and its words."""
+    assert isinstance(error, NoResponse), error
+    failed = classify_error(error, "it", TIMEOUT)
+    return f"{failed.scope} {failed.reason}: {failed.error}"
+
+
+NOT_CONNECTED = "sink unreachable: it: no connection within 0.4 s"
+TIMED_OUT = "event timeout: it did not answer within 0.4 s"
 
 
 class Listener:
@@ -117,8 +135,7 @@ def test_headers_that_drip_are_cut_at_the_deadline(receiver: Receiver, make_clie
     receiver.answer = lambda _: drip(b"HTTP/1.1 200 OK\r\nX-Slow: " + LONG)
     started = time.monotonic()
 
-    with pytest.raises(TimeoutError):
-        post(make_client(receiver.url))
+    assert failure(end(make_client(receiver.url))) == TIMED_OUT
 
     assert time.monotonic() - started < TOO_LONG
 
@@ -139,8 +156,7 @@ def test_a_body_that_drips_is_cut_at_the_deadline_and_the_status_counts(receiver
 def test_silence_is_cut_at_the_deadline(receiver: Receiver, make_client: Make) -> None:
     receiver.gate.clear()
 
-    with pytest.raises(TimeoutError):
-        post(make_client(receiver.url))
+    assert failure(end(make_client(receiver.url))) == TIMED_OUT
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
@@ -156,8 +172,7 @@ def test_a_large_body_that_is_taken_slowly_is_cut_at_the_deadline(
         client = make_client(f"{'https' if tls else 'http'}://localhost:{listener.port}/")
         started = time.monotonic()
 
-        with pytest.raises(TimeoutError):
-            post(client, b"x" * 20_000_000)
+        assert failure(end(client, b"x" * 20_000_000)) == TIMED_OUT
 
         assert time.monotonic() - started < TOO_LONG
 
@@ -171,11 +186,9 @@ def test_a_tls_handshake_that_does_not_end_is_cut_at_the_deadline(
     with Listener(talk) as listener:
         started = time.monotonic()
 
-        with pytest.raises(NoConnection) as no_connection:
-            make_client(f"https://localhost:{listener.port}/").connect()
+        assert failure(make_client(f"https://localhost:{listener.port}/").connect()) == NOT_CONNECTED
 
         assert time.monotonic() - started < TOO_LONG
-        assert isinstance(no_connection.value.__cause__, TimeoutError)
 
 
 def test_connecting_that_does_not_end_is_cut_at_the_deadline(make_client: Make) -> None:
@@ -189,10 +202,8 @@ def test_connecting_that_does_not_end_is_cut_at_the_deadline(make_client: Make) 
             filler.settimeout(0)
             filler.connect_ex(("127.0.0.1", port))
 
-        with pytest.raises(NoConnection) as no_connection:
-            make_client(f"http://127.0.0.1:{port}/").connect()
+        assert failure(make_client(f"http://127.0.0.1:{port}/").connect()) == NOT_CONNECTED
 
-        assert isinstance(no_connection.value.__cause__, TimeoutError)
         for filler in fillers:
             filler.close()
 
@@ -216,15 +227,13 @@ def test_interim_responses_are_read_over(receiver: Receiver, make_client: Make, 
 def test_interim_responses_without_an_end_are_cut_at_the_deadline(receiver: Receiver, make_client: Make) -> None:
     receiver.answer = lambda _: drip(b"HTTP/1.1 102 Processing\r\n\r\n" * 100)
 
-    with pytest.raises(TimeoutError):
-        post(make_client(receiver.url))
+    assert failure(end(make_client(receiver.url))) == TIMED_OUT
 
 
 def test_one_connection_serves_many_requests(receiver: Receiver, make_client: Make) -> None:
     bodies = [reply(200), reply(204), reply(500, b"x" * 60_000), reply(422, b"no"), CHUNKED]
     receiver.answer = lambda _: bodies[len(receiver.requests) % len(bodies)]
     client = make_client(receiver.url, timeout=10)
-    client.connect()
 
     for _ in range(20):
         post(client)
@@ -265,7 +274,7 @@ def test_an_idle_connection_that_was_closed_is_replaced(receiver: Receiver, make
 
 
 def test_what_comes_unasked_on_an_idle_connection_is_no_answer(plain_receiver: Receiver, make_client: Make) -> None:
-    # HAProxy announces with 408 that it closes an idle connection.
+    # HAProxy announces with 408 that it closes an idle connection. libcurl looks at those that were idle for a second.
     announced = threading.Event()
 
     def announce(connection: socket.socket) -> None:
@@ -281,6 +290,7 @@ def test_what_comes_unasked_on_an_idle_connection_is_no_answer(plain_receiver: R
     assert post(client).status == 200
     answered.set()
     announced.wait(10)
+    threading.Event().wait(1.1)
     assert post(client).status == 200
 
     assert [request.connection for request in plain_receiver.requests] == [1, 2]
@@ -299,10 +309,9 @@ def test_a_request_is_repeated_once_if_a_used_connection_closes_on_it(receiver: 
 def test_a_new_connection_that_closes_without_an_answer_is_an_error(receiver: Receiver, make_client: Make) -> None:
     receiver.answer = lambda _: None
 
-    with pytest.raises(OSError, match="closed") as error:
-        post(make_client(receiver.url, timeout=10))
+    ended = end(make_client(receiver.url, timeout=10))
 
-    assert not isinstance(error.value, TimeoutError)
+    assert failure(ended) == "event unreachable: it closed the connection instead of an answer"
     assert len(receiver.requests) == 1
 
 
@@ -318,28 +327,20 @@ def test_an_answer_before_the_end_of_the_body_counts(make_client: Make) -> None:
 def test_what_is_not_http_is_an_error_of_its_own(plain_receiver: Receiver, make_client: Make) -> None:
     plain_receiver.answer = lambda _: b"220 mail.example.com ESMTP\r\n"
 
-    with pytest.raises(HTTPException):
-        post(make_client(plain_receiver.url, timeout=10))
-
-
-def test_strange_headers_do_not_bring_the_url_into_the_log(
-    plain_receiver: Receiver, make_client: Make, caplog: pytest.LogCaptureFixture
-) -> None:
-    plain_receiver.answer = lambda _: b"HTTP/1.1 200 OK\r\nno colon here\r\nContent-Length: 0\r\n\r\n"
-    with caplog.at_level(logging.WARNING):
-        post(make_client(plain_receiver.url + "?token=geheim"))
-
-    assert "geheim" not in caplog.text
+    assert failure(end(make_client(plain_receiver.url, timeout=10))) == "sink server_error: it: what it answers is not HTTP"
 
 
 def test_the_request_is_what_was_asked_for(receiver: Receiver, make_client: Make) -> None:
-    client = make_client(receiver.url + "/a b?key=value#fragment", timeout=10)
+    headers = {"x-one": "1", "x-empty": ""}
+    client = make_client(receiver.url + "/a b?key=value#fragment", timeout=10, method="PUT", headers=headers)
 
-    client.request("PUT", {"x-one": "1"}, "ü".encode())
+    post(client, "ü".encode())
 
     request = receiver.requests[0]
     assert (request.method, request.target, request.body) == ("PUT", "/hook/a%20b?key=value", "ü".encode())
-    assert request.headers["x-one"] == "1"
+    assert (request.headers["x-one"], request.headers["x-empty"]) == ("1", "")
+    assert request.headers["webhook-id"] == "an-id"
+    assert not {"expect", "cookie", "transfer-encoding"} & request.headers.keys()
     assert request.headers["host"] == f"localhost:{receiver.port}"
 
 
@@ -361,36 +362,27 @@ def test_an_ipv6_address_works(make_client: Make) -> None:
 def test_closing_wakes_a_request_that_hangs(receiver: Receiver, make_client: Make) -> None:
     receiver.gate.clear()
     client = make_client(receiver.url, timeout=60)
-    ended: list[Exception] = []
-
-    def hang() -> None:
-        try:
-            post(client)
-        except OSError as error:
-            ended.append(error)
-
-    thread = threading.Thread(target=hang, daemon=True)
+    ended: list[Response | NoResponse] = []
+    thread = threading.Thread(target=lambda: ended.append(end(client)), daemon=True)
     thread.start()
     until(lambda: len(receiver.requests) == 1)
     client.close()
     thread.join(10)
 
-    assert len(ended) == 1
-    with pytest.raises(NoConnection):
-        client.connect()
+    assert [failure(each) for each in ended] == ["sink unreachable: it: Operation was aborted by an application callback"]
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+@pytest.mark.parametrize(
+    ("host", "given", "words"),
+    [("localhost", {"ca_file": None}, "self-signed certificate"), ("127.0.0.1", {}, "no alternative certificate subject name")],
+)
 def test_a_certificate_that_is_not_trusted_or_of_another_name_is_refused(
-    tls_receiver: Receiver, certificate: tuple[Path, Path], host: str
+    tls_receiver: Receiver, make_client: Make, host: str, given: dict[str, Any], words: str
 ) -> None:
-    url = read_url(f"https://{host}:{tls_receiver.port}/")
-    trust = ssl.create_default_context(cafile=None if host == "localhost" else certificate[0])
+    client = make_client(f"https://{host}:{tls_receiver.port}/", timeout=10, **given)
 
-    with pytest.raises(NoConnection) as no_connection:
-        TimedClient(url, 10, trust).connect()
-
-    assert isinstance(no_connection.value.__cause__, ssl.SSLCertVerificationError)
+    assert f"sink tls: it: the certificate is not accepted: {words}" in failure(client.connect())
+    assert f"sink tls: it: the certificate is not accepted: {words}" in failure(end(client))
 
 
 class Proxy(Listener):
@@ -446,25 +438,52 @@ def test_no_proxy_is_used_for_hosts_that_are_excepted(
     assert post(make_client(tls_receiver.url, timeout=10)).status == 200
 
 
+@pytest.mark.parametrize("excepted", ["127.0.0.0/8", "10.0.0.0/8, 127.0.0.1", "*"])
+def test_networks_are_excepted_from_the_proxy(
+    receiver: Receiver, make_client: Make, monkeypatch: pytest.MonkeyPatch, excepted: str
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", excepted)
+    client = make_client(receiver.url.replace("localhost", "127.0.0.1"), timeout=10)
+
+    assert "the proxy" not in str(end(client))
+
+
+def test_a_plain_url_is_never_sent_to_a_proxy(
+    plain_receiver: Receiver, make_client: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+
+    assert post(make_client(plain_receiver.url, timeout=10)).status == 200
+
+
 def test_a_proxy_that_refuses_or_drips_is_no_connection(make_client: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     with Proxy(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n") as proxy:
         monkeypatch.setenv("HTTPS_PROXY", f"127.0.0.1:{proxy.port}")
-        with pytest.raises(NoConnection) as no_connection:
-            make_client("https://localhost:1/", timeout=10).connect()
-    assert "407" in str(no_connection.value.__cause__)
+        error = failure(make_client("https://localhost:1/", timeout=10).connect())
+    assert error == "sink unreachable: it: the proxy refuses: CONNECT tunnel failed, response 407"
 
     with Listener(drip(LONG)) as listener:
         monkeypatch.setenv("HTTPS_PROXY", f"127.0.0.1:{listener.port}")
-        with pytest.raises(NoConnection) as no_connection:
-            make_client("https://localhost:1/").connect()
-    assert isinstance(no_connection.value.__cause__, TimeoutError)
+        assert failure(make_client("https://localhost:1/").connect()) == NOT_CONNECTED
 
 
-@pytest.mark.parametrize("proxy", ["https://127.0.0.1:1", "http://[", "socks5://127.0.0.1:1"])
-def test_a_proxy_that_can_not_be_used_is_said_to_be_so(make_client: Make, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+@pytest.mark.parametrize(
+    ("proxy", "words"),
+    [
+        ("http://[", "HTTPS_PROXY must look like http://host:port"),
+        ("http://u:geheim@127.0.0.1:port", "HTTPS_PROXY must look like http://host:port"),
+        ("ftp://u:geheim@127.0.0.1:1", "HTTPS_PROXY must look like http://host:port"),
+        ("http://u:geheim@127.0.0.1:1", "the proxy: Connection refused"),
+        ("https://u:geheim@127.0.0.1:1", "the proxy: Connection refused"),
+        ("socks5h://u:geheim@127.0.0.1:1", "the proxy: Connection refused"),
+        ("http://u:geheim@nobody.invalid", "no address for the name of the proxy"),
+    ],
+)
+def test_a_proxy_that_can_not_be_used_is_said_to_be_so(
+    make_client: Make, monkeypatch: pytest.MonkeyPatch, proxy: str, words: str
+) -> None:
     monkeypatch.setenv("HTTPS_PROXY", proxy)
 
-    with pytest.raises(NoConnection) as no_connection:
-        make_client("https://localhost:1/")
-
-    assert "HTTPS_PROXY must look like http://host:port" in str(no_connection.value.__cause__)
+    assert failure(make_client("https://localhost:1/", timeout=10).connect()) == f"sink unreachable: it: {words}"

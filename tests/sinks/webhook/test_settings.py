@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from sinks.webhook.settings import WebhookSettings, request_headers
+from sinks.webhook.settings import WebhookSettings, read_url, request_headers
 
 
 def settings(**given: Any) -> WebhookSettings:
@@ -69,3 +69,25 @@ def test_credentials_become_an_authorization_header() -> None:
     # The example of RFC 7617, section 2.1: a user name and password outside of ASCII.
     assert request_headers(settings(username="test", password="123\u00a3"))["authorization"] == "Basic dGVzdDoxMjPCow=="
     assert request_headers(settings(token="abc"))["authorization"] == "Bearer abc"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ftp://hooks.example.com/geheim", "must look like"),
+        ("hooks.example.com/geheim", "must look like"),
+        ("https:///geheim", "must look like"),
+        ("", "must look like"),
+        ("https://geheim@hooks.example.com/", "instead"),
+        ("https://user:geheim@hooks.example.com/", "`username` and `password`"),
+        ("https://hooks.example.com:geheim/", "not a URL"),
+        ("https://hooks.example.com:99999/geheim", "not a URL"),
+        ("http://[::1/geheim", "not a URL"),
+        (f"https://{'a' * 64}.example.com/geheim", "not a URL"),
+    ],
+)
+def test_what_is_no_address_of_a_receiver_is_refused_in_words(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as error:
+        read_url(text)
+
+    assert "geheim" not in str(error.value)

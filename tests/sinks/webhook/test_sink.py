@@ -2,8 +2,10 @@ import subprocess
 import sys
 import textwrap
 import threading
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +125,7 @@ def test_as_many_requests_as_connections_are_under_way(receiver: Receiver, open_
     delivery.join(10)
 
     assert sorted(received(receiver)) == sorted(uuids(entries))
-    assert receiver.connections == 3
+    assert len({request.connection for request in receiver.requests}) == 3
 
 
 @pytest.mark.parametrize(("ordering", "under_way"), [("resource", 1), ("none", 4)])
@@ -362,7 +364,7 @@ def test_a_client_certificate_is_shown_and_the_receivers_is_checked(tmp_path: Pa
 
     sink.open()
     assert sink.deliver(make_entries(20)) == []
-    assert receiver.connections <= 4
+    assert len({request.connection for request in receiver.requests}) <= 4
     # With TLS 1.3 the receiver looks at the client's certificate after the client is done.
     stranger.open()
     with pytest.raises(Unavailable) as refused:
@@ -428,3 +430,143 @@ def test_a_bug_is_raised_and_not_taken_for_an_acknowledgement(open_sink: Make) -
         sink.deliver([*make_entries(3), Entry(4, 0.0, b"{"), *make_entries(3)])
 
     assert not isinstance(bug.value, Unavailable)
+
+
+@pytest.mark.parametrize("form", ["event", "batch", "lines"])
+@pytest.mark.parametrize("status", [400, 403, 415, 422, 500])
+def test_a_receiver_that_has_accepted_nothing_is_unavailable_whatever_it_says(
+    receiver: Receiver, open_sink: Make, status: int, form: str
+) -> None:
+    receiver.answer = lambda _: reply(status, b"The SSL certificate error")
+    sink = open_sink(format=form, batch={"max_events": 3})
+
+    for _ in range(2):
+        with pytest.raises(Unavailable, match=f"answered {status} [^:]+: The SSL certificate error"):
+            sink.deliver(make_entries(60, resources=60))
+
+    assert len(receiver.requests) < 60
+
+
+def test_the_first_event_that_a_receiver_rejects_waits_until_it_accepts_another(receiver: Receiver, open_sink: Make) -> None:
+    bad, *others = make_entries(3, resources=3)
+    receiver.answer = lambda request: reply(400 if request.uuids == [bad.fields.uuid] else 200)
+    sink = open_sink()
+
+    with pytest.raises(Unavailable, match="answered 400"):
+        sink.deliver([bad])
+    assert outcomes(sink.deliver([bad, *others])) == {bad.seq: "rejected"}
+    assert outcomes(sink.deliver([bad])) == {bad.seq: "rejected"}
+    sink.open()
+    assert outcomes(sink.deliver([bad])) == {bad.seq: "rejected"}
+
+
+def test_a_receiver_that_fails_for_ten_events_and_takes_none_is_unavailable(receiver: Receiver, open_sink: Make) -> None:
+    receiver.answer = lambda _: reply(500)
+
+    entries = make_entries(12, resources=12)
+    sink = open_sink()
+
+    for entry in entries[:9] * 2:
+        assert outcomes(sink.deliver([entry])) == {entry.seq: "retry"}
+    with pytest.raises(Unavailable, match="answered 500"):
+        sink.deliver(entries[9:])
+
+
+@pytest.mark.parametrize("form", ["event", "batch", "lines"])
+def test_an_event_that_is_forbidden_while_others_are_accepted_is_to_blame_itself(
+    receiver: Receiver, open_sink: Make, form: str
+) -> None:
+    # As a web application firewall does.
+    entries = make_entries(40, resources=40)
+    receiver.answer = lambda request: reply(403 if entries[0].fields.uuid in request.uuids else 200)
+    sink = open_sink(format=form)
+
+    assert outcomes(sink.deliver(entries)) == {1: "retry"}
+    # Offered again it may be alone, and still does not make the receiver unavailable.
+    sink.close()
+    sink.open()
+    (failure,) = sink.deliver(entries[:1])
+
+    assert (failure.outcome, failure.reason) == ("retry", "unauthorized")
+
+
+def test_a_forbidden_event_that_comes_alone_does_not_keep_the_next_ones_from_being_sent(
+    receiver: Receiver, open_sink: Make
+) -> None:
+    bad, *others = make_entries(3, resources=3)
+    receiver.answer = lambda request: reply(403 if request.uuids == [bad.fields.uuid] else 200)
+    sink = open_sink()
+
+    assert sink.deliver(others) == []
+    with pytest.raises(Unavailable, match="403 Forbidden") as unavailable:
+        sink.deliver([bad])
+    assert unavailable.value.reason == "unauthorized"
+    assert outcomes(sink.deliver([bad, *others])) == {bad.seq: "retry"}
+
+
+def test_what_the_receiver_says_has_no_credentials_in_it(receiver: Receiver, open_sink: Make) -> None:
+    def echo(request: Request) -> bytes:
+        said = f"{request.method} {request.target} {request.headers}\x1b[31m"
+        return reply(422 if request.uuids[0] in bad else 200, said.encode())
+
+    hook = "/services/T0B1geheimC2D3E4"
+    sink = open_sink(url=f"{receiver.url}{hook}?key=gehe%69m", username="u", password="geheim", headers={"X": "geheim"})
+    entries = make_entries(20)
+    bad = uuids(entries[::2])
+
+    receiver.answer = echo
+
+    failures = sink.deliver(entries)
+
+    assert len(failures) == 10
+    for failure in failures:
+        assert "POST /hook/services/***?key=***" in failure.error
+        assert "geheim" not in failure.error
+        assert "gehe%69m" not in failure.error
+        assert "dTpnZWhlaW0=" not in failure.error
+        assert failure.error.isprintable()
+
+
+class OneByOne(BaseHTTPRequestHandler):
+    """Serves one connection at a time, each to its end."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+def test_a_receiver_with_one_worker_is_not_blocked_by_an_open_sink() -> None:
+    with HTTPServer(("127.0.0.1", 0), OneByOne) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+        sink = WebhookSink("hook", WebhookSettings(url=url, connections=1))
+        sink.open()
+
+        with urllib.request.urlopen(urllib.request.Request(url, b"{}", headers={"Connection": "close"}), timeout=10) as answer:
+            assert answer.status == 200
+        assert sink.deliver(make_entries(20)) == []
+
+        sink.close()
+        server.shutdown()
+
+
+def test_a_missing_or_wrong_file_is_named(receiver: Receiver, tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path, password="secret")
+    (tmp_path / "empty").touch()
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"ca_file": tmp_path / "none"}, f"ca_file {tmp_path}/none: No such file"),
+        ({"ca_file": tmp_path / "empty"}, f"ca_file {tmp_path}/empty: "),
+        ({"cert_file": tmp_path / "none"}, f"cert_file {tmp_path}/none: not usable with its key: "),
+        ({"cert_file": certificate, "key_file": key}, "not usable with its key: "),
+        ({"cert_file": certificate, "key_file": key, "key_password": "geheim"}, "not usable with its key: "),
+    ]
+    for given, words in cases:
+        sink = WebhookSink("hook", WebhookSettings.model_validate({"url": f"https://localhost:{receiver.port}/"} | given))
+        with pytest.raises(Unavailable, match=words) as unavailable:
+            sink.open()
+        assert unavailable.value.reason == "tls"
+        assert "geheim" not in str(unavailable.value)
