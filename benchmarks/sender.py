@@ -9,18 +9,17 @@ until it is terminated.
 """
 
 import argparse
-import base64
-import hashlib
 import json
+import logging
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+
+from websockets.sync.server import ServerConnection, serve
 
 from benchmarks.events import frames_in_chunks, stamped_event
-from bridge.frames import PING, PONG, TEXT, FrameReader, encode
+from bridge.frames import TEXT, encode
 
 
 def main() -> None:
@@ -30,33 +29,19 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.0)
     args = parser.parse_args()
     send = _paced(args.events, args.rate) if args.rate else _blast(list(frames_in_chunks(args.events)))
+    sends = iter([send])
+
+    def handle(connection: ServerConnection) -> None:
+        # Whole frames, past the library, which would make them one by one.
+        next(sends, _nothing)(connection.socket)
+        for _ in connection:
+            pass
+
     listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-    print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
-    while True:
-        connection, _ = listener.accept()
-        threading.Thread(target=_serve, args=(connection, send), daemon=True).start()
-        send = _nothing
-
-
-def _serve(connection: socket.socket, send: Callable[[socket.socket], None]) -> None:
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    with connection, suppress(ConnectionError):
-        _shake_hands(connection)
-        send(connection)
-        _answer_pings(connection)
-
-
-def _shake_hands(connection: socket.socket) -> None:
-    """Do the server's part (RFC 6455, section 4.2); the client's request is not checked."""
-    request = b""
-    while b"\r\n\r\n" not in request:
-        request += connection.recv(4096)
-    key = next(line.split(b": ", 1)[1] for line in request.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key: "))
-    accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
-    connection.sendall(
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
-    )
+    logging.disable()  # A connection that is lost is no news.
+    with serve(handle, sock=listener, compression=None, ping_interval=None) as server:
+        print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
+        server.serve_forever()
 
 
 def _blast(chunks: Sequence[bytes]) -> Callable[[socket.socket], None]:
@@ -84,14 +69,6 @@ def _paced(events: int, rate: float) -> Callable[[socket.socket], None]:
 
 def _nothing(_: socket.socket) -> None:
     """Send nothing: all connections but the first."""
-
-
-def _answer_pings(connection: socket.socket) -> None:
-    reader = FrameReader(1 << 16, masked=True)
-    while data := connection.recv(4096):
-        for control in reader.feed(data).controls:
-            if control.opcode == PING:
-                connection.sendall(encode(PONG, control.payload))
 
 
 if __name__ == "__main__":

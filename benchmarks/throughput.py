@@ -81,7 +81,10 @@ def _sender_alone(events: int) -> float:
     with sender(f"--events={events}") as (source, url):
         host, port = url.removeprefix("ws://").split(":")
         with socket.create_connection((host, int(port))) as connection:
-            connection.sendall(b"GET / HTTP/1.1\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+            connection.sendall(
+                b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+                b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            )
             connection.recv(len(room))
             source.go()
             while left > 0:

@@ -1,4 +1,4 @@
-"""Websocket frames (RFC 6455, section 5): bytes in, messages out; no sockets.
+"""Websocket frames of a server (RFC 6455, section 5): bytes in, messages out; no sockets.
 
 One read of a busy socket brings hundreds of small frames. websocket-client takes them one by one, with two or three system
 calls each; here all complete frames of a read are taken at once (docs/benchmarks.md has the difference).
@@ -54,7 +54,6 @@ class Taken(NamedTuple):
 class _Header(NamedTuple):
     fin: bool
     opcode: int
-    mask: bytes
     start: int
     end: int
 
@@ -64,12 +63,10 @@ class FrameReader:
 
     Args:
         max_bytes: The largest message that is accepted, over all its fragments.
-        masked: Frames must be masked (a server reads a client's); otherwise they must not be (a client reads a server's).
     """
 
-    def __init__(self, max_bytes: int, *, masked: bool = False) -> None:
+    def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._masked = masked
         self._tail = bytearray()
         self._needed = _MIN_HEADER_BYTES
         self._fragments: bytearray | None = None
@@ -98,7 +95,7 @@ class FrameReader:
         """Take all complete frames; return the position of the first incomplete one."""
         messages, limit = taken.messages, self._max_bytes
         position, end = 0, len(data)
-        bulk = self._fragments is None and not self._masked
+        bulk = self._fragments is None
         self._needed = _MIN_HEADER_BYTES
         while end - position >= _MIN_HEADER_BYTES and not self._closed:
             # The common case in as few steps as Python allows: a whole text message of a server, up to 64 KiB.
@@ -116,7 +113,7 @@ class FrameReader:
             if header.end > end:
                 break
             self._accept(header, data[header.start : header.end], taken)
-            bulk = self._fragments is None and not self._masked
+            bulk = self._fragments is None
             self._needed = _MIN_HEADER_BYTES
             position = header.end
         return position
@@ -129,23 +126,20 @@ class FrameReader:
             raise ProtocolError("reserved bits are set")
         if opcode not in _OPCODES:
             raise ProtocolError(f"unknown opcode {opcode:#x}")
-        if bool(second & _MASKED) is not self._masked:
-            raise ProtocolError("a server's frame is masked" if second & _MASKED else "a client's frame is not masked")
+        if second & _MASKED:
+            raise ProtocolError("a server's frame is masked")
         if opcode >= CLOSE and (length > _MAX_CONTROL_BYTES or not first & _FIN):
             raise ProtocolError("a control frame is fragmented or too long")
         start = position + 2 + {_LENGTH_16: 2, _LENGTH_64: 8}.get(length, 0)
-        payload = start + 4 if self._masked else start
-        if payload > len(data):
-            return _Header(bool(first & _FIN), opcode, b"", payload, payload)
+        if start > len(data):
+            return _Header(bool(first & _FIN), opcode, start, start)
         if length >= _LENGTH_16:
             length = int.from_bytes(data[position + 2 : start], "big")
         if length + len(self._fragments or b"") > self._max_bytes and opcode < CLOSE:
             raise ProtocolError(f"a message is larger than {self._max_bytes} bytes", 1009)
-        return _Header(bool(first & _FIN), opcode, data[start:payload], payload, payload + length)
+        return _Header(bool(first & _FIN), opcode, start, start + length)
 
     def _accept(self, header: _Header, payload: bytes, taken: Taken) -> None:
-        if header.mask:
-            payload = _unmask(payload, header.mask)
         if header.opcode >= CLOSE:
             taken.controls.append(Control(header.opcode, payload))
             self._closed = header.opcode == CLOSE
@@ -168,9 +162,3 @@ def encode(opcode: int, payload: bytes, *, fin: bool = True) -> bytes:
     if len(payload) < 1 << 16:
         return struct.pack("!BBH", first, _LENGTH_16, len(payload)) + payload
     return struct.pack("!BBQ", first, _LENGTH_64, len(payload)) + payload
-
-
-def _unmask(payload: bytes, mask: bytes) -> bytes:
-    """Undo the client's masking: the payload as one large number, xor the mask repeated over its length."""
-    repeated = (mask * (len(payload) // 4 + 1))[: len(payload)]
-    return (int.from_bytes(payload, "big") ^ int.from_bytes(repeated, "big")).to_bytes(len(payload), "big")

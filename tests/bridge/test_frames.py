@@ -23,8 +23,8 @@ class Outcome:
     failed: bool = False
 
 
-def ours(data: bytes, cuts: list[int], *, limit: int = LIMIT, masked: bool = False) -> Outcome:
-    reader, outcome = FrameReader(limit, masked=masked), Outcome()
+def ours(data: bytes, cuts: list[int], *, limit: int = LIMIT) -> Outcome:
+    reader, outcome = FrameReader(limit), Outcome()
     for start, end in pairwise([0, *sorted(cuts), len(data)]):
         taken = reader.feed(data[start:end])
         outcome.messages += taken.messages
@@ -231,15 +231,6 @@ def test_how_a_broken_stream_is_split_changes_nothing(case: tuple[bytes, list[in
     assert ours(stream, cuts) == ours(stream, [])
 
 
-@given(st.lists(st.tuples(st.sampled_from([TEXT, BINARY]), payloads), max_size=6), st.data())
-def test_what_websocket_client_sends_is_read_with_the_masking_undone(
-    sent: list[tuple[int, bytes]], data: st.DataObject
-) -> None:
-    stream = b"".join(ABNF.create_frame(payload, opcode).format() for opcode, payload in sent)
-    cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=8))
-    assert ours(stream, cuts, masked=True) == Outcome([payload for _, payload in sent])
-
-
 @given(st.sampled_from([TEXT, BINARY, PING, PONG]), payloads, st.booleans())
 def test_what_we_encode_is_the_unmasked_frame_of_websocket_client(opcode: int, payload: bytes, fin: bool) -> None:
     frame = ABNF(int(fin), 0, 0, 0, opcode, 0, payload)
@@ -296,9 +287,3 @@ def test_a_beginning_inside_a_fragmented_message_is_refused_also_in_a_later_read
 def test_a_message_of_exactly_the_limit_is_let_in_whole_or_in_fragments() -> None:
     stream = encode(TEXT, b"1234567890") + encode(TEXT, b"12345", fin=False) + encode(CONTINUATION, b"67890")
     assert ours(stream, [], limit=10) == Outcome([b"1234567890", b"1234567890"])
-
-
-def test_a_client_that_does_not_mask_is_refused() -> None:
-    error = FrameReader(LIMIT, masked=True).feed(encode(TEXT, b"x")).error
-    assert error is not None
-    assert "not masked" in str(error)
