@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import structlog
 
 from bridge.admin.health import Health
-from bridge.admin.routes import operation_routes
+from bridge.admin.routes import Access, operation_routes
 from bridge.admin.server import Server
 from bridge.journal import Journal
 from bridge.metrics import Metrics, SinkMetrics, StreamMetrics
@@ -24,6 +24,7 @@ from bridge.source import Source
 from bridge.sources.dockercloud.source import DockerCloudSource
 from bridge.sources.engine.settings import EngineSettings
 from bridge.sources.engine.source import EngineSource
+from bridge.tls import ServerContext
 from config.load import ConfigError
 from config.plugins import installed, load_plugin
 from config.rotation import ConfigReader, FreshSecrets
@@ -155,6 +156,10 @@ def serve(settings: Settings, app: App, *, or_any_port: bool = False) -> Server 
     if settings.http.address is None:
         return None
     host, port = settings.http.address
+    try:
+        tls = ServerContext(*settings.http.tls.files) if settings.http.tls else None
+    except OSError as error:
+        raise ConfigError([f"http.tls: {error}"]) from None
     secret = token_urlsafe()
 
     def token() -> str | None:
@@ -167,12 +172,15 @@ def serve(settings: Settings, app: App, *, or_any_port: bool = False) -> Server 
         app.metrics.http_wrong_tokens.inc()
         time.sleep(_WRONG_TOKEN_SECONDS)
 
+    access = Access(secret, token, note_wrong_token)
     listen = partial(
         Server,
         health=app.health,
         registry=app.metrics.registry,
         last_tick=lambda: app.supervisor.last_tick,
-        operations=operation_routes(app.journal, secret, token, note_wrong_token),
+        operations=operation_routes(app.journal, access),
+        tls=tls,
+        is_command=access.is_command,
     )
     try:
         server = listen(host, port)

@@ -1,6 +1,7 @@
-"""TLS contexts of clients, made of the PEM files that settings name."""
+"""TLS contexts, made of the PEM files that settings name."""
 
 import ssl
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -61,6 +62,44 @@ def shared_context(ca_file: Path | None) -> ssl.SSLContext:
 @lru_cache(maxsize=16)
 def _shared_context(ca_file: Path | None, changed: int) -> ssl.SSLContext:  # noqa: ARG001 - part of the cache's key
     return client_context(ca_file)
+
+
+class ServerContext:
+    """The TLS context of a server, read again when its files have changed; the last one is kept while they can't be used.
+
+    Args:
+        cert_file: The certificate.
+        key_file: Its key.
+        client_ca_file: What signs certificates of clients; None asks for none. One that is not signed by it ends the handshake.
+
+    Raises:
+        OSError: A file can't be read, or makes no sense.
+    """
+
+    def __init__(self, cert_file: Path, key_file: Path, client_ca_file: Path | None) -> None:
+        self.asks = client_ca_file is not None
+        self._files = (cert_file, key_file, client_ca_file)
+        self._changed = self._times()
+        self._context = self._read()
+
+    def current(self) -> ssl.SSLContext:
+        """Return the context for a new connection."""
+        with suppress(OSError):
+            changed = self._times()
+            if changed != self._changed:
+                self._changed = changed
+                self._context = self._read()
+        return self._context
+
+    def _times(self) -> list[int]:
+        return [path.stat().st_mtime_ns for path in self._files if path]
+
+    def _read(self) -> ssl.SSLContext:
+        cert_file, key_file, client_ca_file = self._files
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=client_ca_file)
+        context.verify_mode = ssl.CERT_OPTIONAL if client_ca_file else ssl.CERT_NONE
+        context.load_cert_chain(cert_file, key_file, lambda: "")
+        return context
 
 
 class TlsFiles(Protocol):

@@ -2,13 +2,15 @@
 
 import http.client
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
 import urllib3
+from urllib3.exceptions import InsecureRequestWarning
 
 from bridge.journal import (
     DeadLetterPage,
@@ -51,6 +53,7 @@ class Client:
     Args:
         url: The HTTP port: http://host:port, or https:// for a TLS proxy in front of it.
         token: The bridge's `http.token`, or the secret of its start; None sends none.
+        verify: Check the certificate of an https:// address. Needless for the address that a bridge wrote beside its journal.
 
     Raises:
         OperationError: The URL is malformed. By every method: the bridge can't be asked, or refuses.
@@ -58,7 +61,8 @@ class Client:
 
     running = True
 
-    def __init__(self, url: str, token: str | None) -> None:
+    def __init__(self, url: str, token: str | None, *, verify: bool = True) -> None:
+        self._verify = verify
         self._url = url.rstrip("/")
         self._token = token
         try:
@@ -96,7 +100,7 @@ class Client:
 
     def backlog(self) -> Mapping[str, SinkBacklog]:
         """See `JournalReader`."""
-        return self._ask("GET", "/status", _Status, with_token=False).sinks
+        return self._ask("GET", "/status", _Status, with_token=not self._verify).sinks
 
     def replay(self, sink: str, ids: Sequence[int]) -> Replayed:
         """See `Journal`."""
@@ -132,7 +136,11 @@ class Client:
         if self._token is not None and with_token:
             headers["Authorization"] = f"Bearer {self._token}"
         try:
-            with urllib3.PoolManager(retries=False) as pool:
+            checks: dict[str, Any] = {} if self._verify else {"cert_reqs": "CERT_NONE", "assert_hostname": False}
+            with (
+                warnings.catch_warnings(category=InsecureRequestWarning, action="ignore"),
+                urllib3.PoolManager(retries=False, **checks) as pool,
+            ):
                 response = pool.request(method, self._url + path, body=body, headers=headers, timeout=timeout, redirect=False)
         except urllib3.exceptions.HTTPError as error:
             raise OperationError(f"{self._url}: {_explain(error, timeout)}") from None

@@ -1,6 +1,7 @@
 """HTTP connections: a bounded number, read with limits. Routes decide on the responses."""
 
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -12,16 +13,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedReader
 from socket import SocketIO
 from socketserver import TCPServer
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import structlog
 
+from bridge.admin.route import Request, Response, Route, text_response
 from bridge.journal import Closed
+from bridge.tls import ServerContext
 
 log = structlog.get_logger(__name__)
-
-JSON: Final = "application/json; charset=utf-8"
-TEXT: Final = "text/plain; charset=utf-8"
 
 CONNECTIONS: Final = 64
 """Most connections at a time; each has a thread. For one more, the one that has waited longest is closed. So a probe, which
@@ -43,55 +43,6 @@ _MAKE_ROOM_SECONDS: Final = 1.0
 """How long a closed connection's thread may take to end; it takes milliseconds."""
 
 
-class Request(NamedTuple):
-    """A request.
-
-    Attributes:
-        method: GET or POST.
-        path: Without the query.
-        query: The text after the question mark, as it was sent.
-        body: Empty unless it is a POST.
-        accept: The Accept header.
-        client: The client's address.
-    """
-
-    method: str
-    path: str
-    query: str = ""
-    body: bytes = b""
-    accept: str = ""
-    client: str = ""
-
-
-class Response(NamedTuple):
-    """A response."""
-
-    status: HTTPStatus
-    content_type: str
-    body: bytes
-    headers: Mapping[str, str] = {}
-
-
-def text_response(status: HTTPStatus, text: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Return a response of one line of text."""
-    return Response(status, TEXT, text.encode() + b"\n", headers or {})
-
-
-class Route(NamedTuple):
-    """The row of a path in the route table.
-
-    Attributes:
-        method: The only method, GET or POST; HEAD goes with GET.
-        respond: Answers a request.
-        refuse: Returns why a request is refused, by the client's address and the headers; None if it is not. Only operations
-            have it.
-    """
-
-    method: str
-    respond: Callable[[Request], Response]
-    refuse: Callable[[str, Message], Response | None] | None = None
-
-
 class Listener(ThreadingHTTPServer):
     """Listens on an address, and serves every connection in a thread of its own.
 
@@ -99,6 +50,8 @@ class Listener(ThreadingHTTPServer):
         address: Host and port.
         routes: The routes by path.
         not_found: The route of all other paths.
+        tls: The context of connections; None for plain HTTP.
+        is_command: Returns whether a request is one of this bridge's own commands, which needs no client certificate.
 
     Attributes:
         waiting: Connections that wait for their client, since when (monotonic seconds), and whether for the end of a request.
@@ -112,13 +65,22 @@ class Listener(ThreadingHTTPServer):
     # Clients that the kernel accepts for us. One more waits for a second; the library's five are soon used up.
     request_queue_size = 1024
 
-    def __init__(self, address: tuple[str, int], routes: Mapping[str, Route], not_found: Route) -> None:
+    def __init__(
+        self,
+        address: tuple[str, int],
+        routes: Mapping[str, Route],
+        not_found: Route,
+        tls: ServerContext | None = None,
+        is_command: Callable[[Message], bool] = lambda _: False,
+    ) -> None:
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         self._free = threading.BoundedSemaphore(CONNECTIONS)
         self.waiting: dict[socket.socket, tuple[float, bool]] = {}
         self.routes = routes
         self.not_found = not_found
+        self.tls = tls
+        self.is_command = is_command
         super().__init__(address, _Connection)
 
     def service_actions(self) -> None:
@@ -154,6 +116,21 @@ class Listener(ThreadingHTTPServer):
         finally:
             self.waiting.pop(request, None)
             self._free.release()
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in its thread; with TLS, after the handshake, which takes no longer than a request may."""
+        if self.tls is None:
+            super().finish_request(request, client_address)
+            return
+        request.settimeout(_CLIENT_TIMEOUT)
+        with self.tls.current().wrap_socket(request, server_side=True, do_handshake_on_connect=False) as secured:
+            self.waiting[secured] = time.monotonic(), True
+            self.waiting.pop(request, None)
+            try:
+                secured.do_handshake()
+                super().finish_request(secured, client_address)
+            finally:
+                self.waiting.pop(secured, None)
 
     def server_bind(self) -> None:
         """Bind, without the look-up of our own name that the library does here: it takes seconds where there is no DNS."""
@@ -243,8 +220,15 @@ class _Connection(BaseHTTPRequestHandler):
             return text_response(HTTPStatus.BAD_REQUEST, "malformed headers")
         if method != route.method:
             return text_response(HTTPStatus.METHOD_NOT_ALLOWED, f"only {route.method}", {"Allow": route.method})
+        if not (route.is_probe or self._is_certified() or self.server.is_command(self.headers)):
+            return text_response(HTTPStatus.FORBIDDEN, "needs a client certificate (http.tls.client_ca_file)")
         refusal = route.refuse(self.client_address[0], self.headers) if route.refuse else None
         return refusal or (_unreadable(self.headers) if method == "POST" else None)
+
+    def _is_certified(self) -> bool:
+        if self.server.tls is None or not self.server.tls.asks:
+            return True
+        return isinstance(self.connection, ssl.SSLSocket) and bool(self.connection.getpeercert())
 
     def _send(self, found: Response, *, with_body: bool) -> None:
         self.send_response(found.status)

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 import msgspec
 import structlog
 
-from bridge.admin.listener import JSON, Request, Response, Route, text_response
+from bridge.admin.route import JSON, Request, Response, Route, text_response
 from bridge.field_types import parse_time
 from bridge.journal import (
     DEAD_LETTERS_PER_PAGE,
@@ -69,51 +69,59 @@ class _Drop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ids: Ids
 
 
-def operation_routes(
-    journal: Journal, secret: str, token: Callable[[], str | None], note_wrong_token: Callable[[str], None]
-) -> dict[str, Route]:
-    """Return the routes by path.
+def operation_routes(journal: Journal, access: "Access") -> dict[str, Route]:
+    """Return the routes by path."""
+    return {
+        path: Route(method, partial(_respond, operation, journal), access.refuse)
+        for path, (method, operation) in _OPERATIONS.items()
+    }
+
+
+class Access:
+    """Decides who may use the operations.
 
     Args:
-        journal: The bridge's journal.
-        secret: A token that is always valid.
+        secret: The token of this bridge's own commands.
         token: Returns the other token that is valid now; None if there is none.
         note_wrong_token: Called with the address of a client that sent a wrong token.
     """
 
-    def refuse(client: str, headers: Message) -> Response | None:
-        refusal = _refusal(secret, token, headers)
-        if refusal and "Authorization" in headers:
-            note_wrong_token(client)
-        return refusal
+    def __init__(self, secret: str, token: Callable[[], str | None], note_wrong_token: Callable[[str], None]) -> None:
+        self._secret = secret
+        self._token = token
+        self._note_wrong_token = note_wrong_token
 
-    return {
-        path: Route(method, partial(_respond, operation, journal), refuse) for path, (method, operation) in _OPERATIONS.items()
-    }
+    def is_command(self, headers: Message) -> bool:
+        """Return whether the request has the secret of this bridge's own commands."""
+        return hmac.compare_digest(_bearer(headers), self._secret.encode())
+
+    def refuse(self, client: str, headers: Message) -> Response | None:
+        """Return why a request is refused; None if it is not.
+
+        A web page can make a browser send requests here, but the browser then names the page's origin.
+        """
+        if "Origin" in headers:
+            return text_response(HTTPStatus.FORBIDDEN, "not for web pages: the request has an Origin header")
+        if self.is_command(headers):
+            return None
+        valid, given = self._token(), "Authorization" in headers
+        if valid is not None and hmac.compare_digest(_bearer(headers), valid.encode()):
+            return None
+        if given:
+            self._note_wrong_token(client)
+        if valid is None:
+            text = "needs a token, and http.token is not set; the commands of the bridge's own user need none"
+        elif given:
+            text = "the token is not the one of http.token"
+        else:
+            text = "needs the token of http.token, as `Authorization: Bearer ...`"
+        return text_response(HTTPStatus.UNAUTHORIZED, text, {"WWW-Authenticate": 'Bearer realm="event-bridge"'})
 
 
-def _refusal(secret: str, token: Callable[[], str | None], headers: Message) -> Response | None:
-    """Return why a request is refused; None if it is not.
-
-    A web page can make a browser send requests here, but the browser then names the page's origin.
-    """
-    if "Origin" in headers:
-        return text_response(HTTPStatus.FORBIDDEN, "not for web pages: the request has an Origin header")
+def _bearer(headers: Message) -> bytes:
+    """Return the token that was sent. Headers are read as Latin-1, whatever they are."""
     scheme, _, given = str(headers.get("Authorization", "")).partition(" ")
-    # Headers are read as Latin-1, whatever they are; what is compared is what was sent.
-    sent = given.strip().encode("latin-1", "replace") if scheme.lower() == "bearer" else b""
-    if sent and hmac.compare_digest(sent, secret.encode()):
-        return None
-    valid = token()
-    if valid and hmac.compare_digest(sent, valid.encode()):
-        return None
-    if valid is None:
-        text = "needs a token, and http.token is not set; the commands of the bridge's own user need none"
-    elif given:
-        text = "the token is not the one of http.token"
-    else:
-        text = "needs the token of http.token, as `Authorization: Bearer ...`"
-    return text_response(HTTPStatus.UNAUTHORIZED, text, {"WWW-Authenticate": 'Bearer realm="event-bridge"'})
+    return given.strip().encode("latin-1", "replace") if scheme.lower() == "bearer" else b"none"
 
 
 def _dead_letters(journal: Journal, request: Request) -> object:

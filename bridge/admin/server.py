@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping
+from email.message import Message
 from http import HTTPStatus
 from typing import Final
 
@@ -12,7 +13,9 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from bridge.admin.health import Health
-from bridge.admin.listener import JSON, TEXT, Listener, Request, Response, Route, text_response
+from bridge.admin.listener import Listener
+from bridge.admin.route import JSON, TEXT, Request, Response, Route, text_response
+from bridge.tls import ServerContext
 
 log = structlog.get_logger(__name__)
 
@@ -28,10 +31,10 @@ for the commands dead-letters, backlog, journal and quarantine, and for clients 
 """
 
 
-def url_of(host: str, port: int) -> str:
+def url_of(host: str, port: int, scheme: str = "http") -> str:
     """Return the URL of an address for clients on this machine: a server on all addresses is on loopback, too."""
     shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 - only compared
-    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+    return f"{scheme}://[{shown}]:{port}" if ":" in shown else f"{scheme}://{shown}:{port}"
 
 
 class Server:
@@ -48,6 +51,8 @@ class Server:
         registry: The metrics.
         last_tick: Returns the monotonic time of the main thread's last tick.
         operations: The routes of the operations, which not everybody may use.
+        tls: See `Listener`.
+        is_command: See `Listener`.
 
     Raises:
         OSError: The address can't be listened on.
@@ -62,6 +67,8 @@ class Server:
         registry: CollectorRegistry,
         last_tick: Callable[[], float],
         operations: Mapping[str, Route],
+        tls: ServerContext | None = None,
+        is_command: Callable[[Message], bool] = lambda _: False,
     ) -> None:
         self._health = health
         self._registry = registry
@@ -69,15 +76,15 @@ class Server:
         routes = {
             "/": Route("GET", lambda _: Response(HTTPStatus.OK, TEXT, _INDEX)),
             "/metrics": Route("GET", self._metrics),
-            "/healthz": Route("GET", self._alive),
-            "/readyz": Route("GET", lambda _: _probe(health.problems())),
+            "/healthz": Route("GET", self._alive, is_probe=True),
+            "/readyz": Route("GET", lambda _: _probe(health.problems()), is_probe=True),
             "/status": Route("GET", self._status),
             **operations,
         }
         not_found = Route("GET", lambda _: Response(HTTPStatus.NOT_FOUND, TEXT, _INDEX))
-        self._server = Listener((host, port), routes, not_found)
+        self._server = Listener((host, port), routes, not_found, tls, is_command)
         self.port: int = self._server.server_address[1]
-        self.url = url_of(host, self.port)
+        self.url = url_of(host, self.port, "https" if tls else "http")
         threading.Thread(target=self._server.serve_forever, args=(0.1,), name="http", daemon=True).start()
 
     def close(self) -> None:

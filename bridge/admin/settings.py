@@ -1,10 +1,11 @@
 """Settings of the HTTP port, and of readiness."""
 
+from pathlib import Path
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field, SecretStr
 
-from bridge.field_types import OFF, HeaderValue, Listen, Seconds, Strict
+from bridge.field_types import OFF, HeaderValue, Listen, OptionalFile, Seconds, Strict
 
 _LEAST_CHARS: Final = 16
 """Characters of a token at least: nobody guesses it in the time that is left by the pause after a wrong one."""
@@ -16,6 +17,21 @@ def _long(token: SecretStr) -> SecretStr:
     return token
 
 
+class HttpTlsSettings(Strict):
+    """TLS of the HTTP port, as in the web configuration of Prometheus. Renewed files are read at the next connection."""
+
+    cert_file: Path = Field(description="Certificate in PEM format, with those between it and its authority.")
+    key_file: Path = Field(description="Its key, without a password.")
+    client_ca_file: OptionalFile = Field(
+        default=None, description="Certificates that sign those of clients; a client without one gets the probes only."
+    )
+
+    @property
+    def files(self) -> tuple[Path, Path, Path | None]:
+        """The arguments of `ServerContext`."""
+        return self.cert_file, self.key_file, self.client_ca_file
+
+
 class HttpSettings(Strict):
     """Metrics, health and status over HTTP; and for who may, dead letters and stored events."""
 
@@ -24,6 +40,8 @@ class HttpSettings(Strict):
         default=None,
         description="Who sends it may look at events, replay and drop dead letters. The bridge's own user needs none.",
     )
+
+    tls: HttpTlsSettings | None = Field(default=None, description="Serve HTTPS; plain HTTP if not set.")
 
     @property
     def address(self) -> tuple[str, int] | None:

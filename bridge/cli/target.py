@@ -94,7 +94,7 @@ class Target:
                 f"the bridge runs (process {running.process}), but its HTTP port is off (http.listen), so that it can't be"
                 f" asked; to read only, --journal {self._path} looks at the file"
             )
-        return Client(running.url, running.secret) if running else None
+        return Client(running.url, running.secret, verify=False) if running else None
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from bridge.simulator.server import Simulator, SimulatorSettings
 from tests.e2e import harness
 from tests.e2e.harness import EVENT_BRIDGE, Bridge, Receiver, clean_environment, uuids
 from tests.support.ports import free_port
+from tests.support.servers.receiver import make_certificate
 from tests.support.waiting import until
 
 EVENTS = 1000
@@ -222,6 +223,23 @@ def test_a_token_is_for_the_operations_and_comes_from_the_configuration(tmp_path
             )
             assert done.returncode == status, done.stderr
         assert SECRET not in bridge.log.read_text()
+
+
+def test_commands_find_a_bridge_with_tls_that_asks_for_client_certificates(tmp_path: Path, simulator: Simulator) -> None:
+    certificate, key = make_certificate(tmp_path)
+    tls = {"cert_file": str(certificate), "key_file": str(key), "client_ca_file": str(certificate)}
+    bridge = Bridge(tmp_path, {"streams": {"acme": {"url": simulator.url}}, "http": {"listen": "127.0.0.1:0", "tls": tls}})
+    bridge.launch()
+    try:
+        until(lambda: bridge.output.stat().st_size > 0, "events arrive")
+        assert "stdout" in command(bridge, "backlog").stdout
+        assert command(bridge, "dead-letters", "list").returncode == 0
+        (running,) = bridge.said("event-bridge is running")
+        url = running["attributes"]["http"]
+        assert url.startswith("https://127.0.0.1:")
+        assert "TLS: " in command(bridge, "backlog", "--url", url, expect=1).stderr
+    finally:
+        bridge.kill()
 
 
 def test_without_its_port_a_running_bridge_says_so_and_the_file_can_still_be_read(tmp_path: Path, simulator: Simulator) -> None:

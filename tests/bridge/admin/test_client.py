@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from bridge.admin.client import Client, OperationError
 from bridge.admin.health import Health
-from bridge.admin.routes import operation_routes
+from bridge.admin.routes import Access, operation_routes
 from bridge.admin.server import Server
 from bridge.admin.settings import HealthSettings
 from bridge.event import Malformed
@@ -44,7 +44,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
             health=Health(journal, Running, settings=HealthSettings(), version="0"),
             registry=CollectorRegistry(),
             last_tick=lambda: 0.0,
-            operations=operation_routes(journal, "", lambda: SECRET, lambda _: None),
+            operations=operation_routes(journal, Access("", lambda: SECRET, lambda _: None)),
         )
         with closing(server):
             yield Pair(journal, Client(server.url + "/", SECRET), server)

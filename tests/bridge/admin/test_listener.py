@@ -14,7 +14,8 @@ from threading import Thread
 import pytest
 
 from bridge.admin import listener
-from bridge.admin.listener import BODY, CONNECTIONS, HEAD, Listener, Request, Response, Route, text_response
+from bridge.admin.listener import BODY, CONNECTIONS, HEAD, Listener
+from bridge.admin.route import Request, Response, Route, text_response
 
 TIMEOUT = 20.0
 POST = "/change"

@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.admin.listener import Request, Response, Route
-from bridge.admin.routes import operation_routes
+from bridge.admin.route import Request, Response, Route
+from bridge.admin.routes import Access, operation_routes
 from bridge.event import Malformed
 from bridge.journal import DEAD_LETTERS_PER_PAGE, Closed, Journal, JournalError, JournalExtent
 from tests.support.journal_samples import append, bury, event, opened, uuid
@@ -26,7 +26,7 @@ def routes(tmp_path: Path) -> Iterator[dict[str, Route]]:
     with opened(tmp_path / "journal.db", "alerts", "audit") as journal:
         append(journal, EVENTS, [Malformed("not_json", b"\xff")])
         bury(journal, "alerts", 1, EVENTS)
-        yield operation_routes(journal, SECRET, lambda: TOKEN, lambda _: None)
+        yield operation_routes(journal, Access(SECRET, lambda: TOKEN, lambda _: None))
 
 
 def get(routes: dict[str, Route], path: str) -> Any:
@@ -194,7 +194,7 @@ def test_a_process_that_stops_says_so_elsewhere(routes: dict[str, Route], monkey
 
 
 def refuse(headers: Message, token: str | None, wrong: Callable[[str], None] = lambda _: None) -> Response | None:
-    route = operation_routes(cast("Journal", None), SECRET, lambda: token, wrong)["/journal"]
+    route = operation_routes(cast("Journal", None), Access(SECRET, lambda: token, wrong))["/journal"]
     assert route.refuse
     return route.refuse("10.0.0.5", headers)
 

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from bridge.admin.health import Health, Status
-from bridge.admin.routes import operation_routes
+from bridge.admin.routes import Access, operation_routes
 from bridge.admin.server import Server, url_of
 from bridge.admin.settings import HealthSettings
 from bridge.journal import Journal, JournalSettings
@@ -94,7 +94,7 @@ class Bench:
             health=health or self.health,
             registry=self.metrics.registry,
             last_tick=lambda: self.last_tick,
-            operations=operation_routes(self.journal, SECRET, lambda: token, lambda _: None),
+            operations=operation_routes(self.journal, Access(SECRET, lambda: token, lambda _: None)),
         )
 
 

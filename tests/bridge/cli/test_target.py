@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from bridge.admin.client import OperationError
 from bridge.admin.health import Health
-from bridge.admin.routes import operation_routes
+from bridge.admin.routes import Access, operation_routes
 from bridge.admin.server import Server
 from bridge.admin.settings import HealthSettings
 from bridge.cli.target import Target
@@ -49,7 +49,7 @@ def bridge() -> Iterator[Server]:
             health=Health(journal, Running, settings=HealthSettings(), version="0"),
             registry=CollectorRegistry(),
             last_tick=lambda: 0.0,
-            operations=operation_routes(journal, SECRET, lambda: "geheim und lang genug", lambda _: None),
+            operations=operation_routes(journal, Access(SECRET, lambda: "geheim und lang genug", lambda _: None)),
         )
         with closing(server):
             journal.announce(server.url, SECRET)

@@ -1,0 +1,60 @@
+"""Requests, responses, and the rows of the route table."""
+
+from collections.abc import Callable, Mapping
+from email.message import Message
+from http import HTTPStatus
+from typing import Final, NamedTuple
+
+JSON: Final = "application/json; charset=utf-8"
+TEXT: Final = "text/plain; charset=utf-8"
+
+
+class Request(NamedTuple):
+    """A request.
+
+    Attributes:
+        method: GET or POST.
+        path: Without the query.
+        query: The text after the question mark, as it was sent.
+        body: Empty unless it is a POST.
+        accept: The Accept header.
+        client: The client's address.
+    """
+
+    method: str
+    path: str
+    query: str = ""
+    body: bytes = b""
+    accept: str = ""
+    client: str = ""
+
+
+class Response(NamedTuple):
+    """A response."""
+
+    status: HTTPStatus
+    content_type: str
+    body: bytes
+    headers: Mapping[str, str] = {}
+
+
+def text_response(status: HTTPStatus, text: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a response of one line of text."""
+    return Response(status, TEXT, text.encode() + b"\n", headers or {})
+
+
+class Route(NamedTuple):
+    """The row of a path in the route table.
+
+    Attributes:
+        method: The only method, GET or POST; HEAD goes with GET.
+        respond: Answers a request.
+        refuse: Returns why a request is refused, by the client's address and the headers; None if it is not. Only operations
+            have it.
+        is_probe: It needs no client certificate.
+    """
+
+    method: str
+    respond: Callable[[Request], Response]
+    refuse: Callable[[str, Message], Response | None] | None = None
+    is_probe: bool = False
