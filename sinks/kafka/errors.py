@@ -65,11 +65,24 @@ _CODES: Final[dict[int, Classification]] = {
 }
 
 
+_OUT_OF_RANGE: Final = re.compile(r"Timestamp (-?\d+) of message .* within \[(-?\d+), ")
+
+
+def is_of_the_record(refusal: Refusal) -> bool:
+    """Return True if the message alone says what is wrong with one record, however many others were refused with it."""
+    return bool(_OUT_OF_RANGE.search(refusal.words))
+
+
 def classify(refusal: Refusal) -> Classification:
     """Classify a refusal. Of several records in one batch it is not known which was refused."""
     if refusal.code is None:
         return Classification("sink", "retry", "timeout", refusal.words or "no acknowledgement in time")
-    known = _CODES.get(refusal.code)
+    if out_of_range := _OUT_OF_RANGE.search(refusal.words):
+        time, oldest = map(int, out_of_range.groups())
+        if time < oldest:
+            too_old = "the record is older than `message.timestamp.before.max.ms` allows; raise it, or set `timestamp: sent`"
+            return Classification("event", "rejected", "rejected", f"{too_old}: {refusal.words}")
+    known = _CODES.get(32 if out_of_range else refusal.code)
     if known is None:
         return Classification("event", "retry", "server_error", f"error {refusal.code}: {refusal.words or 'unknown'}")
     # For topics and the cluster the library's message is only their name, or concerns idempotent producers.

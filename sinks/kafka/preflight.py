@@ -23,6 +23,8 @@ class About(NamedTuple):
     may_write: bool | None = None
     limit: int | None = None  # Its `max.message.bytes`.
     default_limit: int | None = None  # The brokers' `message.max.bytes`, which counts for topics that are to be created.
+    compacted: bool = False
+    max_age_ms: int | None = None  # Of records when they arrive: `message.timestamp.before.max.ms`.
 
 
 def describe(options: Mapping[str, Any], topic: str | None) -> About:
@@ -39,13 +41,18 @@ def describe(options: Mapping[str, Any], topic: str | None) -> About:
         admin = KafkaAdminClient(**options, kafka_client=connect_until_exit)
         if topic is not None:
             about = _described(admin.describe_topics([topic])[0])
-        kind, name, setting = (ConfigResourceType.TOPIC, topic, "max.message.bytes")
+        kind, name = (ConfigResourceType.TOPIC, topic)
         if not about.exists:
             node = next(it["broker_id"] for it in admin.describe_cluster()["brokers"] if not it.get("is_fenced"))
-            kind, name, setting = (ConfigResourceType.BROKER, str(node), "message.max.bytes")
-        found = admin.describe_configs([ConfigResource(kind, name, None)], config_filter="all")
-        limit = int(found[kind.name.lower()][name][setting]["value"])
+            kind, name = (ConfigResourceType.BROKER, str(node))
+        found = admin.describe_configs([ConfigResource(kind, name, None)], config_filter="all")[kind.name.lower()][name]
+        # Most of a topic's settings have a broker's default `log.…`.
+        values = {setting.removeprefix("log."): each["value"] for setting, each in found.items()}
+        limit = int(values["max.message.bytes" if about.exists else "message.max.bytes"])
         about = about._replace(limit=limit) if about.exists else about._replace(default_limit=limit)
+        about = about._replace(compacted="compact" in values["cleanup.policy"])
+        if values["message.timestamp.type"] == "CreateTime":
+            about = about._replace(max_age_ms=int(values["message.timestamp.before.max.ms"]))  # Since Kafka 3.6.
     return about
 
 
@@ -65,9 +72,18 @@ def preflight(settings: KafkaSettings, about: About, max_event_bytes: int) -> It
     topic = None if template.names else template.literals
     yield _existence(settings.topic, topic, about)
     if topic is not None and about.exists:
-        limit, whose = about.limit, f"topic {topic}'s `max.message.bytes`"
+        limit, whose, owner = about.limit, f"topic {topic}'s `max.message.bytes`", f"topic {topic}'s"
     else:
-        limit, whose = about.default_limit, "the brokers' `message.max.bytes`, which topics without their own limit have,"
+        limit, owner = about.default_limit, "the brokers'"
+        whose = "the brokers' `message.max.bytes`, which topics without their own limit have,"
+    if about.compacted and not settings.key:
+        yield f"every event will become a dead letter: {owner} `cleanup.policy` is `compact`, so records need a key; set `key`"
+    wanted_age_ms = int(settings.retry.max_age * 1000)
+    if about.max_age_ms is not None and about.max_age_ms < wanted_age_ms and settings.timestamp != "sent":
+        yield (
+            f"events that wait too long will become dead letters: {owner} `message.timestamp.before.max.ms` is "
+            f"{about.max_age_ms}; set it to {wanted_age_ms} (`retry.max_age`) or more, or set `timestamp: sent`"
+        )
     if limit is None:
         yield (
             f"how large events may be is not known: {whose} could not be read; allow us DescribeConfigs there, "

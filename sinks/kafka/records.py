@@ -7,7 +7,9 @@ at once takes a tenth of the time that a client takes record by record.
 import inspect
 import re
 import struct
+import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import lru_cache
 from itertools import count
 from typing import Any, Final, Literal
@@ -27,6 +29,7 @@ _MAX_TOPIC_CHARS: Final = 249
 """Legal names of topics: org.apache.kafka.common.internals.Topic."""
 _ILLEGAL: Final = re.compile(r"[^a-zA-Z0-9._-]")
 
+Timestamp = Literal["received", "sent", "event"]
 Partition = tuple[str, int]
 """A topic and the number of a partition."""
 
@@ -41,7 +44,7 @@ class Record(msgspec.Struct, gc=False):
         topic: The topic's name, which may be illegal.
         key: The record's key.
         spread: Number that chooses the partition, modulo the topic's partitions.
-        timestamp: Time of reception in milliseconds. By the event's own time, retention would delete events received late.
+        timestamp: Milliseconds since the epoch.
         encoded: Key, value and headers, which are the same in any batch.
         size: Maximum bytes in a batch.
         partition: The chosen partition.
@@ -104,12 +107,15 @@ class RecordMaker:
         topic: Template of the topic's name. Illegal characters of a field, and an empty field, become `_`.
         key: Template of the key. Empty: no key, and all records of a delivery go to the same partition of their topic.
         ordering: Events of one resource keep their order, or none.
+        timestamp: The record's time: when the event was received, when the record is sent, or the event's own time.
 
     Attributes:
         topic: The only topic; None if it depends on the event.
     """
 
-    def __init__(self, topic: str, key: str, ordering: Literal["resource", "none"] = "resource") -> None:
+    def __init__(
+        self, topic: str, key: str, ordering: Literal["resource", "none"] = "resource", timestamp: Timestamp = "received"
+    ) -> None:
         topics, keys = topic_template(topic), key_template(key)
         self.topic = None if topics.names else topics.literals
         self._topic_values = topics.values
@@ -117,17 +123,21 @@ class RecordMaker:
         self._key_of: Callable[[Any], str] | None = (lambda event: keys.render(keys.values(event))) if key else None
         self._key_is_uri = key == "{resource_uri}"
         self._by_resource = ordering == "resource"
+        self._timestamp = timestamp
         self._deliveries = count()
 
     def make(self, entries: Sequence[Entry]) -> list[Record]:
         """Make the records of one delivery."""
-        turn, received, timestamp = next(self._deliveries), -1.0, 0
+        turn, received, timestamp = next(self._deliveries), -1.0, int(time.time() * 1000)
         records = []
         for place, entry in enumerate(entries):
             event, value = entry.fields, entry.json
             uri, uuid = event.resource_uri, event.uuid.encode()
             key = None if self._key_of is None else (uri if self._key_is_uri else self._key_of(event)).encode()
-            if entry.received != received:
+            if self._timestamp == "event":
+                # Kafka takes no negative time.
+                timestamp = max(0, int(datetime.fromisoformat(event.datetime).timestamp() * 1000))
+            elif entry.received != received and self._timestamp == "received":
                 received, timestamp = entry.received, int(entry.received * 1000)
             _, headers = _shared_headers(event.namespace, event.type, event.action)
             encoded = b"".join((_keyed(key), _varint(len(value)), value, _UUID, _varint(len(uuid)), uuid, headers))

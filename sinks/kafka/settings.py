@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, WithJson
 from bridge.field_types import Bytes, OptionalFile, Seconds
 from bridge.sink import SinkSettings
 from bridge.tls import tls_context
-from sinks.kafka.records import key_template, topic_template
+from sinks.kafka.records import Timestamp, key_template, topic_template
 
 _SERVER: Final = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+)(?::(?P<port>\d{1,5}))?")
 _CODECS: Final = {"lz4": "lz4", "snappy": "snappy", "zstd": "zstandard"}
@@ -47,6 +47,11 @@ class KafkaSettings(SinkSettings):
         default="{resource_uri}",
         description="The records' key, by which they are ordered and compacted; fields as for `topic`, resource_uri and uuid. "
         "Empty: no key, and no order.",
+    )
+    timestamp: Timestamp = Field(
+        default="received",
+        description="The records' time: when the event was received, when the record is sent, or the event's own. By the "
+        "event's own time, retention deletes late events early, and brokers may refuse them.",
     )
     acks: Acks = Field(default="all", description="Who has to have a record before it counts: all replicas in sync, or one.")
     compression: Literal["none", "gzip", "lz4", "snappy", "zstd"] = Field(
@@ -83,6 +88,9 @@ class KafkaSettings(SinkSettings):
     )
     connect_timeout: Seconds = Field(
         default=10.0, ge=0.5, le=600, description="How long connecting and looking up topics may take."
+    )
+    metadata_max_age: Seconds = Field(
+        default=300.0, ge=1, le=86400, description="After this long the brokers are asked for new partitions."
     )
     allow_auto_create_topics: bool = Field(default=False, description="Whether a topic that is missing may be created by use.")
 
@@ -167,6 +175,7 @@ def connection_options(settings: KafkaSettings) -> dict[str, Any]:
         # A request that takes longer is repeated over another connection.
         "request_timeout_ms": milliseconds(min(15.0, settings.delivery_timeout / 2)),
         "bootstrap_timeout_ms": milliseconds(settings.connect_timeout),
+        "metadata_max_age_ms": milliseconds(settings.metadata_max_age),
         "reconnect_backoff_ms": 200,
         "reconnect_backoff_max_ms": 2000,
     }

@@ -16,7 +16,7 @@ from typing import ClassVar
 from bridge.sink import Entry, Failure, Unavailable
 from sinks.classification import Classification
 from sinks.kafka.client import Client, Refused
-from sinks.kafka.errors import NOT_AT_FAULT, UNAUTHORIZED, Refusal, classify
+from sinks.kafka.errors import NOT_AT_FAULT, UNAUTHORIZED, Refusal, classify, is_of_the_record
 from sinks.kafka.metadata import IDLE_SECONDS
 from sinks.kafka.preflight import About, preflight
 from sinks.kafka.records import Partition, Record, RecordMaker
@@ -121,7 +121,7 @@ class KafkaSink:
         self.name = name
         self._settings = settings
         self._interval = interval
-        self._records = RecordMaker(settings.topic, settings.key, settings.ordering)
+        self._records = RecordMaker(settings.topic, settings.key, settings.ordering, settings.timestamp)
         self._client: Client | None = None
         self._may_write = False
 
@@ -213,6 +213,7 @@ class KafkaSink:
         """Fail or resend the refused records of one batch."""
         records = [record for record, _ in refused]
         blamed = [(record, classify(refusal)) for record, refusal in refused if refusal is not NOT_AT_FAULT]
+        exact = all(is_of_the_record(refusal) for _, refusal in refused if refusal is not NOT_AT_FAULT)
         if not blamed:
             delivery.send_again(records, 2)
             return
@@ -222,12 +223,13 @@ class KafkaSink:
             raise client.unavailable(refused_for.error) if silent else self._unavailable(record.topic, refused_for)
         if refused_for.scope == "topic":
             self._refuse(delivery, records, refused_for)
-        elif len(blamed) > 1:
+        elif len(blamed) > 1 and not exact:
             # The exact error is reported for single records only. If some are not at fault, smaller parts isolate the others.
             delivery.send_again(records, 2 if len(blamed) == len(refused) else 2 * len(blamed))
         else:
-            delivery.send_again([other for other in records if other is not record])
-            delivery.fail(record, _naming(record.topic, refused_for))
+            delivery.send_again([record for record, refusal in refused if refusal is NOT_AT_FAULT])
+            for record, classification in blamed:
+                delivery.fail(record, _naming(record.topic, classification))
 
     def _refuse(self, delivery: Delivery, records: Sequence[Record], refused_for: Classification) -> None:
         """Fail all records of a topic that takes none; if it is the only topic, the sink is unavailable."""

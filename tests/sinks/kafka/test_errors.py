@@ -46,6 +46,21 @@ def test_whose_fault_a_refusal_is(code: int | None, scope: str, outcome: str, re
     assert classified.error
 
 
+RANGE = "Timestamp {} of message with offset 3 is out of range. The timestamp should be within [1795945640954, 1795952840954]"
+
+
+@pytest.mark.parametrize("code", [32, 87])
+def test_a_record_that_is_too_old_never_succeeds_and_one_of_the_future_may(code: int) -> None:
+    old, future = (Refusal(code, RANGE.format(time)) for time in (1795945640953, 1795952840955))
+
+    assert (classify(old).scope, classify(old).outcome) == ("event", "rejected")
+    assert (classify(future).scope, classify(future).outcome) == ("event", "retry")
+    assert "older than `message.timestamp.before.max.ms` allows" in classify(old).error
+    assert "compare the clocks" in classify(future).error
+    for refusal in (old, future):
+        assert classify(refusal).error.endswith(refusal.words)
+
+
 def test_what_the_broker_said_is_told() -> None:
     assert (
         classify(Refusal(44, "no events on Sundays")).error == "the record violates the broker's policy: no events on Sundays"

@@ -71,6 +71,23 @@ def test_a_limit_is_compared_with_what_events_and_batches_may_have() -> None:
     assert "set `record_batch_bytes` (1001025) to that or less" in said(FINE, record_batch_bytes=ENOUGH + 1)[1]
 
 
+def test_a_compacted_topic_needs_keys() -> None:
+    compacted = FINE._replace(compacted=True)
+
+    assert said(compacted) == said(FINE)
+    assert said(FINE, key="") == said(FINE)
+    (line,) = said(compacted, key="")[1:]
+    assert line.startswith("every event will become a dead letter: topic events's `cleanup.policy` is `compact`")
+
+
+def test_records_may_become_as_old_as_retries_do() -> None:
+    hour = FINE._replace(max_age_ms=3_600_000)
+
+    (line,) = said(hour)[1:]
+    assert "topic events's `message.timestamp.before.max.ms` is 3600000; set it to 259200000 (`retry.max_age`) or more" in line
+    assert said(hour, timestamp="sent") == said(hour, retry={"max_age": "1h"}) == said(FINE)
+
+
 def test_topics_that_are_not_there_yet_have_the_brokers_limit() -> None:
     for topic in ("events", "docker.{type}"):
         _, size = said(About(exists=False, default_limit=1000), topic=topic, record_batch_bytes=1000)

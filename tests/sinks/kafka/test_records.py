@@ -1,3 +1,5 @@
+import time
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -72,6 +74,23 @@ def test_the_timestamp_is_when_it_was_heard() -> None:
     entry.received = 1_795_453_200.1239
 
     assert make_record(entry).timestamp == 1_795_453_200_123
+
+
+def test_the_timestamp_may_be_the_events_own_or_that_of_sending() -> None:
+    entry = make_entry(1, datetime="2016-02-01T16:47:28.5+01:00")
+    before = time.time()
+
+    (own,) = RecordMaker("topic", "", timestamp="event").make([entry])
+    (sent,) = RecordMaker("topic", "", timestamp="sent").make([entry])
+
+    assert own.timestamp == 1_454_341_648_500
+    assert int(before * 1000) <= sent.timestamp <= time.time() * 1000
+
+
+def test_an_event_of_before_1970_has_the_first_time_that_kafka_knows() -> None:
+    records = RecordMaker("topic", "", timestamp="event").make([make_entry(1, datetime="0001-01-01T00:00:00Z")])
+
+    assert records[0].timestamp == 0
 
 
 # From UtilsTest.testMurmur2 of Apache Kafka, as signed numbers of 32 bits.

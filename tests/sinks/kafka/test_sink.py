@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import structlog.testing
+from kafka.admin import KafkaAdminClient  # type: ignore[import-untyped]
 
 from bridge.sink import Entry, Failure, Unavailable
 from sinks.kafka.client import Client
@@ -20,6 +21,7 @@ from sinks.kafka.sink import KafkaSink
 from tests.contract.harness import make_entries, make_entry
 from tests.support.servers import kafka_broker
 from tests.support.servers.kafka_broker import USERS, Broker, create_topic, has_topic, read_topic
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(kafka_broker.any_available() is not None, reason=str(kafka_broker.any_available()))
 
@@ -70,6 +72,23 @@ def make(request: pytest.FixtureRequest, topic: str, sinks: list[KafkaSink]) -> 
         return sink
 
     return make
+
+
+Rounds = list[dict[Any, Any]]
+
+
+@pytest.fixture
+def rounds(monkeypatch: pytest.MonkeyPatch) -> Rounds:
+    """What is handed over to the library in each round."""
+    handed_over: Rounds = []
+    produce = Client.produce
+
+    def produce_and_note(client: Client, batches: Any) -> Any:
+        handed_over.append(batches)
+        return produce(client, batches)
+
+    monkeypatch.setattr(Client, "produce", produce_and_note)
+    return handed_over
 
 
 def trouble_of(sink: KafkaSink, entries: list[Entry] | None = None) -> Unavailable:
@@ -355,16 +374,8 @@ def test_one_record_with_an_impossible_time_waits_and_the_others_arrive(make: An
 
 
 def test_several_records_with_an_impossible_time_wait_and_the_others_arrive_in_order(
-    make: Any, address: str, topic: str, monkeypatch: pytest.MonkeyPatch
+    make: Any, address: str, topic: str, rounds: Rounds
 ) -> None:
-    rounds: list[object] = []
-    produce = Client.produce
-
-    def produce_and_count(client: Client, batches: Any) -> Any:
-        rounds.append(batches)
-        return produce(client, batches)
-
-    monkeypatch.setattr(Client, "produce", produce_and_count)
     # All in one partition, and thus in one batch.
     sink = make(key="")
     entries = make_entries(200, resources=20)
@@ -388,6 +399,47 @@ def test_several_records_with_an_impossible_time_wait_and_the_others_arrive_in_o
     for resource in range(20):
         mine = [entry.json for entry in entries if entry.seq % 20 == resource and entry.seq not in expected]
         assert [value for value in arrived if value in mine] == mine
+
+
+def test_records_that_are_too_old_become_dead_letters_at_once_and_the_others_arrive(
+    make: Any, address: str, rounds: Rounds
+) -> None:
+    name = f"young-{uuid.uuid4().hex[:8]}"
+    create_topic(address, name, message_timestamp_before_max_ms="3600000")
+    # All in one partition, and thus in one batch.
+    sink = make(topic=name, key="")
+    entries = make_entries(200, resources=20)
+    old = {7, 48, 49, 150, 181}
+    for entry in entries:
+        entry.received = time.time() - 7200 * (entry.seq in old)
+    sink.open()
+
+    failures = sink.deliver(entries)
+
+    assert {failure.seq for failure in failures} == old
+    assert {(failure.outcome, failure.reason) for failure in failures} == {("rejected", "rejected")}
+    assert "is out of range. The timestamp should be within" in failures[0].error
+    assert len(rounds) == 2
+    assert [value for _, value in read_topic(address, name)] == [entry.json for entry in entries if entry.seq not in old]
+
+    with_time_of_sending = make(topic=name, timestamp="sent")
+    with_time_of_sending.open()
+    assert with_time_of_sending.deliver([entry for entry in entries if entry.seq in old]) == []
+
+
+def test_new_partitions_are_used_when_metadata_is_older_than_it_may_be(make: Any, address: str, rounds: Rounds) -> None:
+    name = f"grows-{uuid.uuid4().hex[:8]}"
+    create_topic(address, name, partitions=1)
+    sink = make(topic=name, metadata_max_age=1)
+    sink.open()
+    with KafkaAdminClient(bootstrap_servers=address) as admin:
+        admin.create_partitions({name: 3})
+
+    def uses_new_ones() -> bool:
+        assert sink.deliver(make_entries(60, resources=40)) == []
+        return len(rounds[-1]) == 3
+
+    until(uses_new_ones, "records go to new partitions")
 
 
 def test_batches_are_cut_to_the_wanted_size_and_keep_their_order(make: Any, address: str, topic: str) -> None:
@@ -432,6 +484,22 @@ def test_remarks_say_that_a_topic_is_there_and_too_small(make: Any, address: str
     ]
     assert len(small.remarks(3976)) == 2
     assert read_topic(address, topic) == []
+
+
+def test_remarks_say_that_a_topic_is_compacted_and_takes_no_old_records(make: Any, address: str) -> None:
+    name = f"compact-{uuid.uuid4().hex[:8]}"
+    create_topic(address, name, cleanup_policy="compact", message_timestamp_before_max_ms="3600000")
+    sink = make(topic=name, key="")
+    sink.open()
+
+    _, keys, age = sink.remarks(1_000)
+
+    assert keys == (
+        f"every event will become a dead letter: topic {name}'s `cleanup.policy` is `compact`, so records need a key; set `key`"
+    )
+    assert age.startswith(
+        f"events that wait too long will become dead letters: topic {name}'s `message.timestamp.before.max.ms`"
+    )
 
 
 def test_looking_creates_no_topic_and_the_first_event_does(make: Any, address: str) -> None:
