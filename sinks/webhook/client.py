@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from io import BytesIO
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import pycurl
 
@@ -22,16 +22,10 @@ T = TypeVar("T")
 
 _MAX_BODY_BYTES: Final = 64 * 1024
 _POLL_MASKS: Final = (0, select.POLLIN, select.POLLOUT, select.POLLIN | select.POLLOUT)
+# Of curl.h, without a name in pycurl.
 _SUPPRESS_CONNECT_HEADERS: Final = 265
-"""An option that pycurl has no name for (curl.h)."""
-
-
-class Request(NamedTuple, Generic[T]):
-    """A request; `tag` comes back with its end, `id` is sent as `webhook-id`."""
-
-    tag: T
-    id: str
-    body: bytes
+_QUICK_EXIT: Final = 322
+_TOO_LARGE: Final = 100
 
 
 class Response(NamedTuple):
@@ -63,10 +57,10 @@ class NoResponse(NamedTuple):
     sent: bool = False
 
 
-class _Slot(Generic[T]):
+class _Handle:
     """A handle of libcurl, for one request at a time."""
 
-    tag: T
+    tag: Any
 
     def __init__(self, options: dict[int, Any]) -> None:
         self.curl = pycurl.Curl()
@@ -83,15 +77,11 @@ class _Slot(Generic[T]):
             buffer.seek(0)
             buffer.truncate()
         # The status counts if the head is whole or malformed after its first line, but not if it was cut off.
-        whole = b"\r\n\r\n" in head or b"\n\n" in head or len(head) > _MAX_BODY_BYTES or error in _MALFORMED
-        if status >= 200 and whole:
+        whole = b"\r\n\r\n" in head or b"\n\n" in head or len(head) > _MAX_BODY_BYTES
+        if status >= 200 and (whole or error in {pycurl.E_FTP_WEIRD_SERVER_REPLY, _TOO_LARGE}):
             return Response(status, head.decode("latin-1"), body.decode("utf-8", "replace"))
         sent = self.curl.getinfo(pycurl.SIZE_UPLOAD_T) > 0
         return NoResponse(error or pycurl.E_GOT_NOTHING, message, self.curl.getinfo(pycurl.OS_ERRNO), sent)
-
-
-_MALFORMED: Final = {pycurl.E_FTP_WEIRD_SERVER_REPLY, 100}
-"""Errors of a response with a malformed header; 100 is CURLE_TOO_LARGE."""
 
 
 def _options(settings: WebhookSettings) -> dict[int, Any]:
@@ -113,6 +103,7 @@ def _options(settings: WebhookSettings) -> dict[int, Any]:
         pycurl.NOSIGNAL: 1,
         pycurl.TCP_KEEPALIVE: 1,
         _SUPPRESS_CONNECT_HEADERS: 1,
+        _QUICK_EXIT: 1,
     }
     if url.scheme == "http":
         return options | {pycurl.PROXY: ""}
@@ -137,7 +128,7 @@ def _watch(poll: select.poll, what: int, fd: int, *_: object) -> None:
         poll.register(fd, _POLL_MASKS[what])
 
 
-class Client(Generic[T]):
+class Client:
     """Up to `connections` requests under way at the same time, over connections that are kept alive.
 
     One thread uses it at a time; only `close` may come from another.
@@ -154,11 +145,10 @@ class Client(Generic[T]):
         headers = request_headers(settings)
         self._headers = ["expect:", *(f"{name}: {value}" if value else f"{name};" for name, value in headers.items())]
         self._poll = select.poll()
-        self._wait_ms = 0
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, partial(_watch, self._poll))
-        self._free: list[_Slot[T]] = [_Slot(self._options) for _ in range(settings.connections)]
-        self._busy: dict[pycurl.Curl, _Slot[T]] = {}
+        self._free = [_Handle(self._options) for _ in range(settings.connections)]
+        self._busy: dict[pycurl.Curl, _Handle] = {}
         self._used = threading.Lock()
         self._closed = False
 
@@ -166,13 +156,13 @@ class Client(Generic[T]):
         """Close all connections. Requests in another thread end within a quarter of a second."""
         self._closed = True
         if self._used.acquire(blocking=False):
-            self._multi.close()
-            self._free.clear()
+            # It waits for the look-up of a name that is under way.
+            threading.Thread(target=self._multi.close, daemon=True).start()
             self._used.release()
 
     def connect(self) -> NoResponse | None:
         """Connect and disconnect, without a request; return the error if that fails."""
-        curl = _Slot[T](self._options | {pycurl.CONNECT_ONLY: 1}).curl
+        curl = _Handle(self._options | {pycurl.CONNECT_ONLY: 1}).curl
         try:
             curl.perform()
         except pycurl.error as error:
@@ -181,17 +171,18 @@ class Client(Generic[T]):
             curl.close()
         return None
 
-    def send(self, next_request: Callable[[], Request[T] | None]) -> Iterator[tuple[T, Response | NoResponse]]:
+    def send(self, next_request: Callable[[], tuple[T, str, bytes] | None]) -> Iterator[tuple[T, Response | NoResponse]]:
         """Send requests until there is none left, and yield how each of them ended.
 
         Args:
-            next_request: Returns the next request, or None if there is none as long as no other has ended.
+            next_request: Returns a tag that is yielded with the end of the request, its `webhook-id` and its body; None if
+                there is no request as long as no other has ended.
         """
         with self._used:
             try:
                 while True:
                     while self._free and (request := next_request()) is not None:
-                        self._start(request)
+                        self._start(*request)
                     if not self._busy:
                         return
                     yield from self._wait()
@@ -201,15 +192,15 @@ class Client(Generic[T]):
         if self._closed:
             self.close()
 
-    def _start(self, request: Request[T]) -> None:
-        slot = self._free.pop()
-        slot.tag = request.tag
-        slot.curl.setopt(pycurl.HTTPHEADER, [*self._headers, f"webhook-id: {request.id}"])
-        slot.curl.setopt(pycurl.POSTFIELDS, request.body)
-        self._busy[slot.curl] = slot
-        self._multi.add_handle(slot.curl)
+    def _start(self, tag: Any, webhook_id: str, body: bytes) -> None:
+        handle = self._free.pop()
+        handle.tag = tag
+        handle.curl.setopt(pycurl.HTTPHEADER, [*self._headers, f"webhook-id: {webhook_id}"])
+        handle.curl.setopt(pycurl.POSTFIELDS, body)
+        self._busy[handle.curl] = handle
+        self._multi.add_handle(handle.curl)
 
-    def _wait(self) -> list[tuple[T, Response | NoResponse]]:
+    def _wait(self) -> list[tuple[Any, Response | NoResponse]]:
         """Wait until a request has ended, for a quarter of a second at most; return those that have."""
         wait_ms = self._multi.timeout()
         events = self._poll.poll(min(wait_ms, 250) if wait_ms >= 0 else 250) if wait_ms else []
@@ -221,8 +212,8 @@ class Client(Generic[T]):
             ended += [self._end(curl, pycurl.E_ABORTED_BY_CALLBACK, "") for curl in list(self._busy)]
         return ended
 
-    def _end(self, curl: pycurl.Curl, error: int, message: str) -> tuple[T, Response | NoResponse]:
+    def _end(self, curl: pycurl.Curl, error: int, message: str) -> tuple[Any, Response | NoResponse]:
         self._multi.remove_handle(curl)
-        slot = self._busy.pop(curl)
-        self._free.append(slot)
-        return slot.tag, slot.take(error, message)
+        handle = self._busy.pop(curl)
+        self._free.append(handle)
+        return handle.tag, handle.take(error, message)

@@ -2,133 +2,108 @@
 
 Acknowledged means answered with 2xx; `sinks.webhook.errors` classifies all other results. The requests of one resource are sent
 one after another. A batch that is refused is sent again in halves.
-
-A failed request may be the event's fault or the receiver's. The receiver is at fault, and the sink unavailable, if
-- nothing was answered in a delivery with requests that got no answer, by a timeout or a closed connection;
-- nothing was accepted in a delivery with requests that are forbidden (403);
-- nothing was accepted since the sink was opened, and an event was rejected, or ten failed, whatever the receiver says.
-
-The failed events of such a delivery go last in the next one, so that a few of them do not keep the others from being sent. If
-the receiver takes those, the failures are the events' own. Events that are known to fail by their own fault are remembered.
 """
 
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import ClassVar, Final, Literal
+from typing import ClassVar
 
 from bridge.event import NAMESPACE
 from bridge.sink import Entry, Failure, Unavailable
 from sinks.classification import Classification
 from sinks.ordering import group
-from sinks.webhook.client import Client, NoResponse, Request
+from sinks.webhook.client import Client, NoResponse, Response
 from sinks.webhook.errors import classify, classify_error
 from sinks.webhook.settings import WebhookSettings, read_url, secrets_of
 
-_MAX_REFUSALS: Final = 10
-"""After that many refused events, and none accepted, the rest of a delivery is not tried."""
 
-_Group = deque[list[Entry]]
-"""Requests that are sent one after another."""
+class Faults:
+    """Finds out who is at fault for failed requests: their events, or the receiver.
 
+    The receiver is at fault if a delivery with events that fail for an unknown reason shows that
+    - it answers nothing: they got no answer, by a timeout or a closed connection;
+    - it accepts nothing: they are forbidden (403);
+    - it has accepted nothing since the sink was opened: they are rejected, or ten have failed.
 
-class Delivery:
-    """The state of one delivery.
+    They go last in the next delivery, so that a few of them do not keep the others from being sent. If the receiver takes
+    those, the events are at fault, and are remembered.
 
-    Args:
-        groups: Groups that may be sent side by side.
-        ordered: A failed event holds later ones of its resource.
-        proven: The receiver has accepted something since the sink was opened.
-        refused: Events that were refused since anything was accepted; it is added to.
-        late: Events that failed in the deliveries before, by the receiver's fault perhaps.
-        known: Events that are known to fail by their own fault.
-        patience: Stop after this many consecutive requests without an answer (without those of events known to get none).
+    Attributes:
+        delivered: The events of this delivery that were accepted.
+        unavailable: The failure that ended the delivery.
     """
 
-    def __init__(
-        self,
-        groups: Iterable[_Group],
-        *,
-        ordered: bool,
-        proven: bool,
-        refused: set[int],
-        late: frozenset[int],
-        known: frozenset[int],
-        patience: int,
-    ) -> None:
-        self._groups = deque(groups)
-        self._ordered = ordered
-        self._proven = proven
-        self._late = late
-        self._known = known
+    def __init__(self) -> None:
+        self._late: frozenset[int] = frozenset()
+        self._known: frozenset[int] = frozenset()
+        self.opened()
+        self.begin(0)
+
+    def opened(self) -> None:
+        """Note that the sink was opened."""
+        self._proven = False
+        self._refused = 0
+
+    def begin(self, patience: int) -> None:
+        """Begin a delivery; `patience` is the number of requests in a row without an answer that ends it."""
         self._patience = patience
-        self._refused = refused
+        self._answered = False
         self._silent = 0
-        self._held: set[str] = set()
-        self._failed: dict[int, tuple[Classification, bool]] = {}
+        self._unanswered: set[int] = set()
         self.delivered: set[int] = set()
-        self.answered = False
+        self._failed: dict[int, Classification] = {}
         self.unavailable: Classification | None = None
 
-    def next_request(self) -> tuple[_Group, list[Entry]] | None:
-        """Return a request, without events that wait behind a failed one, and its group; None if there is none now."""
-        while self._groups and self.unavailable is None:
-            group = self._groups.popleft()
-            while group:
-                request = group.popleft()
-                if self._held:
-                    request = [entry for entry in request if entry.fields.resource_uri not in self._held]
-                if request:
-                    return group, request
-        return None
+    def is_late(self, seq: int) -> bool:
+        """Tell whether an event goes last."""
+        return seq in self._late
 
-    def record(self, group: _Group, request: list[Entry], failed: Classification | None, *, answered: bool) -> None:
-        """Note the end of a request."""
-        self._groups.appendleft(group)
-        self.answered |= answered
-        self._silent *= not answered
-        if failed is None:
-            self.delivered.update(entry.seq for entry in request)
-            return
-        refused = answered and (failed.outcome == "rejected" or failed.reason == "unauthorized")
-        if refused and failed.scope == "event" and len(request) > 1:
-            middle = len(request) // 2
-            group.extendleft((request[middle:], request[:middle]))
-            return
-        for entry in request:
-            if entry.fields.resource_uri not in self._held:
-                self._failed[entry.seq] = failed, answered
-            if self._ordered and failed.outcome == "retry":
-                self._held.add(entry.fields.resource_uri)
+    def note(self, seqs: Sequence[int], failed: Classification | None, *, answered: bool) -> None:
+        """Note how the request with these events ended."""
         if answered:
-            if not self.delivered and (failed.reason == "unauthorized" or not self._proven):
-                self._refused.update(entry.seq for entry in request if entry.seq not in self._known)
+            self._answered, self._silent = True, 0
+        if failed is None:
+            self._refused = 0
+            self.delivered.update(seqs)
+            return
+        self._failed.update(dict.fromkeys(seqs, failed))
+        if answered:
+            doubtful = not self.delivered and (not self._proven or failed.reason == "unauthorized")
+            self._refused += doubtful and not self._known.issuperset(seqs)
         else:
-            expected = self._known | self._late if self.answered else self._known
-            self._silent += any(entry.seq not in expected for entry in request)
-        if failed.scope == "sink" or self._silent >= self._patience or len(self._refused) >= _MAX_REFUSALS:
+            self._unanswered.update(seqs)
+            expected = self._known | self._late if self._answered else self._known
+            self._silent += not expected.issuperset(seqs)
+        if failed.scope == "sink" or self._silent >= self._patience or self._refused >= 10:
             self.unavailable = self.unavailable or failed
 
-    def _is_receivers_fault(self, failed: Classification, *, answered: bool) -> bool:
-        if not answered:
-            return not self.answered
-        refused = failed.outcome == "rejected" and not self._proven
-        return not self.delivered and (failed.reason == "unauthorized" or refused)
-
-    def conclude(self) -> Classification | None:
-        """Return the failure that makes the sink unavailable, if there is one; the module's docstring has the rules."""
-        unknown = (end for seq, end in self._failed.items() if seq not in self._known)
-        faults = (failed for failed, answered in unknown if self._is_receivers_fault(failed, answered=answered))
-        return self.unavailable or next(faults, None)
-
-    def failed(self, *outcomes: str) -> set[int]:
-        """Return the events that failed with one of these outcomes."""
-        return {seq for seq, (failed, _) in self._failed.items() if failed.outcome in outcomes}
-
     def failure(self, entry: Entry) -> Failure:
-        """Return the failure of an event that was not delivered."""
-        return self._failed[entry.seq][0].failure(entry) if entry.seq in self._failed else Failure.held(entry)
+        """Return the failure of an event that was not accepted."""
+        failed = self._failed.get(entry.seq)
+        return failed.failure(entry) if failed else Failure.held(entry)
+
+    def conclude(self) -> None:
+        """End the delivery.
+
+        Raises:
+            Unavailable: The receiver is at fault.
+        """
+        self._proven |= bool(self.delivered)
+        doubts = (failed for seq, failed in self._failed.items() if seq not in self._known and self._is_doubtful(seq, failed))
+        if (error := self.unavailable or next(doubts, None)) is not None:
+            self._late |= self._failed.keys()
+            raise Unavailable(error.error, error.reason, retry_after=error.retry_after, delivered=self.delivered)
+        retried = {seq for seq, failed in self._failed.items() if failed.outcome == "retry" and self._proven}
+        known = (self._known | retried | self._unanswered | (self._late if self._answered else frozenset())) - self.delivered
+        self._late, self._known = frozenset(), known if len(known) <= 10_000 else frozenset()
+
+    def _is_doubtful(self, seq: int, failed: Classification) -> bool:
+        if seq in self._unanswered:
+            return not self._answered
+        rejected = failed.outcome == "rejected" and not self._proven
+        return not self.delivered and (rejected or failed.reason == "unauthorized")
 
 
 class WebhookSink:
@@ -146,11 +121,13 @@ class WebhookSink:
         self._settings = settings
         self._where = read_url(settings.url).netloc or ""
         self._secrets = secrets_of(settings)
-        self._client: Client[tuple[_Group, list[Entry]]] | None = None
-        self._proven = False
-        self._refused: set[int] = set()
-        self._late: frozenset[int] = frozenset()
-        self._known: frozenset[int] = frozenset()
+        self._client: Client | None = None
+        self._faults = Faults()
+
+    @property
+    def delivered(self) -> set[int]:
+        """The events that were accepted so far in this call of `deliver`."""
+        return self._faults.delivered
 
     def open(self) -> None:
         """Read the certificates, and see if a connection can be opened, without a request.
@@ -161,7 +138,7 @@ class WebhookSink:
             Unavailable: A certificate can't be read, or the receiver can't be reached.
         """
         self.close()
-        self._proven, self._refused = False, set()
+        self._faults.opened()
         self._client = Client(self._settings)
         if (error := self._client.connect()) is not None:
             self.close()
@@ -174,34 +151,34 @@ class WebhookSink:
         Raises:
             Unavailable: The receiver is not available; with the events that it has acknowledged.
         """
-        client, settings = self._client, self._settings
-        if client is None:
+        if self._client is None:
             raise Unavailable("the sink is not open", "internal")
-        groups = self._groups(entries)
-        delivery = Delivery(
-            groups,
-            ordered=settings.ordering == "resource",
-            proven=self._proven,
-            refused=self._refused,
-            late=self._late,
-            known=self._known,
-            patience=max(2, min(len(groups), settings.connections)),
-        )
-        self.delivered = delivery.delivered
+        faults, groups = self._faults, self._groups(entries)
+        faults.begin(max(2, min(len(groups), self._settings.connections)))
+        held: set[Hashable] = set()
 
-        def next_request() -> Request[tuple[_Group, list[Entry]]] | None:
-            if (found := delivery.next_request()) is None:
-                return None
-            return Request(found, _identity(found[1]), _body(found[1], settings.format))
+        def next_request() -> tuple[tuple[deque[list[Entry]], list[Entry]], str, bytes] | None:
+            while groups and faults.unavailable is None:
+                requests = groups.popleft()
+                while requests:
+                    if request := [entry for entry in requests.popleft() if self._key(entry) not in held]:
+                        return (requests, request), _identity(request), self._body(request)
+            return None
 
-        for (group_, request), end in client.send(next_request):
-            if isinstance(end, NoResponse):
-                delivery.record(group_, request, classify_error(end, self._where, settings.timeout), answered=False)
+        for (requests, request), end in self._client.send(next_request):
+            groups.appendleft(requests)
+            failed = self._classify(end)
+            if failed is None:
+                faults.note([entry.seq for entry in request], None, answered=True)
+            elif len(request) > 1 and _is_refusal(failed):
+                middle = len(request) // 2
+                requests.extendleft((request[middle:], request[:middle]))
             else:
-                failed = classify(end, self._where, self._secrets, datetime.now(UTC))
-                delivery.record(group_, request, failed, answered=True)
-        self._conclude(delivery)
-        return [delivery.failure(entry) for entry in entries if entry.seq not in delivery.delivered]
+                first = {self._key(entry): entry.seq for entry in reversed(request)}
+                held.update(first if failed.outcome == "retry" else ())
+                faults.note([*first.values()], failed, answered=isinstance(end, Response))
+        faults.conclude()
+        return [faults.failure(entry) for entry in entries if entry.seq not in faults.delivered]
 
     def close(self) -> None:
         """Close all connections. A delivery in another thread fails soon."""
@@ -209,30 +186,38 @@ class WebhookSink:
         if client is not None:
             client.close()
 
-    def _groups(self, entries: Sequence[Entry]) -> list[_Group]:
-        """Divide the entries into groups that may be sent side by side."""
-        settings = self._settings
-        ordered = settings.ordering == "resource"
-        if settings.format == "event":
+    def _classify(self, end: Response | NoResponse) -> Classification | None:
+        if isinstance(end, NoResponse):
+            return classify_error(end, self._where, self._settings.timeout)
+        return classify(end, self._where, self._secrets, datetime.now(UTC))
+
+    def _key(self, entry: Entry) -> Hashable:
+        """Return the ordering key of an entry."""
+        return entry.fields.resource_uri if self._settings.ordering == "resource" else entry.seq
+
+    def _groups(self, entries: Sequence[Entry]) -> deque[deque[list[Entry]]]:
+        """Divide the entries into groups that may be sent side by side, of requests that are sent one after another."""
+        batch, ordered = self._settings.batch, self._settings.ordering == "resource"
+        if self._settings.format == "event":
             groups = [deque([entry] for entry in entries_of_one) for entries_of_one in group(entries, ordered=ordered)]
         else:
-            requests = list(_batches(entries, settings.batch.max_events, settings.batch.max_bytes))
+            requests = list(_batches(entries, batch.max_events, batch.max_bytes))
             groups = [deque(requests)] if ordered and requests else [deque([request]) for request in requests]
-        groups.sort(key=lambda requests: requests[0][0].seq in self._late)
-        return groups
+        return deque(sorted(groups, key=lambda requests: self._faults.is_late(requests[0][0].seq)))
 
-    def _conclude(self, delivery: Delivery) -> None:
-        """Remember who is at fault for what failed; raise `Unavailable` if it is the receiver."""
-        if delivery.delivered:
-            self._proven, self._refused = True, set()
-        if (error := delivery.conclude()) is not None:
-            self._late |= delivery.failed("retry", "rejected")
-            raise Unavailable(error.error, error.reason, retry_after=error.retry_after, delivered=delivery.delivered)
-        known = self._known | (self._late if delivery.answered else frozenset())
-        if not self._refused:
-            known |= delivery.failed("retry")
-        known -= delivery.delivered
-        self._late, self._known = frozenset(), known if len(known) <= 10_000 else frozenset()
+    def _body(self, request: Sequence[Entry]) -> bytes:
+        match self._settings.format:
+            case "event":
+                return request[0].json
+            case "batch":
+                return b"[" + b",".join([entry.json for entry in request]) + b"]"
+            case "lines":
+                return b"".join([entry.json + b"\n" for entry in request])
+
+
+def _is_refusal(failed: Classification) -> bool:
+    """Tell whether a part of a batch may be accepted."""
+    return failed.scope == "event" and (failed.outcome == "rejected" or failed.reason == "unauthorized")
 
 
 def _batches(entries: Sequence[Entry], max_events: int, max_bytes: int) -> Iterator[list[Entry]]:
@@ -247,14 +232,6 @@ def _batches(entries: Sequence[Entry], max_events: int, max_bytes: int) -> Itera
         batch.append(entry)
     if batch:
         yield batch
-
-
-def _body(request: Sequence[Entry], form: Literal["event", "batch", "lines"]) -> bytes:
-    if form == "event":
-        return request[0].json
-    if form == "batch":
-        return b"[" + b",".join([entry.json for entry in request]) + b"]"
-    return b"".join([entry.json + b"\n" for entry in request])
 
 
 def _identity(request: Sequence[Entry]) -> str:

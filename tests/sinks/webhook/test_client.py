@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import pytest
 
-from sinks.webhook.client import Client, NoResponse, Request, Response
+from sinks.webhook.client import Client, NoResponse, Response
 from sinks.webhook.errors import classify_error
 from sinks.webhook.settings import WebhookSettings
 from tests.support.servers.receiver import Receiver, drip, make_certificate, reply, server_context
@@ -21,7 +21,7 @@ TOO_LONG = 8.0
 
 LONG = b"x" * 2000
 
-Make = Callable[..., Client[None]]
+Make = Callable[..., Client]
 
 
 @pytest.fixture(scope="session")
@@ -40,9 +40,9 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_client(certificate: tuple[Path, Path]) -> Iterator[Make]:
     clients = []
 
-    def make(url: str, timeout: float = TIMEOUT, **given: Any) -> Client[None]:
+    def make(url: str, timeout: float = TIMEOUT, **given: Any) -> Client:
         settings = WebhookSettings.model_validate({"url": url, "timeout": timeout, "ca_file": certificate[0]} | given)
-        clients.append(Client[None](settings))
+        clients.append(Client(settings))
         return clients[-1]
 
     yield make
@@ -71,14 +71,14 @@ def tls_receiver(certificate: tuple[Path, Path]) -> Iterator[Receiver]:
     receiver.stop()
 
 
-def end(client: Client[None], body: bytes = b"{}") -> Response | NoResponse:
+def end(client: Client, body: bytes = b"{}") -> Response | NoResponse:
     """Send a request, and return its end."""
-    requests = iter([Request(None, "an-id", body)])
+    requests = iter([(None, "an-id", body)])
     ((_, ended),) = client.send(lambda: next(requests, None))
     return ended
 
 
-def post(client: Client[None], body: bytes = b"{}") -> Response:
+def post(client: Client, body: bytes = b"{}") -> Response:
     ended = end(client, body)
     assert isinstance(ended, Response), ended
     return ended
