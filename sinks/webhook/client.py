@@ -20,7 +20,7 @@ from sinks.webhook.settings import WebhookSettings, read_url, request_headers
 
 T = TypeVar("T")
 
-_MAX_BODY_BYTES: Final = 64 * 1024
+_MAX_BYTES: Final = 64 * 1024
 _POLL_MASKS: Final = (0, select.POLLIN, select.POLLOUT, select.POLLIN | select.POLLOUT)
 # Of curl.h, without a name in pycurl.
 _SUPPRESS_CONNECT_HEADERS: Final = 265
@@ -60,7 +60,8 @@ class NoResponse(NamedTuple):
 class _Handle:
     """A handle of libcurl, for one request at a time."""
 
-    tag: Any
+    request: tuple[Any, str, bytes]
+    repeated: bool
 
     def __init__(self, options: dict[int, Any]) -> None:
         self.curl = pycurl.Curl()
@@ -76,8 +77,10 @@ class _Handle:
         for buffer in (self.head, self.body):
             buffer.seek(0)
             buffer.truncate()
+        while head[9:10] == b"1":  # Interim (RFC 9110, 15.2).
+            head = head.partition(b"\r\n\r\n")[2]
         # The status counts if the head is whole or malformed after its first line, but not if it was cut off.
-        whole = b"\r\n\r\n" in head or b"\n\n" in head or len(head) > _MAX_BODY_BYTES
+        whole = b"\r\n\r\n" in head or b"\n\n" in head or len(head) > _MAX_BYTES
         if status >= 200 and (whole or error in {pycurl.E_FTP_WEIRD_SERVER_REPLY, _TOO_LARGE}):
             return Response(status, head.decode("latin-1"), body.decode("utf-8", "replace"))
         sent = self.curl.getinfo(pycurl.SIZE_UPLOAD_T) > 0
@@ -99,7 +102,7 @@ def _options(settings: WebhookSettings) -> dict[int, Any]:
         pycurl.USERAGENT: request_headers(settings)["user-agent"],
         pycurl.TIMEOUT_MS: milliseconds,
         pycurl.CONNECTTIMEOUT_MS: milliseconds,
-        pycurl.MAXFILESIZE: _MAX_BODY_BYTES,
+        pycurl.MAXFILESIZE: _MAX_BYTES,
         pycurl.NOSIGNAL: 1,
         pycurl.TCP_KEEPALIVE: 1,
         _SUPPRESS_CONNECT_HEADERS: 1,
@@ -110,9 +113,12 @@ def _options(settings: WebhookSettings) -> dict[int, Any]:
     tls_context(settings)  # Its errors name the setting and the file.
     paths = ssl.get_default_verify_paths()
     password = settings.key_password.get_secret_value() if settings.key_password else ""
+    ca_file, ca_path = (settings.ca_file, None) if settings.ca_file else (paths.cafile, paths.capath)
     files = {
-        pycurl.CAINFO: settings.ca_file or paths.cafile,
-        pycurl.CAPATH: None if settings.ca_file else paths.capath,
+        pycurl.CAINFO: ca_file,
+        pycurl.CAPATH: ca_path,
+        pycurl.PROXY_CAINFO: ca_file,
+        pycurl.PROXY_CAPATH: ca_path,
         pycurl.SSLCERT: settings.cert_file,
         pycurl.SSLKEY: settings.key_file or settings.cert_file,
     }
@@ -192,9 +198,9 @@ class Client:
         if self._closed:
             self.close()
 
-    def _start(self, tag: Any, webhook_id: str, body: bytes) -> None:
+    def _start(self, tag: Any, webhook_id: str, body: bytes, *, repeated: bool = False) -> None:
         handle = self._free.pop()
-        handle.tag = tag
+        handle.request, handle.repeated = (tag, webhook_id, body), repeated
         handle.curl.setopt(pycurl.HTTPHEADER, [*self._headers, f"webhook-id: {webhook_id}"])
         handle.curl.setopt(pycurl.POSTFIELDS, body)
         self._busy[handle.curl] = handle
@@ -207,7 +213,15 @@ class Client:
         for fd, _ in events or [(pycurl.SOCKET_TIMEOUT, 0)]:
             self._multi.socket_action(fd, 0)
         _, succeeded, failed = self._multi.info_read()
-        ended = [self._end(curl, 0, "") for curl in succeeded] + [self._end(*failure) for failure in failed]
+        ended = [self._end(curl, 0, "") for curl in succeeded]
+        for curl, error, message in failed:
+            handle = self._busy[curl]
+            end = self._end(curl, error, message)
+            # The receiver closed before it had everything, so it accepted nothing. What it answered may be lost (413 perhaps).
+            if error == pycurl.E_SEND_ERROR and not handle.repeated:
+                self._start(*handle.request, repeated=True)
+            else:
+                ended.append(end)
         if self._closed:
             ended += [self._end(curl, pycurl.E_ABORTED_BY_CALLBACK, "") for curl in list(self._busy)]
         return ended
@@ -216,4 +230,4 @@ class Client:
         self._multi.remove_handle(curl)
         handle = self._busy.pop(curl)
         self._free.append(handle)
-        return handle.tag, handle.take(error, message)
+        return handle.request[0], handle.take(error, message)

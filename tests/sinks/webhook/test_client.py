@@ -1,14 +1,22 @@
 import base64
+import os
+import shutil
 import socket
+import ssl
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
+import pycurl
 import pytest
 
+from sinks.webhook import client as client_module
 from sinks.webhook.client import Client, NoResponse, Response
 from sinks.webhook.errors import classify_error
 from sinks.webhook.settings import WebhookSettings
@@ -20,6 +28,8 @@ TOO_LONG = 8.0
 """What a request without a real deadline would exceed by far in these tests; far above `TIMEOUT`, for busy machines."""
 
 LONG = b"x" * 2000
+
+options = client_module._options
 
 Make = Callable[..., Client]
 
@@ -230,6 +240,48 @@ def test_interim_responses_without_an_end_are_cut_at_the_deadline(receiver: Rece
     assert failure(end(make_client(receiver.url))) == TIMED_OUT
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"".join(b"X-%d: y\r\n" % number for number in range(1000)),
+        b"".join(b"X-%d: y\r\n" % number for number in range(6000)),
+        b"X: " + b"y" * 65536 + b"\r\n",
+        b"X: " + b"y" * 200_000 + b"\r\n",
+        (b"X: " + b"y" * 60_000 + b"\r\n") * 8,
+        b"Date: lun., 29 nov. 2026, d\xe9but\r\n",
+        b"no colon here\r\n",
+        b"X: a\x00b\r\n",
+    ],
+    ids=["many", "too many", "long", "too long", "too much", "Latin-1", "no colon", "NUL"],
+)
+def test_the_status_counts_whatever_the_headers_are(receiver: Receiver, make_client: Make, head: bytes) -> None:
+    receiver.answer = lambda _: b"HTTP/1.1 429 Trop de requ\xeates\r\nRetry-After: 7\r\n" + head + b"Content-Length: 0\r\n\r\n"
+
+    response = post(make_client(receiver.url, timeout=10))
+
+    assert (response.status, response.header("retry-after")) == (429, "7")
+
+
+@pytest.mark.parametrize(
+    "body", [b"Content-Length: 100\r\n\r\ncut", b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"], ids=["too short", "not chunked"]
+)
+def test_the_status_counts_whatever_the_body_is(receiver: Receiver, make_client: Make, body: bytes) -> None:
+    receiver.answer = lambda _: lambda connection: connection.sendall(b"HTTP/1.1 401 x\r\nRetry-After: 7\r\n" + body)
+
+    response = post(make_client(receiver.url, timeout=10))
+
+    assert (response.status, response.header("Retry-After")) == (401, "7")
+
+
+@pytest.mark.parametrize("part", [b"HTTP/1.1 200 OK\r\nContent-Len", b"HTTP/1.1 103 x\r\nA: b\r\n\r\nHTTP/1.1 200 OK\r\n"])
+def test_a_head_that_is_cut_off_is_no_answer(receiver: Receiver, make_client: Make, part: bytes) -> None:
+    receiver.answer = lambda _: lambda connection: connection.sendall(part)
+
+    ended = end(make_client(receiver.url, timeout=10))
+
+    assert failure(ended) == "event unreachable: it closed the connection instead of an answer"
+
+
 def test_one_connection_serves_many_requests(receiver: Receiver, make_client: Make) -> None:
     bodies = [reply(200), reply(204), reply(500, b"x" * 60_000), reply(422, b"no"), CHUNKED]
     receiver.answer = lambda _: bodies[len(receiver.requests) % len(bodies)]
@@ -359,6 +411,90 @@ def test_an_ipv6_address_works(make_client: Make) -> None:
     listener.close()
 
 
+def test_the_next_address_of_a_name_is_tried_when_the_first_is_silent(
+    receiver: Receiver, make_client: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A listener whose queue is full ignores further connections.
+    with socket.socket() as silent, ExitStack() as fillers:
+        silent.bind(("127.0.0.2", receiver.port))
+        silent.listen(0)
+        for _ in range(4):
+            filler = fillers.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(("127.0.0.2", receiver.port))
+        both = [f"localhost:{receiver.port}:127.0.0.2,127.0.0.1"]
+        monkeypatch.setattr(client_module, "_options", lambda given: options(given) | {pycurl.RESOLVE: both})
+        client = make_client(receiver.url, timeout=10)
+        started = time.monotonic()
+
+        assert client.connect() is None
+        assert post(client).status == 200
+
+        assert time.monotonic() - started < TOO_LONG
+
+
+SLOW_NAMES = """
+    #include <netdb.h>
+    #include <unistd.h>
+    int getaddrinfo(const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **result)
+    { sleep(60); return EAI_AGAIN; }
+"""
+ASK = """
+    import time
+    from sinks.webhook.client import Client
+    from sinks.webhook.settings import WebhookSettings
+
+    client = Client(WebhookSettings(url="http://slow.example/", timeout=0.3))
+    requests = iter([(None, "", b"{}")])
+    print(client.connect().message)
+    print([*client.send(lambda: next(requests, None))][0][1].message)
+    client.close()
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_the_look_up_of_a_name_is_cut_at_the_deadline_and_keeps_nobody_from_ending(tmp_path: Path) -> None:
+    library = tmp_path / "slow.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-x", "c", "-o", library, "-"], input=SLOW_NAMES, text=True, check=True)
+
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(ASK)],
+        env={**os.environ, "LD_PRELOAD": str(library)},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+
+    assert done.stderr == ""
+    assert [line[:19] for line in done.stdout.splitlines()] == ["Resolving timed out"] * 2
+
+
+def test_a_process_with_many_descriptors_can_send(receiver: Receiver, make_client: Make) -> None:
+    # select(2) sees those below 1024 only.
+    with ExitStack() as files:
+        for _ in range(1100):
+            files.enter_context(Path("/dev/null").open())
+
+        assert post(make_client(receiver.url, timeout=10)).status == 200
+
+
+def test_nothing_is_sent_that_was_not_asked_for(
+    receiver: Receiver, make_client: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".netrc").write_text("default login user password geheim\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    receiver.answer = lambda _: reply(307, Location="/elsewhere", Set_Cookie="session=1")
+    client = make_client(receiver.url, timeout=10)
+
+    assert [post(client).status for _ in range(2)] == [307, 307]
+
+    assert [request.target for request in receiver.requests] == ["/hook", "/hook"]
+    for request in receiver.requests:
+        assert not {"cookie", "authorization"} & request.headers.keys()
+
+
 def test_closing_wakes_a_request_that_hangs(receiver: Receiver, make_client: Make) -> None:
     receiver.gate.clear()
     client = make_client(receiver.url, timeout=60)
@@ -388,23 +524,48 @@ def test_a_certificate_that_is_not_trusted_or_of_another_name_is_refused(
 class Proxy(Listener):
     """A proxy that knows nothing but CONNECT."""
 
-    def __init__(self, answer: bytes = b"HTTP/1.1 200 Connection established\r\n\r\n") -> None:
+    def __init__(
+        self, answer: bytes = b"HTTP/1.1 200 Connection established\r\n\r\n", tls: ssl.SSLContext | None = None
+    ) -> None:
         super().__init__(self._tunnel)
         self._answer = answer
+        self._tls = tls
         self.heads: list[bytes] = []
 
     def _tunnel(self, connection: socket.socket) -> None:
+        if self._tls is not None:
+            connection = self._tls.wrap_socket(connection, server_side=True)
         head = b""
         while b"\r\n\r\n" not in head:
             head += connection.recv(4096)
         self.heads.append(head)
         connection.sendall(self._answer)
-        if b" 200 " not in self._answer:
-            return
-        port = int(head.split(b" ")[1].rpartition(b":")[2])
-        with socket.create_connection(("127.0.0.1", port)) as far:
-            threading.Thread(target=pump, args=(far, connection), daemon=True).start()
-            pump(connection, far)
+        if b" 200 " in self._answer:
+            pump_both(connection, int(head.split(b" ")[1].rpartition(b":")[2]))
+
+
+class Socks(Listener):
+    """A SOCKS 5 proxy that asks for a password (RFC 1928, 1929)."""
+
+    def __init__(self) -> None:
+        super().__init__(self._tunnel)
+        self.heads: list[bytes] = []
+
+    def _tunnel(self, connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(b"\x05\x02")
+        login = connection.recv(4096)
+        connection.sendall(b"\x01\x00")
+        target = connection.recv(4096)
+        self.heads.append(login + target)
+        connection.sendall(b"\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x00")
+        pump_both(connection, int.from_bytes(target[-2:], "big"))
+
+
+def pump_both(connection: socket.socket, port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as far:
+        threading.Thread(target=pump, args=(far, connection), daemon=True).start()
+        pump(connection, far)
 
 
 def pump(source: socket.socket, target: socket.socket) -> None:
@@ -427,6 +588,22 @@ def test_the_proxy_of_the_environment_is_used_for_https(
     assert b"Basic " + base64.b64encode(b"user:geheim") in proxy.heads[0]
     assert tls_receiver.requests[0].headers["host"] == f"localhost:{tls_receiver.port}"
     assert "proxy-authorization" not in tls_receiver.requests[0].headers
+
+
+def test_a_proxy_may_speak_tls_or_socks(
+    tls_receiver: Receiver, certificate: tuple[Path, Path], make_client: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Proxy(tls=server_context(*certificate)) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"https://us%40er:ge%3Aheim@localhost:{proxy.port}")
+        assert post(make_client(tls_receiver.url, timeout=10)).status == 200
+    assert b"Basic " + base64.b64encode(b"us@er:ge:heim") in proxy.heads[0]
+
+    for scheme in ("socks5", "socks5h"):
+        with Socks() as socks:
+            monkeypatch.setenv("HTTPS_PROXY", f"{scheme}://us%40er:ge%3Aheim@localhost:{socks.port}")
+            assert post(make_client(tls_receiver.url, timeout=10)).status == 200
+        assert b"us@er\x07ge:heim" in socks.heads[0]
+        assert (b"localhost" in socks.heads[0]) is (scheme == "socks5h")
 
 
 def test_no_proxy_is_used_for_hosts_that_are_excepted(
