@@ -1,4 +1,4 @@
-"""Decisions without sockets, threads, clocks or dice: backoff, keepalive, retry schedule, filters.
+"""Decisions without sockets, threads, clocks or dice: backoff, keepalive, retries, log lines, filters.
 
 Time comes in as seconds of a monotonic clock, chance as a function like `random.uniform`.
 """
@@ -106,6 +106,104 @@ class Keepalive:
         if self._idle_timeout is not None:
             next_due = min(next_due, self._event + self._idle_timeout)
         return max(0.0, next_due - now)
+
+
+class Brake:
+    """Decides when a sink gets no new events because too many wait for a retry.
+
+    A sink that takes nothing gets none beyond `max_pending`, except now and then, to see whether it takes others. A sink that
+    takes others goes on up to ten times as many: some events may fail for ever, and hold back others of their resource.
+
+    Args:
+        max_pending: Events in the retry queue.
+        pause: Seconds between two tries of new events while the sink takes nothing.
+        now: Monotonic time.
+    """
+
+    def __init__(self, max_pending: int, pause: float, now: float) -> None:
+        self._max_pending = max_pending
+        self._pause = pause
+        self._try_at = now + pause
+        # New events that failed since the last success. At the start, nothing is known of the sink.
+        self._in_vain = max_pending
+
+    def tried(self, delivered: int, failed: int, now: float, *, new: bool) -> None:
+        """Note a delivery: how many events succeeded and failed, and whether they were new."""
+        if delivered:
+            self._in_vain = 0
+        elif new:
+            self._in_vain += failed
+            if now >= self._try_at:
+                self._try_at = now + self._pause
+
+    def limit(self, now: float) -> int:
+        """Return the size of the retry queue at which no new events are to be read now."""
+        return self._max_pending if self._takes_nothing and now < self._try_at else 10 * self._max_pending
+
+    def paused_at(self, retrying: int) -> int | None:
+        """Return the limit that the retry queue has reached; None if the sink gets new events."""
+        limit = self._max_pending if self._takes_nothing else 10 * self._max_pending
+        return limit if retrying >= limit else None
+
+    def is_crowded(self, retrying: int) -> bool:
+        """Return True if events that fail again and again have to go, since the sink takes others."""
+        return not self._takes_nothing and retrying >= 10 * self._max_pending
+
+    @property
+    def _takes_nothing(self) -> bool:
+        return self._in_vain >= self._max_pending
+
+
+class LossTracker:
+    """Finds an event at which the receiver ends the connection, among those that are offered together.
+
+    Attributes:
+        limit: How many events are to be offered; None without a suspicion. One at first, and then twice as many each time.
+    """
+
+    def __init__(self) -> None:
+        self.limit: int | None = None
+        self._first = -1
+        self._losses = 0
+
+    def lost(self, first: int, offered: int) -> bool:
+        """Note a loss of the connection before the event `first` was acknowledged; return True if that event is to blame.
+
+        After three losses at the same event it is offered alone, and after five it is to blame.
+        """
+        self._losses = self._losses + 1 if first == self._first else 1
+        self._first = first
+        if self._losses > 2 or self.limit is not None:
+            self.limit = 1
+        return offered == 1 and self._losses >= 5
+
+    def delivered(self) -> None:
+        """Note a delivery that did not lose the connection."""
+        if self.limit is not None:
+            self.limit = 2 * self.limit if self.limit < 1 << 20 else None
+
+
+class Summary:
+    """Decides when something that happens again and again is logged: at once, and then as a sum at intervals that double."""
+
+    _FIRST_SECONDS: Final = 10.0
+    _LONGEST_SECONDS: Final = 3600.0
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._next = 0.0
+        self._pause = self._FIRST_SECONDS
+
+    def add(self, count: int, now: float) -> int:
+        """Count, at monotonic time `now`; return the count to be logged now, 0 if none is."""
+        self._count += count
+        if not self._count or now < self._next:
+            return 0
+        if now - self._next > self._pause:
+            self._pause = self._FIRST_SECONDS
+        count, self._count = self._count, 0
+        self._next, self._pause = now + self._pause, min(self._LONGEST_SECONDS, 2 * self._pause)
+        return count
 
 
 FILTER_FIELDS: Final = ("type", "action", "state", "resource_uri", "parents", "namespace")

@@ -5,11 +5,17 @@ from collections.abc import Set as AbstractSet
 from itertools import takewhile
 from typing import Protocol
 
-from bridge.journal import DeadLetter, Retry, Settlement
+from bridge.journal import DeadLetter, Limits, Retry, Settlement
 from bridge.sink import Entry, Failure
 
 Decide = Callable[[Iterable[tuple[Retry, Failure]]], tuple[list[Retry], list[DeadLetter]]]
 """Divides failed events into those that are tried again and dead letters."""
+
+
+def is_full(entries: Sequence[Entry], limits: Limits) -> bool:
+    """Return True if one more event would be too many, or one that is as large as the largest."""
+    sizes = [len(entry.json) for entry in entries]
+    return len(entries) >= limits.max_events or sum(sizes) + max(sizes) > limits.max_bytes
 
 
 class Delivery(Protocol):

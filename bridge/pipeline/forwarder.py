@@ -18,9 +18,9 @@ import structlog
 from bridge.journal import Closed, DeadLetter, Journal, JournalError, Limits, Retry, Settlement, Work
 from bridge.metrics import SinkMetrics
 from bridge.pipeline.availability import Availability, SinkStatus
-from bridge.pipeline.delivery import Delivery, DueRetries, NewEvents
-from bridge.pipeline.retries import decide, new_retry, ordering_key
-from bridge.policy import Filter, Uniform
+from bridge.pipeline.delivery import Delivery, DueRetries, NewEvents, is_full
+from bridge.pipeline.retries import CROWDED_ATTEMPTS, decide, new_retry, ordering_key
+from bridge.policy import Brake, Filter, LossTracker, Summary, Uniform
 from bridge.sink import Entry, Failure, Reason, Sink, SinkSettings, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -80,6 +80,10 @@ class Forwarder:
         # Retries and new events take turns: retries may break the sink, or take long each time.
         self._new_first = False
         self._retrying = 0
+        self._brake = Brake(settings.retry.max_pending, settings.backoff.max, monotonic())
+        self._losses = {NewEvents: LossTracker(), DueRetries: LossTracker()}
+        self._deaths = Summary()
+        self._last_death: DeadLetter | None = None
 
     @property
     def status(self) -> SinkStatus:
@@ -108,8 +112,9 @@ class Forwarder:
             if self.status.reason != "internal":
                 log.exception("the sink has a bug; its events wait", sink=self.name)
             return self._failed("internal", f"{type(error).__name__} in the sink, see the log", None)
-        if self._retrying >= self.settings.retry.max_pending:
-            self._availability.paused(self.settings.retry.max_pending)
+        limit = self._brake.paused_at(self._retrying)
+        if limit is not None:
+            self._availability.paused(limit)
         else:
             self._availability.works()
         return wait
@@ -141,66 +146,98 @@ class Forwarder:
     def _forward(self) -> float:
         """Deliver what there is to deliver; return the seconds to wait."""
         now = self._clock()
-        work = self._next_work(now)
+        limits = self._limits(now)
+        work = self._journal.next_work(self.name, now, limits, new_first=self._new_first, timeout=_IDLE_SECONDS)
         self._retrying = work.retrying
         self.busy = bool(work.due or work.entries)
         self._new_first = bool(work.due) and not work.entries
         if self._new_first:
-            self._deliver(DueRetries(work.due))
+            # An event that waits already gets older only if others are taken meanwhile.
+            self._deliver(DueRetries(work.due[: self._losses[DueRetries].limit]), may_blame=self._availability.acknowledged)
             return 0.0
         self.next_due = work.next_due
         if work.entries:
-            self._deliver_new(work, now)
+            self._deliver_new(self._filled(work, limits, now), now)
             return 0.0
         self._check_connection()
-        if work.retrying < self.settings.retry.max_pending:
+        self._log_deaths(())
+        if work.retrying < limits.max_pending:
             return 0.0
         return _IDLE_SECONDS if work.next_due is None else min(_IDLE_SECONDS, max(0.0, work.next_due - now))
 
-    def _next_work(self, now: float) -> Work:
-        """Ask the journal for work; wait until a batch of new events is full, for `batch.max_wait` at most."""
+    def _limits(self, now: float) -> Limits:
         retry, batch = self.settings.retry, self.settings.batch
-        limits = Limits(batch.max_events, batch.max_bytes, retry.max_pending, now + 2 * retry.max_delay)
-        work = self._journal.next_work(self.name, now, limits, new_first=self._new_first, timeout=_IDLE_SECONDS)
-        until = self._monotonic() + batch.max_wait
-        while 0 < len(work.entries) < batch.max_events and (left := until - self._monotonic()) > 0:
-            if not self._journal.wait(work.entries[-1].seq + 1, left):
+        horizon = 2 * retry.max_delay
+        if self._brake.is_crowded(self._retrying):
+            # Those that were tried so often do not wait for their time: they go, or go through.
+            horizon = min(horizon, retry.first_delay * 2.0**CROWDED_ATTEMPTS)
+        return Limits(batch.max_events, batch.max_bytes, self._brake.limit(self._monotonic()), now + horizon)
+
+    def _filled(self, work: Work, limits: Limits, now: float) -> Work:
+        """Wait until a batch of new events is full, for `batch.max_wait` at most.
+
+        Events are read again when there are twice as many, so that each is loaded about twice.
+        """
+        until, known = self._monotonic() + self.settings.batch.max_wait, len(work.entries)
+        while not is_full(work.entries, limits) and (left := until - self._monotonic()) > 0:
+            if not self._journal.wait(work.entries[0].seq + known, left):
                 break
-            more = self._journal.next_work(self.name, now, limits, new_first=True)
-            work = more if more.entries else work
-        return work
+            known += 1
+            if known >= min(2 * len(work.entries), limits.max_events):
+                before, work = work, self._read_again(work, limits, now)
+                known = len(work.entries)
+                if known <= len(before.entries):
+                    return work
+        return work if known == len(work.entries) else self._read_again(work, limits, now)
+
+    def _read_again(self, work: Work, limits: Limits, now: float) -> Work:
+        more = self._journal.next_work(self.name, now, limits, new_first=True)
+        return more if more.entries else work
 
     def _deliver_new(self, work: Work, now: float) -> None:
         """Deliver new events, except for those that the filter leaves out, wait for an earlier one or were acknowledged."""
-        entries, ordering, unwanted, behind = work.entries, self.settings.ordering, set[int](), set[int]()
+        ordering, unwanted, behind = self.settings.ordering, set[int](), set[int]()
+        entries = work.entries[: self._losses[NewEvents].limit]
         if self._filter is not None:
             unwanted = {entry.seq for entry in entries if not self._filter.accepts(entry.fields)}
         if work.waiting_keys and ordering == "resource":
             behind = {e.seq for e in entries if e.seq not in unwanted and ordering_key(e, ordering) in work.waiting_keys}
         delivery = NewEvents(entries, unwanted, behind, self._acknowledged, lambda entry: new_retry(entry, ordering, now))
         try:
-            self._deliver(delivery)
+            self._deliver(delivery, may_blame=len(work.entries) > 1)
         except Unavailable as error:
             self._acknowledged = delivery.acknowledged(error.delivered)
             raise
         self._acknowledged = set()
 
-    def _deliver(self, delivery: Delivery) -> None:
-        """Offer events to the sink, and settle them."""
+    def _deliver(self, delivery: NewEvents | DueRetries, *, may_blame: bool) -> None:
+        """Offer events to the sink, and settle them.
+
+        An event at which the receiver ends the connection again and again waits for a retry, if `may_blame`.
+        """
         failures: Sequence[Failure] = ()
         if offered := delivery.offered:
             try:
                 failures = self._offer(delivery, offered)
             except Unavailable as error:
                 self._settle(delivery, delivery.progress(set(error.delivered)))
+                if error.reason == "unreachable" and (left := delivery.offered):
+                    to_blame = self._losses[type(delivery)].lost(left[0].seq, len(offered))
+                    if to_blame and may_blame:
+                        text = f"the connection ends when this event is sent alone: {error}"
+                        blamed = Failure.retry(left[0], error.reason, text)
+                        self._settle(delivery, delivery.end([blamed], self._decide))
                 raise
         else:
             self._check_connection()
         if failures:
             for reason, count in Counter(failure.reason for failure in failures).items():
                 self._metrics.failures[reason].inc(count)
-        if len(failures) < len(offered):
-            self._availability.acknowledged = True
+        if offered:
+            delivered, failed = len(offered) - len(failures), sum(failure.outcome != "held" for failure in failures)
+            self._availability.acknowledged |= delivered > 0
+            self._losses[type(delivery)].delivered()
+            self._brake.tried(delivered, failed, self._monotonic(), new=isinstance(delivery, NewEvents))
         self._settle(delivery, delivery.end(failures, self._decide))
 
     def _offer(self, delivery: Delivery, offered: Sequence[Entry]) -> Sequence[Failure]:
@@ -220,7 +257,8 @@ class Forwarder:
             check_connection()
 
     def _decide(self, failed: Iterable[tuple[Retry, Failure]]) -> tuple[list[Retry], list[DeadLetter]]:
-        return decide(failed, self.settings.retry, self._clock(), self._uniform)
+        crowded = self._brake.is_crowded(self._retrying)
+        return decide(failed, self.settings.retry, self._clock(), self._uniform, crowded=crowded)
 
     def _settle(self, delivery: Delivery, outcome: Settlement | None) -> None:
         """Record an outcome, if there is one."""
@@ -231,11 +269,12 @@ class Forwarder:
             self._log_retry_reasons(outcome.retries)
         if outcome.delivered:
             self._metrics.latency.observe(max(0.0, self._clock() - delivery.received))
-        if outcome.dead:
-            worst = outcome.dead[0]
-            log.error(
-                "events became dead letters", sink=self.name, count=len(outcome.dead), reason=worst.reason, error=worst.error
-            )
+        self._log_deaths(outcome.dead)
+
+    def _log_deaths(self, dead: Sequence[DeadLetter]) -> None:
+        last = self._last_death = dead[0] if dead else self._last_death
+        if last and (count := self._deaths.add(len(dead), self._monotonic())):
+            log.error("events became dead letters", sink=self.name, count=count, reason=last.reason, error=last.error)
 
     def _log_retry_reasons(self, retries: Sequence[Retry]) -> None:
         """Log each new reason for a retry, and the end of the retry queue."""

@@ -1,13 +1,16 @@
 """Decisions on failed events: which wait for another attempt and until when, and which become dead letters. No I/O."""
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from bridge.journal import DeadLetter, DeathReason, Retry
 from bridge.policy import Uniform, retry_delay
 from bridge.sink import Entry, Failure, RetrySettings
+
+CROWDED_ATTEMPTS: Final = 6
+"""Attempts after which an event that fails again is given up, if the retry queue is full and the sink takes other events."""
 
 
 def ordering_key(entry: Entry, ordering: Literal["resource", "none"]) -> str:
@@ -24,23 +27,39 @@ def new_retry(entry: Entry, ordering: Literal["resource", "none"], now: float) -
 
 
 def decide(
-    failed: Iterable[tuple[Retry, Failure]], settings: RetrySettings, now: float, uniform: Uniform
+    failed: Iterable[tuple[Retry, Failure]], settings: RetrySettings, now: float, uniform: Uniform, *, crowded: bool = False
 ) -> tuple[list[Retry], list[DeadLetter]]:
-    """Divide failed events into those that wait for another attempt, with their due time, and dead letters."""
+    """Divide failed events into those that wait for another attempt, with their due time, and dead letters.
+
+    If the retry queue is `crowded`, and the sink takes other events, those that fail again and again are given up.
+    """
     staying: list[Retry] = []
     dead: list[DeadLetter] = []
     for retry, failure in failed:
         if failure.outcome == "held":
             staying.append(retry)
             continue
-        tried = msgspec.structs.replace(retry, attempts=retry.attempts + 1, reason=failure.reason, error=failure.error)
+        attempts, since = retry.attempts + 1, now - _age(retry, settings, now)
+        tried = msgspec.structs.replace(retry, attempts=attempts, since=since, reason=failure.reason, error=failure.error)
         reason = _death_reason(tried, failure, settings, now)
+        if reason is None and crowded and attempts >= CROWDED_ATTEMPTS:
+            reason = "too_many_attempts"
         if reason is None:
             delay = retry_delay(tried.attempts, settings.first_delay, settings.max_delay, failure.retry_after, uniform)
             staying.append(msgspec.structs.replace(tried, due=now + delay))
         else:
             dead.append(_dead_letter(tried, reason, now))
     return staying, dead
+
+
+def _age(retry: Retry, settings: RetrySettings, now: float) -> float:
+    """Return the seconds for which an event has been retried, whatever the clock was set to meanwhile.
+
+    That is the time until it was due, by the clock of then, and after that no more than ten minutes or the longest delay: the
+    time in which the sink was away, or the process did not run, is not the event's.
+    """
+    due = max(retry.due, retry.since)
+    return due - retry.since + min(max(0.0, now - due), max(settings.max_delay, 600.0))
 
 
 def _death_reason(tried: Retry, failure: Failure, settings: RetrySettings, now: float) -> DeathReason | None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.event import Fields
-from bridge.policy import Filter, Keepalive, Rule, backoff, obey, parse_retry_after, retry_delay
+from bridge.policy import Brake, Filter, Keepalive, LossTracker, Rule, Summary, backoff, obey, parse_retry_after, retry_delay
 
 NOW = datetime(2026, 11, 23, 17, 0, 0, tzinfo=UTC)
 
@@ -279,3 +279,65 @@ def test_dots_and_brackets_mean_themselves() -> None:
 def test_a_state_of_several_lines_is_matched_as_a_whole() -> None:
     assert Filter([{"state": ["a*b"]}], []).accepts(fields(state="a\nb"))
     assert not Filter([{"state": ["a"]}], []).accepts(fields(state="a\n"))
+
+
+# --- events that fail again and again -------------------------------------------------------------------------------------
+
+
+def test_a_sink_that_takes_nothing_gets_new_events_only_now_and_then() -> None:
+    brake = Brake(max_pending=10, pause=60.0, now=0.0)
+    assert brake.limit(0.0) == 10, "nothing is known of it"
+    assert (brake.paused_at(9), brake.paused_at(10)) == (None, 10)
+    assert brake.limit(60.0) == 100
+    brake.tried(0, 5, 60.0, new=False)
+    assert brake.limit(60.0) == 100, "no new ones were tried"
+    brake.tried(0, 5, 60.0, new=True)
+    assert (brake.limit(61.0), brake.limit(120.0)) == (10, 100)
+
+
+def test_a_sink_that_takes_others_is_paused_at_ten_times_as_many() -> None:
+    brake = Brake(max_pending=10, pause=60.0, now=0.0)
+    brake.tried(1, 5, 1.0, new=True)
+    assert (brake.limit(1.0), brake.paused_at(99), brake.paused_at(100)) == (100, None, 100)
+    assert (brake.is_crowded(99), brake.is_crowded(100)) == (False, True)
+    brake.tried(0, 1000, 1.0, new=False)
+    assert brake.is_crowded(100), "retries that fail again say nothing of the sink"
+    brake.tried(0, 10, 1.0, new=True)
+    assert (brake.paused_at(10), brake.is_crowded(100)) == (10, False)
+
+
+def test_an_event_that_loses_the_connection_is_offered_alone_and_to_blame_after_five_times() -> None:
+    tracker = LossTracker()
+    told = [(tracker.limit, tracker.lost(first=7, offered=tracker.limit or 100)) for _ in range(5)]
+
+    assert told == [(None, False), (None, False), (None, False), (1, False), (1, True)]
+
+
+def test_after_a_suspicion_twice_as_many_are_offered_each_time() -> None:
+    tracker = LossTracker()
+    for _ in range(3):
+        tracker.lost(first=7, offered=100)
+    limits = []
+    while tracker.limit is not None:
+        limits.append(tracker.limit)
+        tracker.delivered()
+
+    assert limits == [2**power for power in range(21)]
+    assert not tracker.lost(first=200, offered=1)
+    assert tracker.limit is None
+
+
+def test_another_event_is_not_to_blame_for_the_losses_of_the_one_before() -> None:
+    tracker = LossTracker()
+    assert [tracker.lost(first, 1) for first in (1, 1, 1, 1, 2, 2, 2, 2, 2)] == [False] * 8 + [True]
+
+
+def test_what_happens_again_and_again_is_told_at_once_and_then_as_sums() -> None:
+    summary, told = Summary(), {}
+    for second in range(10_000):
+        if count := summary.add(1, float(second)):
+            told[second] = count
+
+    assert told == {0: 1, 10: 10, 30: 20, 70: 40, 150: 80, 310: 160, 630: 320, 1270: 640, 2550: 1280, 5110: 2560, 8710: 3600}
+    assert summary.add(0, 12310.0) == 1289
+    assert (summary.add(0, 99_999.0), summary.add(5, 100_000.0), summary.add(5, 100_010.0)) == (0, 5, 5)

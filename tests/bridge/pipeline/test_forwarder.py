@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
 from itertools import pairwise
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from bridge.journal import Closed, JournalError, SinkCounters
+from bridge.journal import Closed, JournalError, SinkCounters, Work
 from bridge.sink import Entry, Failure, Unavailable
 from tests.support.forwarding import (
     Bench,
@@ -144,18 +145,116 @@ def test_it_waits_no_longer_than_allowed_and_not_at_all_when_woken(make: Make) -
         nonlocal waits
         waits += 1
         bench.clock.pass_(min(3.0, timeout))
+        bench.send((1 + waits, "/x/"))
         return True
 
     bench.journal.meanwhile = meanwhile
     bench.step()
-    assert (bench.sink.calls, waits) == ([[1]], 2)
+    assert (bench.sink.calls, waits) == ([[1, 2, 3]], 2)
     bench.journal.meanwhile = lambda _: False
-    bench.send((2, "/x/"))
+    bench.send((4, "/x/"))
     bench.step()
-    assert bench.last_call == [2]
+    assert bench.last_call == [4]
+
+
+def test_a_batch_that_is_full_by_bytes_does_not_wait(make: Make) -> None:
+    size = len(event(1, "/x/").json)
+    bench = make(batch={"max_bytes": 5 * size, "max_wait": 60})
+    bench.send(*[(number, "/x/") for number in range(1, 11)])
+    waits: list[float] = []
+
+    def meanwhile(timeout: float) -> bool:
+        waits.append(timeout)
+        return True
+
+    bench.journal.meanwhile = meanwhile
+    bench.step()
+    bench.step()
+    assert bench.sink.calls == [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
+    assert waits == []
+
+
+def test_events_that_trickle_in_are_loaded_about_twice(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = make(batch={"max_events": 1000, "max_wait": 60})
+    bench.send((1, "/x/"))
+    loaded: list[int] = []
+    next_work = bench.journal.next_work
+
+    def noted(*args: Any, **kwargs: Any) -> Work:
+        work = next_work(*args, **kwargs)
+        loaded.append(len(work.entries))
+        return work
+
+    monkeypatch.setattr(bench.journal, "next_work", noted)
+    numbers = iter(range(2, 10_000))
+
+    def meanwhile(timeout: float) -> bool:
+        bench.clock.pass_(min(0.0804, timeout))
+        bench.send((next(numbers), "/x/"))
+        return True
+
+    bench.journal.meanwhile = meanwhile
+    bench.step()
+    assert len(bench.last_call) >= 745
+    assert sum(loaded) <= 3 * len(bench.last_call)
 
 
 # A sink that is not available
+
+
+class CuttingSink(ScriptedSink):
+    """A receiver that gets all events of a delivery in one request, and ends the connection if it does not like one."""
+
+    evil: frozenset[int] = frozenset()
+
+    def deliver(self, entries: Sequence[Entry]) -> Sequence[Failure]:
+        if self.evil & {number_of(entry) for entry in entries}:
+            self.calls.append([number_of(entry) for entry in entries])
+            raise Unavailable("the connection was closed")
+        return super().deliver(entries)
+
+
+def test_an_event_at_which_the_receiver_ends_the_connection_does_not_block_the_sink(make: Make) -> None:
+    bench = make(retry={"max_age": "1h"})
+    bench.sink.__class__ = CuttingSink
+    evil = bench.sink.evil = frozenset({37, 38, 60})  # type: ignore[attr-defined]
+    bench.send(*[(number, f"/{number % 10}/") for number in range(1, 101)])
+    steps = 0
+    while bench.counters.delivered < 100 - 3 - 16:  # Three that break it, and those behind them.
+        bench.step_after(60.0)
+        steps += 1
+        assert steps < 100
+    fresh = iter(range(101, 10_000))
+    while bench.counters.dead < 3:
+        bench.send((next(fresh), "/new/"))
+        bench.step_after(30.0)
+    for _ in range(10):
+        bench.step_after(60.0)
+
+    letters = bench.letters()
+    assert {letter.seq for letter in letters} == evil
+    assert {letter.reason for letter in letters} == {"too_old"}
+    assert letters[0].error == "the connection ends when this event is sent alone: the connection was closed"
+    assert bench.counters.pending == 0
+    for resource in range(10):
+        of_one = [number for number in bench.sink.got if number <= 100 and number % 10 == resource]
+        assert of_one == sorted(of_one)
+
+
+def test_a_receiver_that_is_away_for_an_hour_makes_no_event_older(make: Make) -> None:
+    bench = make(retry={"max_age": "10m", "max_delay": 60})
+    bench.sink.bad = {1: retry}
+    bench.send((1, "/x/"), (2, "/y/"), (3, "/z/"))
+    bench.step()
+    bench.sink.script += [Unavailable("cut")] * 60
+    for _ in range(60):
+        bench.step_after(60.0)
+    bench.sink.script.clear()
+    bench.sink.bad = {}
+    for _ in range(20):
+        bench.step_after(60.0)
+
+    assert (bench.counters.dead, bench.counters.pending, sorted(bench.sink.got)) == (0, 0, [1, 2, 3])
 
 
 def test_an_unavailable_sink_is_closed_and_offered_the_same_again(make: Make) -> None:

@@ -282,3 +282,91 @@ def test_a_clock_that_is_set_back_delays_retries_by_little(make: Make, set_back:
         bench.step_after(60.0)
         waited += 60.0
         assert waited <= 2 * 600
+
+
+def test_one_event_that_fails_for_ever_and_a_busy_resource_do_not_stop_the_sink(make: Make) -> None:
+    bench = make(retry={"max_pending": 5, "max_delay": 600}, batch={"max_events": 20})
+    bench.sink.bad = {1: retry}
+    bench.send((1, "/busy/"))
+    for number in range(2, 400, 2):
+        bench.send((number, "/busy/"), (number + 1, "/others/"))
+        for _ in range(3):
+            bench.step()
+        bench.clock.pass_(1.0)
+    for _ in range(100):
+        bench.step_after(1.0)
+
+    assert bench.counters.pending == 0
+    assert [(letter.seq, letter.reason) for letter in bench.letters()] == [(1, "too_many_attempts")]
+    assert bench.sink.got[-1] == 400 - 1
+    assert [number for number in bench.sink.got if number % 2 == 0] == list(range(2, 400, 2)), "in order, without the first"
+
+
+def test_what_one_topic_refuses_does_not_stop_what_others_take(make: Make) -> None:
+    bench = make(retry={"max_pending": 10}, batch={"max_events": 10})
+    refused = range(1, 3000, 3)
+    bench.sink.bad = dict.fromkeys(refused, retry)
+    bench.send(*[(number, f"/{number}/") for number in range(1, 3000)])
+    most = 0
+    for _ in range(2000):
+        bench.step_after(0.5)
+        most = max(most, bench.counters.retrying)
+
+    assert [number for number in bench.sink.got if number % 3 != 1] == [n for n in range(1, 3000) if n % 3 != 1]
+    assert most <= 10 * 10 + 10, "the queue is bounded all the same"
+    assert {letter.reason for letter in bench.letters()} == {"too_many_attempts"}
+    assert min(letter.attempts for letter in bench.letters()) >= 6
+
+
+def test_while_nothing_is_taken_new_events_are_tried_now_and_then(make: Make) -> None:
+    bench = make(retry={"max_pending": 2, "max_delay": 7}, backoff={"max": 60})
+    bench.sink.bad = {1: retry, 2: retry}
+    bench.send((1, "/x/"), (2, "/y/"))
+    bench.step()
+    bench.send((3, "/z/"))
+    began = bench.clock.monotonic
+    while not bench.sink.got:
+        bench.step_after(1.0)
+
+    assert bench.sink.got == [3]
+    assert 55.0 <= bench.clock.monotonic - began <= 65.0
+    bench.step()
+    assert bench.forwarder.status.up, "it takes others"
+
+
+@pytest.mark.parametrize("years", [1, 100])
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_clock_that_is_set_forth_kills_no_retry(make: Make, years: int, restart: bool) -> None:
+    bench = make(retry={"max_age": "1h", "max_delay": 60})
+    bench.send((1, "/x/"), (2, "/x/"), (3, "/y/"))
+    bench.sink.bad = {1: retry, 3: retry}
+    bench.step()
+    bench.step_after(1.0)
+    bench.clock.day += years * 365 * 86400
+    if restart:
+        bench.restart()
+        bench.sink.bad = {1: retry, 3: retry}
+    for _ in range(20):
+        bench.step_after(60.0)
+    assert (bench.counters.dead, bench.counters.retrying) == (0, 3)
+    for _ in range(60):
+        bench.step_after(60.0)
+
+    assert [letter.reason for letter in bench.letters()] == ["too_old", "too_old"]
+    assert all(3600 < letter.died - letter.first_failed <= 3600 + 600 + 60 for letter in bench.letters())
+    assert bench.sink.got == [2], "it has an age of its own"
+
+
+def test_dead_letters_are_logged_at_once_and_then_as_sums(make: Make) -> None:
+    bench = make()
+    bench.sink.bad = dict.fromkeys(range(1, 1000), rejected)
+    with capture_logs() as logs:
+        for number in range(1, 301):
+            bench.send((number, f"/{number}/"))
+            bench.step_after(0.1)
+        for _ in range(60):
+            bench.step_after(1.0)
+
+    told = [line["count"] for line in logs if line["log_level"] == "error"]
+    assert (told[0], sum(told)) == (1, 300)
+    assert len(told) <= 4
