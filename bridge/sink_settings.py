@@ -22,15 +22,13 @@ class RetrySettings(Strict):
 
     first_delay: Seconds = Field(default=1.0, gt=0, description="Delay before the second attempt; doubles from there.")
     max_delay: Seconds = Field(default=600.0, gt=0, description="Longest delay, also for a `Retry-After`.")
-    max_age: Seconds = Field(
-        default=72 * 3600.0, gt=0, description="After being retried for this long it becomes a dead letter."
-    )
+    max_age: Seconds = Field(default=72 * 3600.0, gt=0, description="Retried for so long, it becomes a dead letter.")
     max_attempts: int | None = Field(default=None, ge=1, description="After so many attempts, too. Unlimited if not set.")
     max_pending: int = Field(
         default=1000,
         ge=1,
         le=100_000,
-        description="Events waiting for a retry beyond which a sink that takes nothing gets no new ones; ten times that, if it does.",
+        description="So many waiting for a retry, a sink that takes nothing gets no new events; ten times that if it takes some.",
     )
 
 
