@@ -28,7 +28,7 @@ class RetrySettings(Strict):
         default=1000,
         ge=1,
         le=100_000,
-        description="So many waiting for a retry, a sink that takes nothing gets no new events; ten times that if it takes some.",
+        description="So many waiting for a retry, a sink that takes nothing gets no new ones; ten times that if it takes some.",
     )
 
 
