@@ -9,7 +9,7 @@ COUNT ?= 10000
 # puts the slow files first; xdist by itself would begin with the files that have most tests.
 PYTEST = $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run check quick lint corrupt bench bench-check chaos soak lock format clean
+.PHONY: run check quick lint corrupt bench bench-check chaos soak fuzz lock format clean
 .DEFAULT_GOAL := run
 
 run: .venv/run.stamp  ## See it work: simulator, bridge and stdout sink in one go.
@@ -20,7 +20,7 @@ check: lint  ## Everything that must hold: format, lint, imports, types, tests.
 	$(PYTEST) $(ARGS)
 
 quick: lint  ## The same without end-to-end tests and brokers: about a minute.
-	$(PYTEST) -m "not broker" tests/bridge tests/config tests/sinks tests/test_docs.py tests/test_layout.py tests/test_package.py $(ARGS)
+	$(PYTEST) -m "not broker" tests/bridge tests/config tests/sinks tests/fuzz tests/test_docs.py tests/test_layout.py tests/test_package.py $(ARGS)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff format --check $(SOURCES)
@@ -47,6 +47,11 @@ chaos: .venv/dev.stamp  ## Kill it a thousand times at 2,000 events/s: nothing m
 soak: .venv/dev.stamp  ## All faults by chance, for as long as you like.
 	@sh tests/system-packages.sh
 	$(BIN)/python -m tests.faults $(ARGS) soak $(MINUTES)
+
+SECONDS ?= 60
+
+fuzz: .venv/dev.stamp  ## Nearly right and random bytes for all parsers, for so many seconds.
+	$(BIN)/python -m tests.fuzz $(SECONDS)
 
 format: .venv/dev.stamp
 	$(BIN)/ruff format $(SOURCES)

@@ -139,16 +139,19 @@ class RecordMaker:
                 timestamp = max(0, int(datetime.fromisoformat(event.datetime).timestamp() * 1000))
             elif entry.received != received and self._timestamp == "received":
                 received, timestamp = entry.received, int(entry.received * 1000)
-            _, headers = _shared_headers(event.namespace, event.type, event.action)
-            encoded = b"".join((_keyed(key), _varint(len(value)), value, _UUID, _varint(len(uuid)), uuid, headers))
+            # Long texts would fill the memory: a cache counts its entries, not their bytes.
+            spread_, keyed, shared = _CACHED if len(value) <= _MAX_CACHED_BYTES else _UNCACHED
+            _, headers = shared(event.namespace, event.type, event.action)
+            encoded = b"".join((keyed(key), _varint(len(value)), value, _UUID, _varint(len(uuid)), uuid, headers))
             records.append(
                 Record(
                     entry,
                     place,
                     uri if self._by_resource else event.uuid,
-                    self.topic or self._topic_of(self._topic_values(event)),
+                    self.topic
+                    or (self._topic_of if keyed is _keyed else self._topic_of.__wrapped__)(self._topic_values(event)),
                     key,
-                    turn if key is None else spread(key),
+                    turn if key is None else spread_(key),
                     timestamp,
                     encoded,
                     # Besides: length, attributes, time and offset.
@@ -166,7 +169,7 @@ def _shared_headers(namespace: str, kind: str, action: str) -> tuple[list[tuple[
     return pairs, b"".join([_sized(name.encode()) + _sized(value) for name, value in pairs])
 
 
-@lru_cache(1 << 17)
+@lru_cache(1 << 15)
 def spread(key: bytes) -> int:
     """Hash a key to choose its partition: murmur2, as in Java's client (Utils.murmur2, Utils.toPositive)."""
     mix, mask = 0x5BD1E995, 0xFFFFFFFF
@@ -227,6 +230,11 @@ def _keyed(key: bytes | None) -> bytes:
     return _varint(-1) if key is None else _sized(key)
 
 
+_MAX_CACHED_BYTES: Final = 1024
+"""Size of an event whose key and texts are kept in caches."""
+
+_CACHED: Final = (spread, _keyed, _shared_headers)
+_UNCACHED: Final = (spread.__wrapped__, _keyed.__wrapped__, _shared_headers.__wrapped__)
 _UUID: Final = _varint(5) + _sized(b"uuid")
 """The bytes before the uuid: the number of headers, and the name of the first one."""
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from bridge.event import Fields
 from sinks.classification import Classification
-from sinks.mqtt.topic import clean_text
+from sinks.mqtt.topic import MAX_CACHED_CHARS, clean_text
 
 CONNACK: Final = 0x20
 PUBACK: Final = 0x40
@@ -133,7 +133,10 @@ def encode_release(packet_id: int) -> bytes:
 
 def encode_properties(fields: Fields, expiry: float | None) -> bytes:
     """Encode the properties of an event: UTF-8 text, content type, expiry, and fields by which subscribers filter."""
-    return _common_properties(fields.namespace, fields.type, fields.action, fields.state, expiry) + _pair("uuid", fields.uuid)
+    texts = (fields.namespace, fields.type, fields.action, fields.state)
+    # Long texts would fill the memory: a cache counts its entries, not their bytes.
+    common = _common_properties if sum(map(len, texts)) <= MAX_CACHED_CHARS else _common_properties.__wrapped__
+    return common(*texts, expiry) + _pair("uuid", fields.uuid)
 
 
 @lru_cache(maxsize=4096)

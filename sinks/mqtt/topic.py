@@ -23,6 +23,9 @@ _UNFIT: Final = "\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\ufdd0-\\ufdef" + "".join
 _UNFIT_IN_TEXT: Final = re.compile(f"[{_UNFIT}]")
 _UNFIT_IN_LEVEL: Final = re.compile(f"[/+#{_UNFIT}]")
 
+MAX_CACHED_CHARS: Final = 1024
+"""Characters of the texts that a cache keeps under one key at most."""
+
 _FIELDS: Final = ("namespace", "type", "action", "state", "resource_uuid", "uuid")
 
 
@@ -54,7 +57,9 @@ class Topic:
 
     def of(self, event: Fields) -> bytes:
         """Return the topic of an event. It may be longer than `MAX_TEXT_BYTES`."""
-        return self.fill(self.template.values(event))
+        values = self.template.values(event)
+        # Long texts would fill the memory: a cache counts its entries, not their bytes.
+        return self.fill(values) if sum(map(len, values)) <= MAX_CACHED_CHARS else self._fill(values)
 
     def _fill(self, values: tuple[str, ...]) -> bytes:
         """Return the topic with these values, in the order of the template's fields."""

@@ -47,6 +47,9 @@ _STOPPING: Final = frozenset({"", "2", "3", "9", "15", "INT", "QUIT", "KILL", "T
 """Signals that stop a container; an empty one is KILL, the API's default. `HUP`, `USR1` and the like are messages to it."""
 
 
+_MAX_CACHED_CHARS: Final = 512
+
+
 class Actor(msgspec.Struct, frozen=True):
     """Subject of an Engine's event: its id, and its labels mixed with the Engine's own (`image`, `name`, …)."""
 
@@ -137,7 +140,7 @@ def to_event(event: EngineEvent, identity: Identity, namespace: str) -> bytes | 
             "type": kind,
             "action": cloud_action,
             "parents": _parents(attributes, identity, namespace),
-            "resource_uri": _uri("app", "container", f"container:{actor.id}", namespace),
+            "resource_uri": _uri_of("app", "container", f"container:{actor.id}", namespace),
             "state": state,
             "uuid": str(uuid5(NAMESPACE, identifier)),
             "datetime": datetime.fromtimestamp(event.nanos // _SECOND, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -175,7 +178,12 @@ def _parents(labels: Mapping[str, str], identity: Identity, namespace: str) -> l
         keys.append(("app", "stack", f"stack:compose:{identity.daemon}:{project}"))
     if identity.cluster:
         keys.append(("infra", "nodecluster", f"nodecluster:{identity.cluster}"))
-    return [_uri(area, kind, key, namespace) for area, kind, key in keys]
+    return [_uri_of(area, kind, key, namespace) for area, kind, key in keys]
+
+
+def _uri_of(area: str, kind: str, key: str, namespace: str) -> str:
+    # Long keys, as labels may hold them, would fill the memory: a cache counts its entries, not their bytes.
+    return (_uri if len(key) <= _MAX_CACHED_CHARS else _uri.__wrapped__)(area, kind, key, namespace)
 
 
 @lru_cache(maxsize=4096)

@@ -1,0 +1,1 @@
+"""All parsers of bytes from outside: hostile input, random input, and what they keep of it."""

@@ -1,0 +1,231 @@
+"""The parsers of bytes from outside, each with inputs to begin with and with inputs that were made to be slow."""
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.message import Message
+from http.client import HTTPException
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import msgspec
+
+from bridge.admin.listener import _Reader
+from bridge.admin.route import Request
+from bridge.admin.routes import Access, operation_routes
+from bridge.event import Reception, normalize
+from bridge.field_types import duration, parse_time
+from bridge.frames import FrameReader, encode
+from bridge.policy import Filter, parse_retry_after
+from bridge.sink import Entry
+from bridge.sources.engine.events import EngineEvent, Identity, Info, Position, to_event
+from bridge.sources.engine.wire import ObjectReader
+from config.yaml_file import ReadError, read_document
+from sinks.kafka.records import RecordMaker
+from sinks.mqtt import packets
+from sinks.mqtt.publication import PublicationEncoder
+from sinks.mqtt.settings import MqttSettings
+
+if TYPE_CHECKING:
+    from bridge.journal import Journal
+
+EVENT = (
+    b'{"type":"container","action":"update","state":"Running","resource_uri":"/api/app/v1/acme/container/0b0e3538/","parents":[],'
+    b'"uuid":"093ba3bb-08dd-48f0-8f12-4d3b85ef85b3","datetime":"2016-02-01T16:47:28Z","namespace":"acme"}'
+)
+ENGINE = (
+    b'{"status":"die","id":"4ae0","from":"img","Type":"container","Action":"die","Actor":{"ID":"4ae0","Attributes":{"exitCode":"1",'
+    b'"com.docker.compose.project":"p","com.docker.compose.service":"s"}},"time":1,"timeNano":1000000001}'
+)
+
+
+class Parser(NamedTuple):
+    """A parser.
+
+    Attributes:
+        run: Parses bytes as the product does; raises only what the product expects of it.
+        seeds: Inputs to begin with.
+        hostile: Inputs of about so many bytes that take long if the parser does anything again and again.
+    """
+
+    run: Callable[[bytes], object]
+    seeds: Sequence[bytes]
+    hostile: Callable[[int], Sequence[bytes]]
+
+
+def frames(data: bytes) -> None:
+    reader = FrameReader(1 << 24)
+    for begin in range(0, len(data), 1 << 14):
+        if reader.feed(data[begin : begin + (1 << 14)]).error:
+            return
+
+
+def event(data: bytes) -> None:
+    normalize(data, Reception.at("acme", datetime.now(UTC)), 1 << 24)
+
+
+def engine(data: bytes) -> None:
+    for text in ObjectReader().feed(data):
+        with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            to_event(msgspec.json.decode(text, type=EngineEvent), Identity("daemon", "", ""), "acme")
+
+
+def engine_info(data: bytes) -> None:
+    with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        repr(msgspec.json.decode(data, type=Info).identity)
+
+
+def mqtt(data: bytes) -> None:
+    with suppress(packets.Malformed):
+        for kind, body in packets.take_packets(bytearray(data), 1 << 24):
+            if packets.is_whole(kind, body) and kind in packets.ACKNOWLEDGEMENTS:
+                packets.read_acknowledgement(body)
+
+
+def text(parse: Callable[[str], object]) -> Callable[[bytes], None]:
+    def run(data: bytes) -> None:
+        with suppress(ValueError):
+            parse(data.decode("latin-1"))
+
+    return run
+
+
+def http_head(data: bytes) -> None:
+    reader = _Reader(BytesIO(data))
+    with suppress(HTTPException):
+        while reader.readline(1 << 16):
+            pass
+
+
+def operations(data: bytes) -> None:
+    routes = operation_routes(cast("Journal", None), Access("secret", lambda: None, lambda _: None))
+    for path in ("/dead-letters", "/journal/events"):
+        with suppress(AttributeError):  # There is no journal.
+            routes[path].respond(Request("GET", path, data.decode("latin-1")))
+    with suppress(AttributeError):
+        routes["/dead-letters/drop"].respond(Request("POST", "/dead-letters/drop", body=data))
+
+
+def access(data: bytes) -> None:
+    headers = Message()
+    with suppress(ValueError):
+        headers["Authorization"] = data.decode("latin-1")
+        Access("secret", lambda: "token", lambda _: None).refuse("10.0.0.5", headers)
+
+
+def yaml(data: bytes) -> None:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        with suppress(ReadError):
+            read_document(Path(file.name))
+
+
+ALL_FIELDS = "{namespace}.{type}.{action}.{state}.{resource_uuid}"
+RECORDS = RecordMaker("events-{namespace}-{type}", "{resource_uuid}-{state}")
+PUBLICATIONS = PublicationEncoder(MqttSettings(type="mqtt", url="mqtt://x", topic="a/{namespace}/{type}/{resource_uuid}"), 0)
+FILTER = Filter([{"state": ["*a*a*a*b", "[a-z]*c"], "resource_uri": ["*/x/*/y/*"]}], [{"parents": ["*q*q*"]}])
+
+
+def sinks(data: bytes) -> None:
+    """What sinks make of the fields of an event."""
+    found = normalize(data, Reception.at("acme", datetime.now(UTC)), 1 << 24)
+    body = getattr(found, "json", None)
+    if isinstance(body, bytes):
+        entry = Entry(1, 0.0, body)
+        FILTER.accepts(entry.fields)
+        RECORDS.make([entry])
+        PUBLICATIONS(entry)
+
+
+def with_field(name: str, value: str) -> bytes:
+    return json.dumps(json.loads(EVENT) | {name: value}).encode()
+
+
+def _json_like(size: int) -> Sequence[bytes]:
+    return [
+        b'{"uuid":"' + b"x" * size,
+        b'{"uuid":"' + b'\\"' * (size // 2),
+        b'"' * size,
+        b"[" * size,
+        b"{" * size,
+        b'{"a":' * (size // 5),
+        b'["' * (size // 2),
+        b"\\" * size,
+        b" " * size,
+        b"9" * size,
+        b"-" * size,
+        EVENT[:-1] + b',"x":"' + b"[" * size,
+    ]
+
+
+def _fields(size: int) -> Sequence[bytes]:
+    texts = (
+        "/" * size,
+        "a" * size,
+        "/a" * (size // 2),
+        " " * size,
+        "::" * (size // 2),
+        "é" * (size // 2),
+        "a/" * (size // 2) + "x",
+    )
+    names = ("resource_uri", "state", "type", "action", "datetime", "uuid")
+    return [with_field(name, value) for name in names for value in texts]
+
+
+def _text(size: int) -> Sequence[bytes]:
+    return [
+        char * (size // len(char))
+        for char in (b" ", b"1", b"a", b"1 ", b"-", b":", b"T", b"=", b"&a=", b"%41", b"\t", b"Bearer ")
+    ]
+
+
+PARSERS = {
+    "frames": Parser(
+        frames,
+        [encode(1, EVENT), encode(9, b"x") + encode(1, b"a", fin=False) + encode(0, b"b"), encode(8, b"\x03\xe8bye")],
+        lambda size: [
+            encode(1, b"x" * size),
+            encode(1, b"") * (size // 2),
+            encode(1, b"a", fin=False) + encode(0, b"b", fin=False) * (size // 3),
+        ],
+    ),
+    "event": Parser(
+        event,
+        [EVENT, b'{"type":"auth"}', b'{"type":"error","data":{"errorMessage":"UNAUTHORIZED"}}'],
+        lambda n: [*_json_like(n), *_fields(n)],
+    ),
+    "engine": Parser(
+        engine,
+        [ENGINE + b"\n", b"\x1e" + ENGINE, ENGINE * 2],
+        lambda n: [*_json_like(n), b"{}" * (n // 2), b"} {" * (n // 3), b"\n" * n],
+    ),
+    "engine info": Parser(
+        engine_info, [b'{"ID":"x","SystemTime":"2026-01-01T00:00:00.5Z","Swarm":{"NodeID":"n"}}'], _json_like
+    ),
+    "mqtt": Parser(
+        mqtt,
+        [b"\x40\x02\x00\x01", b"\x40\x03\x00\x01\x87\xd0\x00"],
+        lambda n: [b"\xd0\x00" * (n // 2), b"\x40\x02\x00\x01" * (n // 4), b"\x40\xff\xff\x7f" + b"x" * n],
+    ),
+    "retry-after": Parser(
+        text(lambda it: parse_retry_after(it, datetime.now(UTC))), [b"120", b"Fri, 31 Dec 1999 23:59:59 GMT"], _text
+    ),
+    "position": Parser(text(Position.parse), [b"1000000001:3"], _text),
+    "duration": Parser(text(duration), [b"2.5h", b"500ms"], _text),
+    "time": Parser(text(lambda it: parse_time(it, datetime.now(UTC))), [b"2026-11-23T10:00:00Z", b"2h"], _text),
+    "http head": Parser(
+        http_head, [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"], lambda n: [b"x" * n, b"\n" * n, b"a: b\r\n" * (n // 6)]
+    ),
+    "operations": Parser(operations, [b"sink=a&limit=3&since=2h", b'{"ids":[1,2]}'], lambda n: [*_text(n), *_json_like(n)]),
+    "token": Parser(access, [b"Bearer token", b"Basic eA=="], _text),
+    "yaml": Parser(
+        yaml,
+        [b"sinks: {a: {type: stdout}}\n", b"a: &x [1]\nb: *x\n"],
+        lambda n: [b"a" * n, b"- a\n" * (n // 4), b"[" * min(n, 400), b"# " * (n // 2)],
+    ),
+    "sinks": Parser(sinks, [EVENT], _fields),
+}
