@@ -15,7 +15,7 @@ of a partition become one batch, too.
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from typing import Any, Final
@@ -26,8 +26,8 @@ from kafka.future import Future  # type: ignore[import-untyped]
 
 from bridge.sink import Unavailable
 from sinks.kafka.connections import Token, connect
-from sinks.kafka.errors import LOGIN_REFUSED, NOT_AT_FAULT, LogCapture, Refusal, logged_reason, without
-from sinks.kafka.metadata import IDLE_SECONDS, Answer, Liveness, Metadata, Question
+from sinks.kafka.errors import LOGIN_REFUSED, NO_ANSWER, NOT_AT_FAULT, LogCapture, Refusal, logged_reason, without
+from sinks.kafka.metadata import IDLE_SECONDS, Liveness, Metadata
 from sinks.kafka.preflight import About, describe
 from sinks.kafka.records import Partition, Record, looks_as_expected, whole_batch
 from sinks.kafka.settings import KafkaSettings, connection_options, producer_options
@@ -75,22 +75,23 @@ class Client:
             raise self.unavailable(f"no connection within {self._settings.connect_timeout:g} s") from error
         self._log.listen([threading.current_thread(), self._producer._sender])
         self.whole_batches = looks_as_expected(self._producer)
-        self._metadata = Metadata(self._settings, self._producer, self._log, self.unavailable)
-        self._liveness = Liveness(self._ask_broker_and_leader, self._settings.connect_timeout, self._interval)
-        self.reach_leader()
+        self._metadata = Metadata(self._settings, self._producer._metadata, self.ask)
+        self._liveness = Liveness(self._send_question, self._settings.connect_timeout, self._interval)
 
-    def reach_leader(self) -> None:
-        """Connect to a leader of the topics in use, or else to any broker, at the address that the brokers advertise.
+    def ask(self, topics: Collection[str] = ()) -> None:
+        """Ask a broker about these topics and those in use, connect to a leader, and wait for both.
 
         Raises:
-            Unavailable: None can be reached there.
+            Unavailable: None answers at the address that the brokers advertise.
         """
-        self._log.lines.clear()
-        if not self._ask_leader().wait(self._settings.connect_timeout):
-            raise self.unavailable(f"no connection within {self._settings.connect_timeout:g} s")
+        done = threading.Event()
+        future = self._send_question(topics).add_both(lambda _: done.set())
+        done.wait(self._settings.connect_timeout + _MARGIN_SECONDS)
+        if not future.succeeded():
+            raise self.unavailable(f"no answer within {self._settings.connect_timeout:g} s")
 
     def notice(self) -> None:
-        """Check that a broker still answers and a leader can be reached, without waiting; raise Unavailable if not."""
+        """Check that a leader still answers, without waiting; raise Unavailable if none does."""
         self._alive()
         if self._answered or self._throttled() > 0:
             # Throttling brokers do not answer.
@@ -131,7 +132,9 @@ class Client:
         """Make the exception, with the cause from the captured log or else with the message `otherwise`."""
         settings = self._settings
         reason, words = logged_reason(tuple(self._log.lines)) or ("timeout", otherwise)
-        if reason == "unauthorized" and words == LOGIN_REFUSED:
+        if words == NO_ANSWER:
+            words = otherwise
+        if words == LOGIN_REFUSED:
             who = f"user {settings.username}" if settings.username else "our token"
             words = f"login refused: {who} with {settings.sasl} is not accepted"
         where, advertised = settings.where, self._manager and self._manager.unreachable()
@@ -178,23 +181,12 @@ class Client:
         token = self._settings.token
         return options if token is None else options | {"sasl_oauth_token_provider": Token(token.get_secret_value())}
 
-    def _ask_leader(self) -> Question:
-        future = self._manager.call_soon(self._manager.connect_to_any, self._manager.leaders(), self._settings.connect_timeout)
+    def _send_question(self, topics: Collection[str] = ()) -> Any:
+        # Older lines, about other topics, must not be taken for the cause.
+        self._log.lines.clear()
+        future = self._manager.call_soon(self._manager.ask, topics, self._settings.connect_timeout)
         self._producer._sender.wakeup()
-        return Question(future)
-
-    def _ask_broker_and_leader(self) -> Answer:
-        question = broker = self._metadata.ask()
-
-        def answer() -> bool | None:
-            nonlocal question
-            answered = question()
-            if not answered or question is not broker:
-                return answered
-            question = self._ask_leader()
-            return None
-
-        return answer
+        return future
 
     def _throttled(self) -> float:
         """Return the seconds for which brokers throttle us because a quota is used up; not positive if none does."""

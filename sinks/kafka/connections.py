@@ -7,10 +7,11 @@
 
 import random
 import time
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from typing import Any, ClassVar
 
-from kafka.errors import KafkaError, KafkaTimeoutError  # type: ignore[import-untyped]
+from kafka.errors import KafkaError, KafkaTimeoutError, NodeNotReadyError, RequestTimedOutError  # type: ignore[import-untyped]
 from kafka.net.compat import KafkaNetClient  # type: ignore[import-untyped]
 from kafka.net.inet import KafkaNetSocket  # type: ignore[import-untyped]
 from kafka.net.manager import KafkaConnectionManager  # type: ignore[import-untyped]
@@ -65,41 +66,69 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]  # The library 
         """Return the address of a broker, as the brokers advertise it, to which the last connection attempt failed."""
         return next((f"{it.host}:{it.port}" for it in self.cluster.brokers() if it.node_id in self._backoff), None)
 
-    def leaders(self) -> set[Any]:
-        """Return the leaders of the topics in use, or if none is known, all brokers."""
-        topics = tuple(self.cluster._partitions.values())
-        brokers = {broker.node_id for broker in self.cluster.brokers()}
-        return {partition.leader_id for partitions in topics for partition in tuple(partitions.values())} & brokers or brokers
-
     async def bootstrap_from_any(self, seconds: float) -> None:
         """Bootstrap from a broker of the settings that accepts us, or raise the cause; the library would retry one of them."""
         deadline = time.monotonic() + seconds
         nodes = {broker.node_id: broker for broker in self.cluster.bootstrap_brokers()}
         options = {"pop_on_close": False, "refresh_metadata_on_err": False, "reset_backoff_on_connect": False}
-        node = await self.connect_to_any(nodes, seconds, **options)
+        node = await self._first(nodes, seconds, partial(self._log_in, **options))
         self.cluster._bootstrap_brokers = {node: nodes[node]}
         await self.bootstrap_async(milliseconds(deadline - time.monotonic()))
 
-    async def connect_to_any(self, nodes: Collection[Any], seconds: float, **options: bool) -> Any:
-        """Connect to one of the nodes and log in; return it, or raise the cause at once. The library would retry."""
+    async def ask(self, topics: Collection[str], seconds: float) -> None:
+        """Ask a broker about these topics and those in use, and connect to a leader, at the addresses that they advertise."""
+        deadline = time.monotonic() + seconds
+        self.cluster._topics = self.cluster._topics | set(topics)
+        brokers = {broker.node_id for broker in self.cluster.brokers()}
+        await self._first(brokers, seconds, self._refresh)
+        partitions = [partition for topic in self.cluster._partitions.values() for partition in topic.values()]
+        leaders = {partition.leader_id for partition in partitions} & brokers
+        if leaders:
+            await self._first(leaders, deadline - time.monotonic(), self._log_in)
+
+    async def _first(self, nodes: Collection[Any], seconds: float, call: Callable[[Any, int], Awaitable[None]]) -> Any:
+        """Return the first of the nodes for which the call succeeds; each gets a fair share of the time.
+
+        Raises:
+            KafkaError: All failed.
+        """
         deadline = time.monotonic() + seconds
         order = random.sample(list(nodes), len(nodes))
+        order.sort(key=lambda node: node in self._conns)
         for left in range(len(order), 0, -1):
-            node, share = order[left - 1], milliseconds((deadline - time.monotonic()) / left)
-            await self._net.sleep(min(share / 1000, self.connection_delay(node)))
+            node, share = order[left - 1], (deadline - time.monotonic()) / left
+            throttled = self._conns[node]._throttle_time - time.monotonic() if node in self._conns else 0
+            await self._net.sleep(min(share, max(throttled, self.connection_delay(node))))
             try:
-                connection = self.get_connection(node, share, **options)
-                await self.wait_for(connection.init_future, share)
-            except KafkaError as error:
-                if failed := self._conns.pop(node, None):
-                    failed.close(error)
-                if isinstance(error, KafkaTimeoutError):
-                    self.update_backoff(node)
+                await self.wait_for(self.call_soon(call, node, milliseconds(share)), milliseconds(share))
+            except KafkaError:
                 if left == 1:
                     raise
             else:
                 return node
-        return None
+        raise NodeNotReadyError
+
+    async def _refresh(self, node: Any, share: int) -> None:
+        deadline = time.monotonic() + share / 1000
+        await self._log_in(node, share)
+        try:
+            await self.cluster.refresh_metadata(node)
+        except RequestTimedOutError:
+            # The time limit of all requests may be shorter than that of this one.
+            if time.monotonic() > deadline:
+                raise
+            await self._refresh(node, milliseconds(deadline - time.monotonic()))
+
+    async def _log_in(self, node: Any, share: int, **options: bool) -> None:
+        """Connect and log in, or raise the cause; the library would retry, and wait for a TLS handshake for ever."""
+        connection = self.get_connection(node, share, **options)
+        try:
+            await self.wait_for(connection.init_future, share)
+        except KafkaError as error:
+            self._conns.pop(node, connection).close(error)
+            if isinstance(error, KafkaTimeoutError):
+                self.update_backoff(node)
+            raise
 
     async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
         transport = await super()._build_transport(node, timeout_at)

@@ -31,6 +31,7 @@ INVALID: Final = 17
 UNAUTHORIZED: Final = 29
 
 LOGIN_REFUSED: Final = "login refused"
+NO_ANSWER: Final = "the broker does not answer"
 
 # Codes and names: https://kafka.apache.org/protocol#protocol_error_codes
 _CODES: Final[dict[int, Classification]] = {
@@ -109,7 +110,7 @@ _SIGNS: Final[tuple[tuple[str, Reason, str], ...]] = (
     (r"Connection refused|ECONNREFUSED", "unreachable", "connection refused"),
     (r"ENETUNREACH|EHOSTUNREACH|No route|Network is unreachable", "unreachable", "no route to the address"),
     (r"Connection timed out|ETIMEDOUT", "timeout", "no answer to the connection attempt"),
-    (r"Request timed out|RequestTimedOut|KafkaTimeoutError: Timed out", "timeout", "the broker does not answer"),
+    (r"Request timed out|RequestTimedOut|KafkaTimeoutError: Timed out", "timeout", NO_ANSWER),
     (r"disconnected", "unreachable", "the broker closed the connection; does it expect TLS or a login?"),
     (r"Connection (lost|failed)|reset|closed", "unreachable", "the connection was lost"),
 )

@@ -247,7 +247,7 @@ class KafkaSink:
             known = client.partitions({topic})[topic]
             if isinstance(known, Refusal):
                 raise self._unavailable(topic, classify(known))
-        client.reach_leader()
+        client.ask()
         if topic is not None and not self._may_write:
             if client.describe(topic).may_write is False:
                 raise self._unavailable(topic, classify(Refusal(UNAUTHORIZED)))

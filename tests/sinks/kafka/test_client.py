@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from bridge.sink import Failure, Unavailable
-from sinks.kafka.metadata import Metadata
+from sinks.kafka.client import Client
+from sinks.kafka.connections import Connections
 from sinks.kafka.settings import KafkaSettings
 from sinks.kafka.sink import KafkaSink
 from tests.contract.harness import make_entries, make_entry
@@ -202,7 +203,7 @@ def test_a_topic_that_is_missing_is_waited_for_once_and_found_some_time_after_it
     assert sink.deliver(entries) == [Failure.retry(entries[1], "not_found", words)]
 
     with monkeypatch.context() as asking:
-        asking.setattr(Metadata, "ask", lambda *_: pytest.fail("the brokers are asked again"))
+        asking.setattr(Client, "ask", lambda *_: pytest.fail("the brokers are asked again"))
         for _ in range(3):
             assert sink.deliver(entries) == [Failure.retry(entries[1], "not_found", words)]
 
@@ -242,13 +243,13 @@ def test_without_events_it_asks_and_sends_nothing_and_says_why_nobody_answers_an
     mock: MockKafka, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[object] = []
-    ask = Metadata.ask
+    ask = Connections.ask
 
-    def ask_and_count(metadata: Metadata) -> object:
-        asked.append(metadata)
-        return ask(metadata)
+    async def ask_and_count(connections: Connections, *arguments: Any) -> None:
+        asked.append(arguments)
+        await ask(connections, *arguments)
 
-    monkeypatch.setattr(Metadata, "ask", ask_and_count)
+    monkeypatch.setattr(Connections, "ask", ask_and_count)
     sink = make()
     troubles: list[str] = []
 

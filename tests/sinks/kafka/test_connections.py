@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bridge.sink import Entry, Unavailable
+from sinks.kafka.connections import Connections
 from sinks.kafka.settings import KafkaSettings
 from sinks.kafka.sink import KafkaSink
 from tests.contract.harness import make_entries
@@ -206,3 +207,26 @@ def test_a_leader_that_can_not_be_reached_is_noticed_although_other_brokers_answ
         mock.lead("events", 0, 1)
         sink.open()
         assert sink.deliver(make_entries(3)) == []
+
+
+@needs_mock
+def test_brokers_that_can_not_be_reached_are_not_taken_for_all(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    mock_kafka.speak_to_it(monkeypatch)
+    asked: list[object] = []
+    ask = Connections.ask
+
+    async def ask_and_count(connections: Connections, *arguments: Any) -> None:
+        await ask(connections, *arguments)
+        asked.append(arguments)
+
+    monkeypatch.setattr(Connections, "ask", ask_and_count)
+    with MockKafka(3) as mock:
+        mock.create_topic("events")
+        mock.lead("events", 0, 1)
+        sink = make(*mock.address.split(","))
+        sink.open()
+        mock.down(2)
+        mock.down(3)
+        asked.clear()
+
+        until(lambda: bool(sink.check_connection()) or len(asked) > 5, "it is asked again and again")

@@ -1,47 +1,35 @@
 """What is asked of a library that is played here; test_client.py and test_sink.py try it on brokers."""
 
-import time
+from collections.abc import Collection
 from typing import Any
 
 import pytest
-from kafka.errors import (  # type: ignore[import-untyped]
-    KafkaConnectionError,
-    RequestTimedOutError,
-    UnknownTopicOrPartitionError,
-)
+from kafka.errors import KafkaConnectionError  # type: ignore[import-untyped]
 from kafka.future import Future  # type: ignore[import-untyped]
 
 from bridge.sink import Unavailable
-from sinks.kafka.errors import MISSING, UNAUTHORIZED, LogCapture, Refusal
+from sinks.kafka.errors import MISSING, UNAUTHORIZED, Refusal
 from sinks.kafka.metadata import Liveness, Metadata
 from sinks.kafka.settings import KafkaSettings
 
 
 class Library:
-    """A producer, its sender and its metadata in one, with brokers that answer at once."""
+    """The library's metadata, with brokers that answer at once."""
 
     def __init__(self) -> None:
         self.there: set[str] = set()
         self.forbidden: set[str] = set()
-        self.failure: Exception | None = None
+        self.failure: Unavailable | None = None
         self.asked: list[set[str]] = []
         self.unauthorized_topics: set[str] = set()
         self._topics: set[str] = set()
-        self._last_successful_refresh_ms = 0.0
-        self._metadata = self._sender = self
 
-    def add_topic(self, topic: str) -> None:
-        self._topics.add(topic)
-
-    def wakeup(self) -> None:
-        """It is awake."""
-
-    def request_update(self) -> Any:
+    def ask(self, topics: Collection[str]) -> None:
+        self._topics = self._topics | set(topics)
         self.asked.append(set(self._topics))
-        if isinstance(self.failure, UnknownTopicOrPartitionError) or self.failure is None:
-            self._last_successful_refresh_ms = time.monotonic() * 1000
-            self.unauthorized_topics = self._topics & self.forbidden
-        return Future().success(self) if self.failure is None else Future().failure(self.failure)
+        if self.failure is not None:
+            raise self.failure
+        self.unauthorized_topics = self._topics & self.forbidden
 
     def partitions_for_topic(self, topic: str) -> set[int] | None:
         return {0, 1, 2} if topic in self.there & self._topics else None
@@ -70,12 +58,11 @@ def clock() -> Clock:
 @pytest.fixture
 def metadata(library: Library, clock: Clock) -> Metadata:
     settings = KafkaSettings(bootstrap_servers=["kafka:9092"], topic="{type}", connect_timeout=0.5)
-    return Metadata(settings, library, LogCapture(), Unavailable, clock)
+    return Metadata(settings, library, library.ask, clock)
 
 
 def test_a_topic_that_is_known_is_not_asked_for_again(library: Library, metadata: Metadata) -> None:
-    library.there = {"a"}
-    library.add_topic("a")
+    library.there = library._topics = {"a"}
 
     assert metadata.partitions({"a"}) == {"a": 3}
     assert library.asked == []
@@ -85,8 +72,7 @@ def test_a_topic_that_is_missing_is_asked_for_no_more_for_a_while_and_the_others
     library: Library, metadata: Metadata
 ) -> None:
     assert metadata.partitions({"missing"}) == {"missing": Refusal(MISSING)}
-    library.there = {"a"}
-    library.add_topic("a")
+    library.there = library._topics = {"a"}
     library.asked.clear()
 
     for _ in range(3):
@@ -106,22 +92,11 @@ def test_a_topic_that_we_may_not_see_is_kept_in_mind_by_nobody(library: Library,
     assert metadata.partitions({"a"}) == {"a": 3}
 
 
-@pytest.mark.parametrize("failure", [KafkaConnectionError(), RequestTimedOutError()])
-def test_brokers_that_do_not_answer_have_not_said_that_a_topic_is_missing(
-    library: Library, metadata: Metadata, failure: Exception
-) -> None:
-    library.failure = failure
+def test_brokers_that_do_not_answer_have_not_said_that_a_topic_is_missing(library: Library, metadata: Metadata) -> None:
+    library.failure = Unavailable("no answer")
 
-    with pytest.raises(Unavailable, match=r"no answer within 0\.5 s"):
+    with pytest.raises(Unavailable, match="no answer"):
         metadata.partitions({"a"})
-    assert metadata.ask()() is False
-
-
-def test_that_something_is_wrong_with_a_topic_is_an_answer(library: Library, metadata: Metadata) -> None:
-    library.failure = UnknownTopicOrPartitionError("a")
-
-    assert metadata.ask()() is True
-    assert metadata.ask().wait(0)
 
 
 def test_a_topic_that_was_missing_is_looked_for_again_after_half_a_minute(
@@ -182,28 +157,14 @@ def test_of_too_many_topics_those_looked_for_least_recently_are_forgotten(
     assert library.asked
 
 
-class Answer:
-    def __init__(self) -> None:
-        self.is_known: bool | None = None
-
-    def __call__(self) -> bool | None:
-        return self.is_known
-
-    def arrives(self) -> None:
-        self.is_known = True
-
-    def fails(self) -> None:
-        self.is_known = False
-
-
 class Brokers:
     def __init__(self) -> None:
         self.now = 1000.0
-        self.asked: list[Answer] = []
+        self.asked: list[Any] = []
         self.pulse = Liveness(self.ask, patience=5, interval=10, clock=lambda: self.now)
 
-    def ask(self) -> Answer:
-        self.asked.append(Answer())
+    def ask(self) -> Any:
+        self.asked.append(Future())
         return self.asked[-1]
 
     def is_gone_after(self, seconds: float) -> bool:
@@ -223,7 +184,7 @@ def test_it_asks_every_interval_and_who_answers_is_there(brokers: Brokers) -> No
     for turn in range(1, 4):
         assert not brokers.is_gone_after(10)
         assert len(brokers.asked) == turn
-        brokers.asked[-1].arrives()
+        brokers.asked[-1].success(None)
         assert not brokers.is_gone_after(1)
 
 
@@ -237,45 +198,23 @@ def test_who_does_not_answer_in_time_is_gone(brokers: Brokers) -> None:
 
 def test_an_answer_counts_however_late_it_is_looked_for(brokers: Brokers) -> None:
     brokers.is_gone_after(10)
-    brokers.asked[-1].arrives()
+    brokers.asked[-1].success(None)
 
     assert not brokers.is_gone_after(60)
 
 
-def test_a_question_that_fails_is_asked_again_at_once_and_only_then_nobody_is_there(brokers: Brokers) -> None:
+def test_when_all_brokers_failed_nobody_is_there(brokers: Brokers) -> None:
     brokers.is_gone_after(10)
-    brokers.asked[-1].fails()
-    assert not brokers.is_gone_after(0.1)
-    assert len(brokers.asked) == 2
-    assert not brokers.is_gone_after(0.1)
-
-    brokers.asked[-1].fails()
+    brokers.asked[-1].failure(KafkaConnectionError())
 
     assert brokers.is_gone_after(0.1)
-    assert len(brokers.asked) == 2
-
-
-def test_another_broker_that_answers_after_one_failed_makes_up_for_it(brokers: Brokers) -> None:
-    for _ in range(3):
-        brokers.is_gone_after(10)
-        brokers.asked[-1].fails()
-        assert not brokers.is_gone_after(0.1)
-        brokers.asked[-1].arrives()
-        assert not brokers.is_gone_after(0.1)
-
-
-def test_who_fails_and_then_is_silent_is_gone_in_the_time_that_one_answer_may_take(brokers: Brokers) -> None:
-    brokers.is_gone_after(10)
-    brokers.asked[-1].fails()
-    assert not brokers.is_gone_after(4)
-
-    assert brokers.is_gone_after(1.1)
+    assert len(brokers.asked) == 1
 
 
 def test_what_is_heard_meanwhile_makes_the_question_needless(brokers: Brokers) -> None:
     brokers.is_gone_after(10)
-    brokers.asked[-1].fails()
     brokers.pulse.heard()
+    brokers.asked[-1].failure(KafkaConnectionError())
 
     assert not brokers.is_gone_after(9)
     assert len(brokers.asked) == 1
