@@ -1,10 +1,14 @@
-"""A time limit for a call."""
+"""A time limit for a call, and connecting to a name that has several addresses."""
 
+import socket
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
-from bridge.deadline import call_within
+from bridge.deadline import call_within, connect
+from tests.support.servers.silent import refusing_address, resolve, silent_address
 
 
 def unexpected(*_: object) -> None:
@@ -57,3 +61,46 @@ def test_the_error_of_a_late_call_is_dropped() -> None:
         call_within(0.01, late, cut=cut.set, discard=unexpected)
 
     assert over.wait(10)
+
+
+@pytest.mark.parametrize("first", ["silent", "refuses", "no route"])
+def test_the_next_address_of_a_name_is_tried_within_the_deadline(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with silent_address() as silent, socket.create_server(("127.0.0.1", 0)) as server:
+        others = {"silent": silent, "refuses": refusing_address(), "no route": ("2001:db8::1", 9)}
+        resolve(monkeypatch, "bridge.test", [others[first], server.getsockname()])
+
+        with connect("bridge.test", 80, time.monotonic() + 10, [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]) as connection:
+            assert connection.getpeername() == server.getsockname()
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_of_addresses_that_answer_the_first_is_taken_and_no_socket_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        silent_address() as silent,
+        socket.create_server(("127.0.0.1", 0)) as first,
+        socket.create_server(("127.0.0.1", 0)) as second,
+    ):
+        resolve(monkeypatch, "bridge.test", [silent, first.getsockname(), second.getsockname()])
+        before = len(list(Path("/proc/self/fd").iterdir()))
+
+        with connect("bridge.test", 80, time.monotonic() + 10) as connection:
+            assert connection.getpeername() == first.getsockname()
+            assert len(list(Path("/proc/self/fd").iterdir())) == before + 1
+
+
+def test_a_name_without_an_address_that_answers_is_given_up_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    with silent_address() as silent:
+        resolve(monkeypatch, "bridge.test", [silent, refusing_address(), silent])
+
+        with pytest.raises(TimeoutError):
+            connect("bridge.test", 80, time.monotonic() + 0.6)
+
+
+def test_if_no_address_can_be_reached_the_cause_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve(monkeypatch, "bridge.test", [refusing_address(), refusing_address()])
+    with pytest.raises(ConnectionRefusedError, match="Connection refused"):
+        connect("bridge.test", 80, time.monotonic() + 10)
+
+    resolve(monkeypatch, "bridge.test", [])
+    with pytest.raises(socket.gaierror, match="no address"):
+        connect("bridge.test", 80, time.monotonic() + 10)

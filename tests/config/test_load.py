@@ -7,6 +7,7 @@ import pytest
 from bridge.admin.settings import HttpSettings
 from bridge.sink import SinkSettings
 from bridge.sources.dockercloud.settings import DockerCloudSettings
+from bridge.sources.dockercloud.source import authorization_of
 from bridge.sources.engine.settings import EngineSettings
 from config.load import ConfigError, load, load_section
 from config.plugins import Plugins
@@ -75,7 +76,7 @@ def test_variables_alone_are_enough() -> None:
     )
 
     assert acme(settings).types == ["container", "service"]
-    assert acme(settings).authorization() == "Basic Ym9iOjEyMzQ1"
+    assert authorization_of(acme(settings)) == "Basic Ym9iOjEyMzQ1"
     assert isinstance(settings.streams["local"], EngineSettings)
     assert (queue(settings).servers, queue(settings).table) == (["a:1", "b:2"], {"a": 1})
     assert (queue(settings).retry.max_attempts, queue(settings).retry.max_age) == (9, 3600)
@@ -160,7 +161,7 @@ def test_without_a_word_about_sinks_events_go_to_standard_output(text: str) -> N
 def test_the_original_clients_variables_are_enough() -> None:
     settings = loaded(DOCKERCLOUD_USER="bob", DOCKERCLOUD_APIKEY="k", DOCKERCLOUD_PASS="p", DOCKERCLOUD_NAMESPACE="acme")
 
-    assert (acme(settings).namespace, acme(settings).authorization()) == ("acme", "Basic Ym9iOms=")
+    assert (acme(settings).namespace, authorization_of(acme(settings))) == ("acme", "Basic Ym9iOms=")
     assert settings.sinks.keys() == {"stdout"}
 
 
@@ -169,7 +170,7 @@ def test_without_a_namespace_they_make_a_stream_called_default() -> None:
 
     stream = settings.streams["default"]
     assert isinstance(stream, DockerCloudSettings)
-    assert (stream.namespace, stream.url, stream.authorization()) == ("", "ws://127.0.0.1:8750", "TutumAccessKey 2c40")
+    assert (stream.namespace, stream.url, authorization_of(stream)) == ("", "ws://127.0.0.1:8750", "TutumAccessKey 2c40")
 
 
 def test_they_are_the_credentials_of_streams_that_have_none() -> None:
@@ -179,13 +180,13 @@ def test_they_are_the_credentials_of_streams_that_have_none() -> None:
 
     own = settings.streams["own"]
     assert isinstance(own, DockerCloudSettings)
-    assert (acme(settings).authorization(), own.authorization()) == ("Basic Ym9iOms=", "Basic ZXZlOnA=")
+    assert (authorization_of(acme(settings)), authorization_of(own)) == ("Basic Ym9iOms=", "Basic ZXZlOnA=")
 
 
 def test_a_variable_of_ours_goes_before_one_of_the_original_clients() -> None:
     settings = loaded(DOCKERCLOUD_USER="bob", DOCKERCLOUD_APIKEY="k", BRIDGE_STREAMS__ACME__URL="ws://127.0.0.1:1")
 
-    assert acme(settings).authorization() is None
+    assert authorization_of(acme(settings)) is None
 
 
 def test_a_secret_can_be_in_a_file(tmp_path: Path) -> None:
@@ -203,7 +204,7 @@ def test_a_secret_can_be_in_a_file(tmp_path: Path) -> None:
     assert tls is not None
     assert tls.pin is not None
     assert token is not None
-    assert acme(settings).authorization() == "Basic Ym9iOms="
+    assert authorization_of(acme(settings)) == "Basic Ym9iOms="
     assert (tls.pin.get_secret_value(), tls.ca_file, token.get_secret_value()) == ("p", Path("ca.pem"), "t")
 
 
@@ -212,7 +213,7 @@ def test_a_secret_of_the_original_clients_can_be_in_a_file(tmp_path: Path) -> No
 
     settings = loaded(DOCKERCLOUD_USER="bob", DOCKERCLOUD_APIKEY_FILE="key", DOCKERCLOUD_NAMESPACE="acme")
 
-    assert acme(settings).authorization() == "Basic Ym9iOms="
+    assert authorization_of(acme(settings)) == "Basic Ym9iOms="
 
 
 def test_loading_again_reads_secrets_again(tmp_path: Path) -> None:
@@ -220,7 +221,7 @@ def test_loading_again_reads_secrets_again(tmp_path: Path) -> None:
     seen = []
     for value in ("one", "two"):
         (tmp_path / "auth").write_text(value)
-        seen.append(acme(load(env=env, plugins=PLUGINS)).authorization())
+        seen.append(authorization_of(acme(load(env=env, plugins=PLUGINS))))
 
     assert seen == ["one", "two"]
 

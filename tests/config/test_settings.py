@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from bridge.sink import SinkSettings
 from bridge.sources.dockercloud.settings import DockerCloudSettings
+from bridge.sources.dockercloud.source import authorization_of
 from bridge.sources.engine.settings import EngineSettings
 from config.settings import Settings
 
@@ -27,7 +28,7 @@ def test_a_stream_needs_nothing_but_a_name() -> None:
 
     acme = settings.streams["acme"]
     assert isinstance(acme, DockerCloudSettings)
-    assert (acme.namespace, acme.url, acme.authorization()) == ("acme", "wss://ws.cloud.docker.com", None)
+    assert (acme.namespace, acme.url, authorization_of(acme)) == ("acme", "wss://ws.cloud.docker.com", None)
     assert (acme.ping_interval, acme.ping_timeout, acme.idle_timeout, acme.connect_timeout) == (10, 5, None, 10)
     assert (acme.backoff.first, acme.backoff.max, acme.auth_backoff.first, acme.auth_backoff.max) == (0.5, 60, 30, 600)
     assert (acme.stable_after, acme.max_frame_bytes) == (60, 16 * 1024**2)

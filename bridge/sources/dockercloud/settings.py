@@ -1,6 +1,5 @@
 """Settings of a Docker Cloud stream."""
 
-from base64 import b64encode
 from typing import Final, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -53,7 +52,8 @@ class DockerCloudSettings(SourceSettings):
         default=Bytes(16 * MEBIBYTE), ge=1024, le=256 * MEBIBYTE, description="A larger frame ends the session."
     )
     proxy: ProxyUrl | None = Field(
-        default=None, description="HTTP proxy, http://[user:password@]host[:port]. Default: the usual proxy variables."
+        default=None,
+        description="HTTP proxy, http://[user:password@]host[:port]. Default: https_proxy or http_proxy, see no_proxy.",
     )
 
     @field_validator("username")
@@ -69,16 +69,3 @@ class DockerCloudSettings(SourceSettings):
         if username is not None and (not username or ":" in username or not username.isprintable()):
             raise ValueError("must be a Docker ID, without a colon")
         return username
-
-    def authorization(self) -> str | None:
-        """The value of the Authorization header, in the original clients' order; None without credentials.
-
-        The order is that of python-dockercloud 1.0.12, `dockercloud/api/auth.py`: the whole value as given, else the user
-        with the API key, else the user with the password. The result is a secret.
-        """
-        if self.auth is not None:
-            return self.auth.get_secret_value()
-        secret = self.api_key or self.password
-        if self.username is None or secret is None:
-            return None
-        return "Basic " + b64encode(f"{self.username}:{secret.get_secret_value()}".encode()).decode()

@@ -1,37 +1,36 @@
 """The Docker Cloud Stream API as a source: a websocket without replay. docs/events.md describes service and clients.
 
-websocket-client does handshake, TLS, proxies, masking and sending. Reading is ours: one read takes whatever the socket holds,
-and `bridge.frames` cuts it into messages. Three habits of websocket-client are wrong for a daemon and are avoided here: it
-follows redirects with the credentials, keeps cookies for the whole process, and has no time limit for connecting.
+websocket-client makes the frames that are sent. Reading is ours: one read takes whatever the socket holds, and `bridge.frames`
+cuts it into messages. So is the handshake: the library's follows redirects with the credentials, keeps cookies for the whole
+process, and has no time limit.
 """
 
 import math
+import os
 import select
 import socket
 import ssl
 import struct
 import time
+from base64 import b64encode
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from email.message import Message
 from http.cookiejar import CookieJar
 from http.cookies import CookieError, SimpleCookie
 from threading import Lock
 from types import SimpleNamespace
-from typing import Any, Final, cast
-from urllib.parse import unquote, urlsplit
+from typing import Any, Final
+from urllib.parse import urlsplit
 from urllib.request import Request
 
-import websocket
-from pydantic import SecretStr
-from websocket import _handshake
-from websocket._cookiejar import SimpleCookieJar
+from websocket import ABNF
 
 from bridge import frames
-from bridge.deadline import call_within
 from bridge.policy import Keepalive
 from bridge.source import Ended, Read
-from bridge.sources.dockercloud.errors import close_text, failure, redirection, refusal
+from bridge.sources.dockercloud.errors import close_text, failure, refusal
+from bridge.sources.dockercloud.handshake import dial, proxy_for, read_body, upgrade
 from bridge.sources.dockercloud.settings import DockerCloudSettings
 from bridge.sources.dockercloud.url import stream_url
 from bridge.tls import shared_context
@@ -42,18 +41,6 @@ _LIFE_BYTES: Final = 1024
 """So much of an unfinished message counts as life. With less, a server that sends a byte a second would live for ever."""
 
 _TLS_RECORD_BYTES: Final = 16 * 1024
-# A small send buffer shows soon that the peer has stopped reading; Linux would let it grow to megabytes.
-_SEND_BUFFER: Final = (socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
-
-
-class _NoCookies(SimpleCookieJar):
-    """Keeps nothing. The library's own jar is one for the whole process, so that accounts would share their cookies."""
-
-    def add(self, set_cookie: str | None) -> None:
-        pass
-
-
-_handshake.CookieJar = _NoCookies()
 
 
 class DockerCloudSource:
@@ -78,7 +65,8 @@ class DockerCloudSource:
         self._user_agent = user_agent
         self._current = current
         self._clock = clock
-        self._url = stream_url(settings)
+        self._url = urlsplit(stream_url(settings))
+        self._http_url = "http" + self._url.geturl().removeprefix("ws")
         self._cookies = CookieJar()
 
     def open(self, position: str | None) -> "DockerCloudSession":  # noqa: ARG002 - this kind of stream has no replay
@@ -87,75 +75,57 @@ class DockerCloudSource:
         Raises:
             Ended: It could not be opened.
         """
-        authorization = self._current().authorization()
+        authorization = authorization_of(self._current())
         if authorization is not None and not authorization.isprintable():
             raise Ended("the credentials contain a line break or another control character", "unauthorized")
-        web = self._websocket()
+        settings, until = self._settings, time.monotonic() + self._settings.connect_timeout
+        proxy = None if settings.proxy is None else settings.proxy.get_secret_value()
+        context, fields = self._tls_context(), self._fields(authorization)
         try:
-            self._connect(web, self._request(authorization))
-        except websocket.WebSocketBadStatusException as error:
-            self._keep_cookies(error.resp_headers or {})
-            raise refusal(error, authorization or "") from None
-        except (websocket.WebSocketException, OSError, ValueError) as error:
-            raise redirection(web) or failure(error) from None
-        self._keep_cookies(web.getheaders() or {})
-        return DockerCloudSession(web, self._settings, self._clock)
+            with ExitStack() as stack:
+                way = proxy_for(self._url, proxy, os.environ)
+                sock = stack.enter_context(dial(self._url, way, context, until))
+                answer = upgrade(sock, self._url, fields, until)
+                self._keep_cookies(answer.fields)
+                if answer.status != 101:
+                    body = read_body(sock, answer, until)
+                    raise refusal(answer.status, answer.fields, body, authorization or "")
+                stack.pop_all()
+        except (OSError, ValueError) as error:
+            raise failure(error) from None
+        return DockerCloudSession(sock, answer.rest, settings, self._clock)
 
-    def _connect(self, web: websocket.WebSocket, request: dict[str, Any]) -> None:
-        """Connect within `connect_timeout`; the library's timeout is one per system call.
+    def _tls_context(self) -> ssl.SSLContext | None:
+        try:
+            return shared_context(self._settings.ca_file) if self._url.scheme == "wss" else None
+        except OSError as error:
+            why = error.strerror or "it holds no certificate"
+            raise Ended(f"ca_file {self._settings.ca_file} can't be used: {why}", "tls") from None
 
-        A call that is given up ends by that timeout, or because its socket was cut. Only a proxy that drips could keep it,
-        since the library shows the socket after the tunnel has been made.
-        """
-        call_within(
-            self._settings.connect_timeout,
-            lambda: web.connect(self._url, **request),  # type: ignore[no-untyped-call]  # It has no annotations.
-            cut=lambda: _cut(web),
-            discard=lambda _: web.shutdown(),  # type: ignore[no-untyped-call]
-        )
-
-    def _websocket(self) -> websocket.WebSocket:
-        tls: dict[str, Any] = {}
-        if self._url.startswith("wss:"):
-            try:
-                tls["context"] = shared_context(self._settings.ca_file)
-            except OSError as error:
-                why = error.strerror or "it holds no certificate"
-                raise Ended(f"ca_file {self._settings.ca_file} can't be used: {why}", "tls") from None
-        return websocket.WebSocket(sockopt=[_SEND_BUFFER], sslopt=tls, skip_utf8_validation=True)
-
-    def _request(self, authorization: str | None) -> dict[str, Any]:
-        request = Request(self._http_url())
+    def _fields(self, authorization: str | None) -> list[str]:
+        """Return our fields of the request."""
+        request = Request(self._http_url)
         self._cookies.add_cookie_header(request)
-        headers = {"User-Agent": self._user_agent, "Authorization": authorization}
-        return {
-            "header": headers,
-            "cookie": request.get_header("Cookie"),
-            # The library would send the credentials to wherever a redirect points.
-            "redirect_limit": 0,
-            "timeout": self._settings.connect_timeout,
-            **_proxy(self._settings.proxy),
-        }
+        fields = {"User-Agent": self._user_agent, "Authorization": authorization, "Cookie": request.get_header("Cookie")}
+        return [f"{name}: {value}" for name, value in fields.items() if value is not None]
 
-    def _keep_cookies(self, headers: dict[str, str]) -> None:
-        answer = Message()
-        with suppress(CookieError):
-            # The library has joined several Set-Cookie lines into one.
-            for cookie in SimpleCookie(headers.get("set-cookie", "")).values():
-                answer["Set-Cookie"] = cookie.OutputString()
-        response: Any = SimpleNamespace(info=lambda: answer)  # All that the jar looks at.
-        self._cookies.extract_cookies(response, Request(self._http_url()))
-
-    def _http_url(self) -> str:
-        return "http" + self._url.removeprefix("ws")
+    def _keep_cookies(self, fields: Message) -> None:
+        kept = Message()
+        for line in fields.get_all("Set-Cookie", []):
+            with suppress(CookieError):
+                SimpleCookie(line)
+                kept["Set-Cookie"] = line
+        if kept:
+            response: Any = SimpleNamespace(info=lambda: kept)  # All that the jar looks at.
+            self._cookies.extract_cookies(response, Request(self._http_url))
 
 
 class DockerCloudSession:
     """One open websocket; made by `DockerCloudSource.open`."""
 
-    def __init__(self, web: websocket.WebSocket, settings: DockerCloudSettings, clock: Callable[[], float]) -> None:
-        self._web = web
-        self._socket = cast("socket.socket", web.sock)
+    def __init__(self, sock: socket.socket, early: bytes, settings: DockerCloudSettings, clock: Callable[[], float]) -> None:
+        self._socket = sock
+        self._early = early  # Came with the handshake.
         self._tls = self._socket if isinstance(self._socket, ssl.SSLSocket) else None
         self._socket.setblocking(False)
         self._poll = select.poll()
@@ -176,6 +146,9 @@ class DockerCloudSession:
         Raises:
             Ended: The session is over. What came before was returned by earlier calls.
         """
+        if self._early:
+            early, self._early = self._early, b""
+            return self._take(early)
         # Arrived data comes before the clock: after a pause of this process an answer may be waiting.
         if self._ending is None and not self._readable(self._keepalive.wait(self._clock())):
             self._keep_alive()
@@ -191,16 +164,17 @@ class DockerCloudSession:
         """Wake a blocked `read`, which then raises `Ended`. Never raises, may be called twice."""
         with self._lock:
             self._aborted = True
-            _cut(self._web)
+            # Not `SSLSocket.shutdown`, which would take the TLS state from under the reading thread.
+            with suppress(OSError):
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Send a close frame if there is room for it, and release the socket. Never raises, may be called twice."""
         with self._lock:
             if self._ending is None:
-                with suppress(websocket.WebSocketException, OSError, ValueError):
-                    self._web.send_close(1001)
-            # Not the library's close: it waits for an answer, and does nothing after a close of the peer's.
-            self._web.shutdown()  # type: ignore[no-untyped-call]  # It has no annotations.
+                with suppress(OSError):
+                    self._socket.send(_frame(frames.CLOSE, struct.pack("!H", 1001)))
+            self._socket.close()
 
     def _readable(self, seconds: float) -> bool:
         if self._tls is not None and self._tls.pending():
@@ -269,29 +243,29 @@ class DockerCloudSession:
         """Send a control frame. A closed connection is left for `read` to find: earlier data is still there."""
         self._socket.settimeout(self._settings.ping_timeout)
         try:
-            self._web.send(payload, opcode)
-        except (websocket.WebSocketTimeoutException, TimeoutError):
+            self._socket.sendall(_frame(opcode, payload))
+        except TimeoutError:
             self._ending = Ended(f"the server took nothing for {self._settings.ping_timeout:g} s", "dead")
-        except (websocket.WebSocketException, OSError):
+        except OSError:
             pass
         finally:
             self._socket.setblocking(False)
 
 
-def _cut(web: websocket.WebSocket) -> None:
-    """End both directions at once; a thread that is blocked on the socket wakes.
+def _frame(opcode: int, payload: bytes) -> bytes:
+    """Make a frame as a client sends it, masked."""
+    return bytes(ABNF.create_frame(payload, opcode).format())
 
-    Not the library's abort, which does nothing during the handshake. Not `SSLSocket.shutdown`, which would take the TLS
-    state from under the reading thread.
+
+def authorization_of(settings: DockerCloudSettings) -> str | None:
+    """Return the value of the Authorization header, in the original clients' order; None without credentials.
+
+    The order is that of python-dockercloud 1.0.12, `dockercloud/api/auth.py`: the whole value as given, else the user
+    with the API key, else the user with the password. The result is a secret.
     """
-    if web.sock is not None:
-        with suppress(OSError):
-            socket.socket.shutdown(web.sock, socket.SHUT_RDWR)
-
-
-def _proxy(url: SecretStr | None) -> dict[str, Any]:
-    if url is None:
-        return {}  # The library reads the environment.
-    proxy = urlsplit(url.get_secret_value())
-    login = (unquote(proxy.username), unquote(proxy.password or "")) if proxy.username else None
-    return {"http_proxy_host": proxy.hostname, "http_proxy_port": proxy.port or 80, "http_proxy_auth": login}
+    if settings.auth is not None:
+        return settings.auth.get_secret_value()
+    secret = settings.api_key or settings.password
+    if settings.username is None or secret is None:
+        return None
+    return "Basic " + b64encode(f"{settings.username}:{secret.get_secret_value()}".encode()).decode()

@@ -7,10 +7,13 @@ It also gives one chunk at a time, where one read of the socket may bring hundre
 import contextlib
 import socket
 import ssl
+import time
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 import h11
+
+from bridge.deadline import connect
 
 MAX_BODY_BYTES: Final = 1024 * 1024
 """Limit of a body that is read as a whole."""
@@ -131,7 +134,7 @@ class Connection:
             self._socket.settimeout(self._timeout)
             self._socket.connect(self._address.path)
             return self._socket
-        self._socket = socket.create_connection((self._address.host, self._address.port), self._timeout)
+        self._socket = connect(self._address.host, self._address.port, time.monotonic() + self._timeout)
         # A dead peer is found in a minute instead of never: the stream itself has no heartbeat.
         for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
             if hasattr(socket, option):

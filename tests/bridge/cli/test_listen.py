@@ -8,6 +8,7 @@ from bridge.cli.listen import Filters, listen
 from bridge.cli.run import OptionError
 from bridge.pipeline.stream import Stream
 from bridge.sources.dockercloud.settings import DockerCloudSettings
+from bridge.sources.dockercloud.source import authorization_of
 
 
 @pytest.fixture(autouse=True)
@@ -64,5 +65,5 @@ def test_configured_credentials_are_sent_only_where_they_belong(
 
     listen(None, "wss://stream.example", None, Filters())
 
-    assert (used[0].authorization() is not None) is sent
+    assert (authorization_of(used[0]) is not None) is sent
     assert ("none are sent to wss://stream.example" in capsys.readouterr().err) is not sent

@@ -75,7 +75,7 @@ class RawServer:
     def __init__(self, script: Script) -> None:
         self._script = script
         self.listener = socket.create_server(("127.0.0.1", 0))
-        self._connections: list[socket.socket] = []
+        self.connections: list[socket.socket] = []
         self.requests: list[str] = []
         self.left = threading.Event()
         self.port: int = self.listener.getsockname()[1]
@@ -86,7 +86,7 @@ class RawServer:
         with suppress(OSError):
             while True:
                 connection, _ = self.listener.accept()
-                self._connections.append(connection)
+                self.connections.append(connection)
                 threading.Thread(target=self._run, args=(connection,), daemon=True).start()
 
     def _run(self, connection: socket.socket) -> None:
@@ -110,7 +110,7 @@ class RawServer:
         digest = hashlib.sha1(key.split()[1].encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
         answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         answer += f"Sec-WebSocket-Accept: {base64.b64encode(digest).decode()}\r\n{headers}\r\n"
-        connection.sendall(answer.encode() + after)
+        connection.sendall(answer.encode("latin-1") + after)
 
     def wait_for_leaving(self, connection: socket.socket) -> None:
         """Read until the client has closed the connection."""
@@ -120,7 +120,7 @@ class RawServer:
         self.left.set()
 
     def close(self) -> None:
-        for opened_socket in [self.listener, *self._connections]:
+        for opened_socket in [self.listener, *self.connections]:
             with suppress(OSError):
                 opened_socket.shutdown(socket.SHUT_RDWR)
             opened_socket.close()

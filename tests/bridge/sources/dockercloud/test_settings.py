@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from bridge.sources.dockercloud.settings import DockerCloudSettings
+from bridge.sources.dockercloud.source import authorization_of
 
 
 def stream(**values: Any) -> DockerCloudSettings:
@@ -36,11 +37,11 @@ def basic(text: str) -> str:
     ],
 )
 def test_credentials_are_used_in_the_order_of_the_original_clients(credentials: dict[str, str], expected: str | None) -> None:
-    assert stream(**credentials).authorization() == expected
+    assert authorization_of(stream(**credentials)) == expected
 
 
 def test_the_header_is_that_of_the_documentation() -> None:
-    assert stream(username="username", api_key="apikey").authorization() == "Basic dXNlcm5hbWU6YXBpa2V5"
+    assert authorization_of(stream(username="username", api_key="apikey")) == "Basic dXNlcm5hbWU6YXBpa2V5"
 
 
 @pytest.mark.parametrize("url", ["ws://127.0.0.1:8750", "wss://[::1]:443", "wss://proxy.example.com/docker-cloud"])

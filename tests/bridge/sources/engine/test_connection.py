@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from bridge.sources.engine.connection import MAX_BODY_BYTES, Address, Connection
 from tests.support.engine_samples import chunked
+from tests.support.servers.silent import resolve, silent_address
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -108,3 +109,20 @@ def test_a_connection_closed_before_an_answer_is_a_broken_connection() -> None:
 def test_something_else_than_http_is_a_protocol_error(head: bytes) -> None:
     with answered(head) as connection, pytest.raises(h11.RemoteProtocolError):
         connection.get("/info")
+
+
+def test_a_silent_first_address_does_not_keep_it_from_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer() -> None:
+        peer, _ = server.accept()
+        with peer:
+            peer.recv(4096)
+            peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    with silent_address() as silent, socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        resolve(monkeypatch, "engine.test", [silent, server.getsockname()])
+        with closing(Connection(Address("", "engine.test", 2375), 5, None)) as connection:
+            connection.get("/info")
+            assert connection.status == 200
+        thread.join(10)

@@ -2,7 +2,9 @@
 
 import base64
 import socket
+import struct
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 
 from bridge.frames import CLOSE, TEXT, encode
 from bridge.source import Ended
+from tests.support.servers.silent import refusing_address, resolve, silent_address
 from tests.support.servers.websocket_server import (
     AUTHORIZATION,
     DEADLINE,
@@ -146,6 +149,95 @@ def test_credentials_with_a_line_break_are_refused_before_anything_is_sent(start
     assert server.requests == []
 
 
+# --- answers that are not clean ----------------------------------------------------------------------------------------
+
+
+def sending(*pieces: bytes, reset: bool = False) -> Callable[[RawServer, socket.socket], None]:
+    """Answer a request with these bytes, and close the connection in an orderly way or not."""
+
+    def script(server: RawServer, connection: socket.socket) -> None:
+        server.request(connection)
+        for piece in pieces:
+            connection.sendall(piece)
+        if reset:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+
+    return script
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 429 Trop de requ\xeates\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 429 Slow Down\r\nDate: lun., 1 f\xe9vr. 2016\r\nRetry-After: 7\r\n\r\n",
+        b"HTTP/1.1 429 Slow Down\r\nX-Next-Line: \x85\r\nRetry-After: 7\r\n\r\n",
+        b"HTTP/1.1 429\r\nRetry-After: 7\r\nContent-Length: 1000\r\n\r\n<html>",
+        b"HTTP/1.1 429 \r\nRetry-After: 7\r\nTransfer-Encoding: chunked\r\n\r\n10\r\n<html>",
+        b"HTTP/1.1 429 Slow Down\r\nContent-Length: some\r\nRetry-After: 7\r\n\r\n",
+        b"HTTP/1.0 429 Slow Down\nRetry-After: 7\n\n",
+        b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 429 Slow Down\r\nRetry-After: 7\r\n\r\n",
+    ],
+)
+def test_an_answer_counts_by_its_status_when_its_head_is_there(answer: bytes, reset: bool, start_raw: StartRaw) -> None:
+    ended = failure(start_raw(sending(answer, reset=reset)).url)
+    assert (ended.reason, str(ended), ended.retry_after) == ("throttled", "the server answered 429 Too Many Requests", 7.0)
+
+
+def test_refused_credentials_count_also_if_the_explanation_does_not_come(start_raw: StartRaw) -> None:
+    def script(server: RawServer, connection: socket.socket) -> None:
+        server.request(connection)
+        connection.sendall(b"HTTP/1.1 401 Non autoris\xe9\r\nContent-Length: 100\r\n\r\n{")
+        server.wait_for_leaving(connection)
+
+    server = start_raw(script)
+    ended = failure(server.url)
+    assert (ended.reason, str(ended)) == ("unauthorized", "the server answered 401 Unauthorized")
+    assert server.left.wait(DEADLINE)
+
+
+def test_an_upgrade_counts_whatever_bytes_its_head_has(start_raw: StartRaw) -> None:
+    def script(server: RawServer, connection: socket.socket) -> None:
+        server.upgrade(connection, "X-Server: caf\xe9\r\n", after=encode(TEXT, b"one"))
+
+    with opened(start_raw(script).url) as session:
+        assert read_messages(session, 1) == [b"one"]
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 abc\r\n\r\n", b"HTTP/2 200\r\n\r\n", b"HTTP/1.1 200 " + b"x" * 70_000])
+def test_an_answer_without_a_status_or_an_end_is_a_protocol_failure_and_is_not_shown(
+    answer: bytes, start_raw: StartRaw
+) -> None:
+    ended = failure(start_raw(sending(answer)).url)
+    assert (ended.reason, str(ended)) == ("protocol", "the answer is not HTTP")
+
+
+def test_a_server_that_leaves_in_the_middle_of_the_head_is_a_network_failure(start_raw: StartRaw) -> None:
+    ended = failure(start_raw(sending(b"HTTP/1.1 401 Unau")).url)
+    assert (ended.reason, str(ended)) == ("network", "the connection was closed during the handshake")
+
+
+def test_an_upgrade_for_another_key_is_a_protocol_failure(start_raw: StartRaw) -> None:
+    head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    ended = failure(start_raw(sending(head + b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n")).url)
+    assert (ended.reason, str(ended)) == ("protocol", "the answer is not that of a websocket")
+
+
+# --- names with several addresses --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("through_proxy", [False, True])
+def test_a_silent_first_address_does_not_keep_the_stream_from_the_second(
+    through_proxy: bool, start_raw: StartRaw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start_raw(tunnel if through_proxy else lambda server, connection: server.upgrade(connection))
+    with silent_address() as silent:
+        resolve(monkeypatch, "bridge.test", [silent, ("127.0.0.1", server.port)])
+        changes = {"proxy": "http://bridge.test:3128"} if through_proxy else {}
+        source("ws://bridge.test", **changes, connect_timeout=5).open(None).close()
+
+
 # --- limits in time ----------------------------------------------------------------------------------------------------
 
 
@@ -158,13 +250,17 @@ def test_a_server_that_says_nothing_is_given_up(scheme: str, start_raw: StartRaw
 
 
 def test_a_dripping_handshake_is_given_up_and_its_socket_released(start_raw: StartRaw) -> None:
-    server = start_raw(drip)
+    def script(server: RawServer, connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 101 ")
+        drip(server, connection)
+
+    server = start_raw(script)
     ended = failure(server.url, connect_timeout=0.3)
     assert (ended.reason, str(ended)) == ("network", "no answer in time")
     assert server.left.wait(DEADLINE)
 
 
-def test_a_resolver_that_hangs_is_given_up_and_what_it_brings_too_late_is_released(
+def test_a_resolver_that_hangs_is_given_up_and_nothing_is_sent_to_what_it_brings_too_late(
     start_raw: StartRaw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = threading.Event()
@@ -174,16 +270,13 @@ def test_a_resolver_that_hangs_is_given_up_and_what_it_brings_too_late_is_releas
         answer.wait(DEADLINE)
         return resolve(host, port, *rest)
 
-    def script(server: RawServer, connection: socket.socket) -> None:
-        server.upgrade(connection)
-        server.wait_for_leaving(connection)
-
-    server = start_raw(script)
+    server = start_raw(RawServer.wait_for_leaving)
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     ended = failure(server.url, connect_timeout=0.1)
     assert (ended.reason, str(ended)) == ("network", "no answer in time")
     answer.set()
-    assert server.left.wait(DEADLINE)
+    until(lambda: all(thread.name != "connect" for thread in threading.enumerate()))
+    assert server.connections == []
 
 
 def test_a_thousand_sessions_of_every_end_leave_nothing_behind(start_raw: StartRaw) -> None:
@@ -292,6 +385,43 @@ def test_a_proxy_is_used_with_its_own_credentials_and_never_sees_ours(start_raw:
     assert SECRET not in connect
     assert SECRET in upgrade
     assert "Proxy-Authorization" not in upgrade
+
+
+@pytest.mark.parametrize("form", ["{}", "http://{}", "user:p%40ss@{}"])
+def test_a_proxy_variable_is_understood_with_and_without_a_scheme(
+    form: str, start_raw: StartRaw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = start_raw(tunnel)
+    monkeypatch.setenv("HTTP_PROXY", form.format(f"127.0.0.1:{proxy.port}"))
+    source("ws://stream.invalid").open(None).close()
+    login = f"Proxy-Authorization: Basic {base64.b64encode(b'user:p@ss').decode()}\r\n"
+    assert (login in proxy.requests[0]) is ("@" in form)
+
+
+@pytest.mark.parametrize("scheme", ["https", "socks5h"])
+def test_a_proxy_of_another_kind_is_refused_and_nothing_is_sent_to_it(
+    scheme: str, start_raw: StartRaw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = start_raw(tunnel)
+    monkeypatch.setenv("http_proxy", f"{scheme}://user:hunter2@127.0.0.1:{proxy.port}")
+    ended = failure("ws://stream.invalid")
+    assert (ended.reason, str(ended)) == ("refused", f"http_proxy names a proxy with {scheme}://, only http:// is supported")
+    assert proxy.connections == []
+
+
+def test_a_proxy_that_can_t_be_reached_is_named() -> None:
+    host, port = refusing_address()
+    ended = failure("ws://stream.invalid", proxy=f"http://{host}:{port}")
+    assert (ended.reason, str(ended)) == ("network", f"the proxy {host}:{port}: Connection refused")
+
+
+def test_a_proxys_answer_counts_whatever_bytes_its_head_has(start_raw: StartRaw) -> None:
+    def script(server: RawServer, connection: socket.socket) -> None:
+        server.request(connection)
+        connection.sendall(b"HTTP/1.0 200 Connexion \xe9tablie\r\n\r\n")
+        server.upgrade(connection)
+
+    source("ws://stream.invalid", proxy=start_raw(script).url.replace("ws:", "http:")).open(None).close()
 
 
 def test_the_proxy_of_the_environment_is_used_except_for_the_hosts_in_no_proxy(
