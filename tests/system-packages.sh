@@ -15,6 +15,8 @@ kcat kcat
 openssl openssl
 java default-jre-headless
 strace strace
+haproxy haproxy
+socat socat
 mvn maven
 LIST
 ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || missing="$missing libfaketime"
