@@ -1,5 +1,6 @@
 """A stranger on the network, another user of the machine, a proxy that nobody thought of, and a stream that sends its worst."""
 
+import base64
 import contextlib
 import itertools
 import os
@@ -9,7 +10,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Thread
@@ -260,3 +261,83 @@ def test_operations_leave_a_line_with_the_peer_and_wrong_tokens_are_counted(brid
     assert line["attributes"]["client"] == "127.0.0.1"
     metrics: Any = bridge.metrics()
     assert metrics["event_bridge_http_wrong_tokens_total", frozenset()] == len((*PATHS, *CHANGES))
+
+
+# --- secrets ------------------------------------------------------------------------------------------------------------
+
+
+def test_no_secret_reaches_any_output(tmp_path: Path) -> None:
+    """Secrets stand wherever they can, peers refuse and repeat them, and everything that the program writes is searched."""
+    names = ["stream", "proxy", "hook", "header", "basic", "kafka", "mqtt", "token", "file"]
+    secrets = {name: f"planted-{name}-0123456789" for name in names}
+    (tmp_path / "secret").write_text(secrets["file"])
+
+    def echo(connection: socket.socket) -> None:
+        """Refuse a request, and repeat it in the answer."""
+        with contextlib.suppress(OSError), connection:
+            connection.settimeout(10)
+            head = connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 401 Unauthorized\r\nConnection: close\r\n\r\n" + head)
+
+    with echo_server(echo) as port:
+        web = f"http://127.0.0.1:{port}/hook"
+        streams = {
+            "key": {"url": f"ws://127.0.0.1:{port}", "username": "bob", "api_key": secrets["stream"]},
+            "proxied": {"url": "ws://stream.example", "proxy": f"http://bob:{secrets['proxy']}@127.0.0.1:{port}"},
+        }
+        sinks = {
+            "hook": {"type": "webhook", "url": web, "token": secrets["hook"], "headers": {"X-Key": secrets["header"]}},
+            "basic": {"type": "webhook", "url": web, "username": "bob", "password": secrets["basic"]},
+            "file": {"type": "webhook", "url": web, "token_file": str(tmp_path / "secret")},
+            "kafka": {
+                "type": "kafka",
+                "bootstrap_servers": f"127.0.0.1:{port}",
+                "topic": "t",
+                "sasl": "PLAIN",
+                "username": "bob",
+                "password": secrets["kafka"],
+            },
+            "mqtt": {"type": "mqtt", "url": f"mqtt://127.0.0.1:{port}", "username": "bob", "password": secrets["mqtt"]},
+        }
+        bridge = Bridge(tmp_path, {"streams": streams, "sinks": sinks, "log": {"level": "debug"}})
+        everything = {**streams, "good": {"url": "ws://127.0.0.1:1"}}
+        settings = {"streams": everything, "sinks": sinks, "log": {"level": "debug"}}
+        http = {"listen": f"127.0.0.1:{bridge.port}", "token": secrets["token"]}
+        bridge.configure({**settings, "http": http})
+        written: list[str] = []
+        with bridge:
+            until(lambda: all(sink["error"] for sink in bridge.status()["sinks"].values()), "every sink was refused")
+            until(lambda: all(stream["error"] for stream in bridge.status()["streams"].values()), "every stream was refused")
+            for command in (("check",), ("check", "--connect"), ("backlog",), ("dead-letters", "list"), ("schema",)):
+                config = () if command == ("schema",) else ("--config", str(bridge.config))
+                done = subprocess.run(
+                    [EVENT_BRIDGE, *command, *config], capture_output=True, text=True, check=False, timeout=120
+                )
+                written += [done.stdout, done.stderr]
+            bridge.configure({**settings, "http": {**http, "tokn": "x"}})
+            bridge.hang_up()
+            written += [bridge.get(path)[1] for path in ("/status", "/metrics", "/readyz", "/")]
+            written.append(Path(f"/proc/{bridge.pid}/cmdline").read_text())
+        written += [bridge.log.read_text(), bridge.output.read_text()]
+
+    shown = "\n".join(written)
+    assert "401" in shown or "unauthorized" in shown
+    for name, secret in secrets.items():
+        assert secret not in shown, name
+        assert base64.b64encode(f"bob:{secret}".encode()).decode().rstrip("=") not in shown, name
+
+
+@contextmanager
+def echo_server(talk: Callable[[socket.socket], None]) -> Iterator[int]:
+    """A server that talks to every connection in a thread of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    Thread(target=talk, args=(connection,), daemon=True).start()
+
+        Thread(target=accept, daemon=True).start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
