@@ -25,10 +25,9 @@ from kafka.errors import BrokerResponseError, KafkaError  # type: ignore[import-
 from kafka.future import Future  # type: ignore[import-untyped]
 
 from bridge.sink import Unavailable
-from sinks.kafka.connections import Token, connect
+from sinks.kafka.connections import connect
 from sinks.kafka.errors import LOGIN_REFUSED, NO_ANSWER, NOT_AT_FAULT, LogCapture, Refusal, logged_reason, without
 from sinks.kafka.metadata import IDLE_SECONDS, Liveness, Metadata
-from sinks.kafka.preflight import About, describe
 from sinks.kafka.records import Partition, Record, looks_as_expected, whole_batch
 from sinks.kafka.settings import KafkaSettings, connection_options, producer_options
 
@@ -44,13 +43,9 @@ class Client:
     Args:
         settings: The sink's settings.
         interval: Idle seconds before the brokers are asked for an answer.
-
-    Attributes:
-        whole_batches: True if batches are handed over as a whole.
     """
 
     def __init__(self, settings: KafkaSettings, interval: float = IDLE_SECONDS) -> None:
-        self.whole_batches = False
         self._settings = settings
         self._log = LogCapture()
         self._interval = interval
@@ -58,32 +53,25 @@ class Client:
         self._manager: Any = None
         self._producer: Any = None
         self._answered = False
-        self._metadata: Metadata
-        self._liveness: Liveness
+        self._silence = Refusal(None, f"no acknowledgement within {settings.delivery_timeout:g} s")
 
     def connect(self) -> None:
-        """Connect to the first broker that answers, also at the address that it advertises, and log in.
-
-        Raises:
-            Unavailable: No broker accepted us.
-        """
+        """Connect to the first broker that answers, and log in; raise Unavailable if none accepts us."""
         self._log.listen([threading.current_thread()])
         try:
-            self._producer = KafkaProducer(**self._options(), **producer_options(self._settings), kafka_client=self._connect)
+            self._producer = KafkaProducer(
+                **connection_options(self._settings), **producer_options(self._settings), kafka_client=self._connect
+            )
         except KafkaError as error:
             self._log.lines.append(str(error))
             raise self.unavailable(f"no connection within {self._settings.connect_timeout:g} s") from error
         self._log.listen([threading.current_thread(), self._producer._sender])
-        self.whole_batches = looks_as_expected(self._producer)
+        self._whole_batches = looks_as_expected(self._producer)
         self._metadata = Metadata(self._settings, self._producer._metadata, self.ask)
         self._liveness = Liveness(self._send_question, self._settings.connect_timeout, self._interval)
 
     def ask(self, topics: Collection[str] = ()) -> None:
-        """Ask a broker about these topics and those in use, connect to a leader, and wait for both.
-
-        Raises:
-            Unavailable: None answers at the address that the brokers advertise.
-        """
+        """Ask a broker about these topics and those in use, and connect to a leader; raise Unavailable if none answers."""
         done = threading.Event()
         future = self._send_question(topics).add_both(lambda _: done.set())
         done.wait(self._settings.connect_timeout + _MARGIN_SECONDS)
@@ -92,7 +80,6 @@ class Client:
 
     def notice(self) -> None:
         """Check that a leader still answers, without waiting; raise Unavailable if none does."""
-        self._alive()
         if self._answered or self._throttled() > 0:
             # Throttling brokers do not answer.
             self._liveness.heard()
@@ -101,12 +88,8 @@ class Client:
             raise self.unavailable(f"no answer within {self._settings.connect_timeout:g} s")
 
     def partitions(self, topics: Iterable[str]) -> dict[str, int | Refusal]:
-        """Return the number of partitions of each topic, or the refusal.
-
-        Raises:
-            Unavailable: The brokers do not answer.
-        """
-        cluster, wanted = self._alive()._metadata, set(topics)
+        """Return the number of partitions of each topic, or the refusal; raise Unavailable if the brokers do not answer."""
+        cluster, wanted = self._producer._metadata, set(topics)
         result: dict[str, int | Refusal] = {it: len(known) for it in wanted if (known := cluster.partitions_for_topic(it))}
         return result if len(result) == len(wanted) else result | self._metadata.partitions(wanted - result.keys())
 
@@ -119,12 +102,11 @@ class Client:
         Raises:
             Unavailable: The brokers throttle us for too long to acknowledge in time.
         """
-        self._alive()
         pause = self._throttled()
         if pause > self._settings.delivery_timeout / 2:
             raise Unavailable(f"{self._settings.where}: our quota is used up", "throttled", retry_after=pause)
         self._log.lines.clear()
-        refused = self._produce_whole(batches) if self.whole_batches else self._produce_one_by_one(batches)
+        refused = self._produce_whole(batches) if self._whole_batches else self._produce_one_by_one(batches)
         self._answered = True
         return refused
 
@@ -144,10 +126,6 @@ class Client:
             where = f"{where}: {advertised}, the address that the broker's `advertised.listeners` names"
         return Unavailable(without(settings.secrets, f"{where}: {words}"), reason)
 
-    def describe(self, topic: str | None) -> About:
-        """Describe a topic, or with None the brokers' default; nothing is created."""
-        return describe(self._options(), topic)
-
     def close(self) -> None:
         """Close by force, without waiting for requests in flight. Never raises."""
         producer, self._producer = self._producer, None
@@ -164,22 +142,11 @@ class Client:
                 net.close()
         self._log.stop()
 
-    def _alive(self) -> Any:
-        if self._producer is None:
-            raise Unavailable("the sink is not open", "internal")
-        return self._producer
-
     def _connect(self, **options: Any) -> Any:
         """Make and connect the library's network client, which we must close if no producer is made of it."""
         self._net = connect(**options)
         self._manager = self._net._manager
         return self._net
-
-    def _options(self) -> dict[str, Any]:
-        """Return the options of every connection."""
-        options = connection_options(self._settings)
-        token = self._settings.token
-        return options if token is None else options | {"sasl_oauth_token_provider": Token(token.get_secret_value())}
 
     def _send_question(self, topics: Collection[str] = ()) -> Any:
         # Older lines, about other topics, must not be taken for the cause.
@@ -207,7 +174,7 @@ class Client:
         for partition, batch in waiting.items():
             future = batch.produce_future
             if not future.wait(max(0.0, deadline - time.monotonic())) or not future.is_done:
-                refused[partition] = [(record, self._silence()) for record in batches[partition]]
+                refused[partition] = [(record, self._silence) for record in batches[partition]]
             elif error_of := future.value[2]:
                 refused[partition] = [(record, _refusal(error_of(at))) for at, record in enumerate(batches[partition])]
         return refused
@@ -225,12 +192,9 @@ class Client:
         refused: defaultdict[Partition, list[tuple[Record, Refusal]]] = defaultdict(list)
         for record, future in futures:
             if not future.succeeded():
-                refusal = _refusal(future.exception) if future.failed() else self._silence()
+                refusal = _refusal(future.exception) if future.failed() else self._silence
                 refused[record.partition].append((record, refusal))
         return dict(refused)
-
-    def _silence(self) -> Refusal:
-        return Refusal(None, f"no acknowledgement within {self._settings.delivery_timeout:g} s")
 
 
 def _refusal(error: Exception) -> Refusal:

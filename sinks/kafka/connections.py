@@ -15,22 +15,9 @@ from kafka.errors import KafkaError, KafkaTimeoutError, NodeNotReadyError, Reque
 from kafka.net.compat import KafkaNetClient  # type: ignore[import-untyped]
 from kafka.net.inet import KafkaNetSocket  # type: ignore[import-untyped]
 from kafka.net.manager import KafkaConnectionManager  # type: ignore[import-untyped]
-from kafka.net.sasl.oauth import AbstractTokenProvider  # type: ignore[import-untyped]
 from kafka.net.selector import NetworkSelector  # type: ignore[import-untyped]
 
 from sinks.kafka.settings import milliseconds
-
-
-class Token(AbstractTokenProvider):  # type: ignore[misc]  # The library has no types.
-    """A bearer token that does not change."""
-
-    def __init__(self, token: str) -> None:
-        super().__init__()
-        self._token = token
-
-    def token(self) -> str:
-        """Return it."""
-        return self._token
 
 
 class _EveryAddress(KafkaNetSocket):  # type: ignore[misc]  # The library has no types.
@@ -87,17 +74,13 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]  # The library 
             await self._first(leaders, deadline - time.monotonic(), self._log_in)
 
     async def _first(self, nodes: Collection[Any], seconds: float, call: Callable[[Any, int], Awaitable[None]]) -> Any:
-        """Return the first of the nodes for which the call succeeds; each gets a fair share of the time.
-
-        Raises:
-            KafkaError: All failed.
-        """
+        """Return a node for which the call succeeds, or raise the last error; each gets a fair share of the time."""
         deadline = time.monotonic() + seconds
         order = random.sample(list(nodes), len(nodes))
         order.sort(key=lambda node: node in self._conns)
         for left in range(len(order), 0, -1):
             node, share = order[left - 1], (deadline - time.monotonic()) / left
-            throttled = self._conns[node]._throttle_time - time.monotonic() if node in self._conns else 0
+            throttled = self._conns[node]._throttle_time - time.monotonic() if node in self._conns else 0.0
             await self._net.sleep(min(share, max(throttled, self.connection_delay(node))))
             try:
                 await self.wait_for(self.call_soon(call, node, milliseconds(share)), milliseconds(share))

@@ -35,31 +35,18 @@ Partition = tuple[str, int]
 
 
 class Record(msgspec.Struct, gc=False):
-    """One event as a record.
-
-    Attributes:
-        entry: The event.
-        place: Its position in the delivery.
-        ordering_key: Records that share it keep their order.
-        topic: The topic's name, which may be illegal.
-        key: The record's key.
-        spread: Number that chooses the partition, modulo the topic's partitions.
-        timestamp: Milliseconds since the epoch.
-        encoded: Key, value and headers, which are the same in any batch.
-        size: Maximum bytes in a batch.
-        partition: The chosen partition.
-    """
+    """One event as a record."""
 
     entry: Entry
-    place: int
-    ordering_key: str
-    topic: str
+    place: int  # Position in the delivery.
+    ordering_key: str  # Records that share it keep their order.
+    topic: str  # Name, which may be illegal.
     key: bytes | None
-    spread: int
-    timestamp: int
-    encoded: bytes
-    size: int
-    partition: Partition = ("", -1)
+    spread: int  # Chooses the partition, modulo the topic's partitions.
+    timestamp: int  # Milliseconds since the epoch.
+    encoded: bytes  # Key, value and headers, which are the same in any batch.
+    size: int  # Maximum bytes in a batch.
+    partition: Partition = ("", -1)  # The chosen one.
 
     @property
     def headers(self) -> list[tuple[str, bytes]]:
@@ -69,11 +56,7 @@ class Record(msgspec.Struct, gc=False):
 
 
 def topic_template(text: str) -> Template:
-    """Parse the template of a topic's name.
-
-    Raises:
-        ValueError: It can't be understood, or makes no legal name.
-    """
+    """Parse the template of a topic's name; raise ValueError if it can't be understood, or makes no legal name."""
     template = Template(text, TOPIC_FIELDS)
     wrong = _ILLEGAL.search(template.literals)
     if wrong:
@@ -189,11 +172,7 @@ def _words(number: int) -> Callable[[bytes], tuple[int, ...]]:
 
 
 def encode(records: Sequence[Record]) -> tuple[bytes, int, int]:
-    """Encode records as the body of a batch.
-
-    Returns:
-        The body, the timestamp of the first record, and the latest timestamp.
-    """
+    """Encode records as the body of a batch; return it, the timestamp of the first record, and the latest timestamp."""
     timestamp = first = latest = records[0].timestamp
     # Attributes, and the difference to the first timestamp.
     head = b"\x00" + _varint(0)

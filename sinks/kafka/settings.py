@@ -8,6 +8,7 @@ import importlib.util
 import re
 from typing import Annotated, Any, Final, Literal, Self
 
+from kafka.net.sasl.oauth import AbstractTokenProvider  # type: ignore[import-untyped]
 from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, WithJsonSchema, field_validator, model_validator
 
 from bridge.field_types import Bytes, OptionalFile, Seconds
@@ -157,6 +158,15 @@ class KafkaSettings(SinkSettings):
         return [secret.get_secret_value() for secret in given if secret is not None and secret.get_secret_value()]
 
 
+class _Token(AbstractTokenProvider):  # type: ignore[misc]  # The library has no types.
+    def __init__(self, token: str) -> None:
+        super().__init__()
+        self._token = token
+
+    def token(self) -> str:
+        return self._token
+
+
 def milliseconds(seconds: float) -> int:
     """Convert to what kafka-python counts in."""
     return int(seconds * 1000)
@@ -183,6 +193,8 @@ def connection_options(settings: KafkaSettings) -> dict[str, Any]:
         options["ssl_context"] = tls_context(settings)
     if settings.sasl is not None:
         options["sasl_mechanism"] = settings.sasl
+    if settings.token is not None:
+        options["sasl_oauth_token_provider"] = _Token(settings.token.get_secret_value())
     if settings.password is not None:
         options["sasl_plain_username"] = settings.username
         options["sasl_plain_password"] = settings.password.get_secret_value()

@@ -18,20 +18,16 @@ from sinks.classification import Classification
 from sinks.kafka.client import Client, Refused
 from sinks.kafka.errors import NOT_AT_FAULT, UNAUTHORIZED, Refusal, classify, is_of_the_record
 from sinks.kafka.metadata import IDLE_SECONDS
-from sinks.kafka.preflight import About, preflight
+from sinks.kafka.preflight import describe, preflight
 from sinks.kafka.records import Partition, Record, RecordMaker
-from sinks.kafka.settings import KafkaSettings
+from sinks.kafka.settings import KafkaSettings, connection_options
 
 
 class Delivery:
-    """The state of one delivery.
+    """The state of one delivery: records to send, in order, acknowledged sequence numbers, and failures.
 
     Args:
         batch_bytes: Maximum bytes of a record batch, unless one record alone is larger.
-
-    Attributes:
-        todo: Records to send, in order.
-        delivered: Sequence numbers of the acknowledged events.
     """
 
     def __init__(self, batch_bytes: int) -> None:
@@ -126,11 +122,7 @@ class KafkaSink:
         self._may_write = False
 
     def open(self) -> None:
-        """Connect, and look up the topic if it is fixed.
-
-        Raises:
-            Unavailable: One of these failed.
-        """
+        """Connect, and look up the topic if it is fixed; raise Unavailable if one of these failed."""
         self.close()
         client = self._client = Client(self._settings, self._interval)
         try:
@@ -172,7 +164,7 @@ class KafkaSink:
 
     def remarks(self, max_event_bytes: int) -> Sequence[str]:
         """Report the state of the topic, and limits that are too small for our events. Writes nothing."""
-        about = About() if self._client is None else self._client.describe(self._records.topic)
+        about = describe(connection_options(self._settings), self._records.topic)
         return list(preflight(self._settings, about, max_event_bytes))
 
     def _opened(self) -> Client:
@@ -196,11 +188,7 @@ class KafkaSink:
         delivery.hold()
 
     def _send(self, client: Client, delivery: Delivery) -> None:
-        """Send a round of batches, and classify what was refused.
-
-        Raises:
-            Unavailable: It is the brokers' fault.
-        """
+        """Send a round of batches, and classify what was refused; raise Unavailable if it is the brokers' fault."""
         batches = delivery.next_round()
         refused = client.produce(batches)
         for partition, records in batches.items():
@@ -249,7 +237,7 @@ class KafkaSink:
                 raise self._unavailable(topic, classify(known))
         client.ask()
         if topic is not None and not self._may_write:
-            if client.describe(topic).may_write is False:
+            if describe(connection_options(self._settings), topic).may_write is False:
                 raise self._unavailable(topic, classify(Refusal(UNAUTHORIZED)))
             self._may_write = True
 
