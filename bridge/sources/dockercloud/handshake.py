@@ -12,7 +12,6 @@ import time
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from email import message_from_string
 from email.message import Message
 from hashlib import sha1
 from http.client import responses
@@ -161,10 +160,10 @@ def _tunnel(address: str, proxy: Proxy, until: float) -> socket.socket:
         raise Ended(f"{where}: {ended}", ended.reason) from None
 
 
-def _ask(sock: socket.socket, lines: Sequence[str], until: float) -> Answer:
+def _ask(sock: socket.socket, request: Sequence[str], until: float) -> Answer:
     """Send the lines of a request, and read the head of its final answer."""
     with suppress(ConnectionError):  # A peer may answer and close without reading; its answer counts.
-        sock.sendall("\r\n".join([*lines, "", ""]).encode())
+        sock.sendall("\r\n".join([*request, "", ""]).encode())
     data = b""
     while True:
         while not (end := _HEAD_END.search(data)):
@@ -173,13 +172,16 @@ def _ask(sock: socket.socket, lines: Sequence[str], until: float) -> Answer:
             if not (received := _receive(sock, until)):
                 raise ConnectionResetError("the connection was closed during the handshake")
             data += received
-        line, _, fields = data[: end.start()].decode("latin-1").partition("\n")
+        line, *lines = data[: end.start()].decode("latin-1").split("\n")
         data = data[end.end() :]
         match = _STATUS_LINE.fullmatch(line)
         if match is None:
             raise BadAnswerError("the answer is not HTTP")
         if (status := int(match[1])) == 101 or status >= 200:
-            return Answer(status, message_from_string(fields), data)
+            fields = Message()
+            for name, _, value in (line.partition(":") for line in lines):
+                fields[name.strip()] = value.strip()
+            return Answer(status, fields, data)
 
 
 def _receive(sock: socket.socket, until: float) -> bytes:

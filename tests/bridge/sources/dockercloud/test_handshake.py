@@ -176,6 +176,7 @@ def sending(*pieces: bytes, reset: bool = False) -> Callable[[RawServer, socket.
         b"HTTP/1.1 429\r\nRetry-After: 7\r\nContent-Length: 1000\r\n\r\n<html>",
         b"HTTP/1.1 429 \r\nRetry-After: 7\r\nTransfer-Encoding: chunked\r\n\r\n10\r\n<html>",
         b"HTTP/1.1 429 Slow Down\r\nContent-Length: some\r\nRetry-After: 7\r\n\r\n",
+        b"HTTP/1.1 429 Slow Down\r\nno field\r\n: \r\nRetry-After: 7\r\n\r\n",
         b"HTTP/1.0 429 Slow Down\nRetry-After: 7\n\n",
         b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 429 Slow Down\r\nRetry-After: 7\r\n\r\n",
     ],
