@@ -5,7 +5,7 @@ already, so they go past it, straight to the transport.
 """
 
 import asyncio
-from typing import Any, Final
+from typing import Final
 
 from websockets.asyncio.server import ServerConnection
 from websockets.protocol import State
@@ -24,25 +24,20 @@ GOING_AWAY: Final = 1001
 class Connection(ServerConnection):
     """A websocket to a client.
 
-    Args:
-        room: Set when the client has taken most of the bytes that waited.
-        args: The library's arguments.
-        options: The library's options.
-
     Attributes:
         subscription: Namespace and filter; known once the handshake is accepted.
         end_reason: Cause of the end, for the log.
     """
 
     subscription: Subscription
+    end_reason = "the client closed it"
+    _silent = _ending = False
 
-    def __init__(self, room: asyncio.Event, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.end_reason = "the client closed it"
-        self._room = room
+    def begin(self, number: int, room: asyncio.Event) -> None:
+        """Begin to count age; `room` is set whenever the client has taken most of the bytes that waited."""
+        self._number, self._room = number, room
         self._opened = self._taken_at = self.loop.time()
         self._written = self._taken = 0
-        self._silent = self._ending = False
 
     @property
     def listening(self) -> bool:
@@ -71,7 +66,7 @@ class Connection(ServerConnection):
                 self.send_data()
             self.loop.call_later(_GRACE_SECONDS, self.transport.abort)
 
-    def age(self, settings: SimulatorSettings, number: int, *, expired: bool) -> None:
+    def age(self, settings: SimulatorSettings, *, expired: bool) -> None:
         """Disconnect a client that takes too little, and apply the faults that come with age and expired credentials."""
         now = self.loop.time()
         age = now - self._opened
@@ -84,7 +79,7 @@ class Connection(ServerConnection):
         elif self.listening and (expired or reached(age, settings.error_after)):
             self.end(1008, frames.encode(frames.TEXT, _UNAUTHORIZED))
         elif self.listening and reached(age, settings.disconnect_every):
-            self.end(None if number % 2 else GOING_AWAY)
+            self.end(None if self._number % 2 else GOING_AWAY)
         elif self.listening and reached(age, settings.silence_after):
             self._silent = True
 

@@ -22,8 +22,8 @@ class Pace:
         """Give no credit for the time before `now` (monotonic)."""
         self._credited = now
 
-    def due(self, now: float, settings: SimulatorSettings, connections: int, *, ready: bool) -> int:
-        """Return how many events are to be made now.
+    def due(self, now: float, settings: SimulatorSettings, connections: int, *, ready: bool) -> tuple[int, float]:
+        """Return how many events are to be made now, and the seconds until the next is due, `TICK_SECONDS` at most.
 
         Args:
             now: Monotonic time.
@@ -35,19 +35,11 @@ class Pace:
             self._begun = connections >= settings.wait_for_clients
             self._credited = now
         if not self._begun:
-            return 0
+            return 0, TICK_SECONDS
         if settings.rate == 0:
-            return _BATCH_EVENTS if ready else 0
+            return (_BATCH_EVENTS, 0.0) if ready else (0, TICK_SECONDS)
         self._credit = min(self._credit + (now - self._credited) * settings.rate, max(settings.rate, 1.0))
         self._credited = now
         due = min(int(self._credit), _BATCH_EVENTS)
         self._credit -= due
-        return due
-
-    def wait(self, settings: SimulatorSettings, *, ready: bool) -> float:
-        """Return the seconds until an event is due, `TICK_SECONDS` at most."""
-        if not self._begun:
-            return TICK_SECONDS
-        if settings.rate == 0:
-            return 0.0 if ready else TICK_SECONDS
-        return min(TICK_SECONDS, max(0.001, (1 - self._credit) / settings.rate))
+        return due, min(TICK_SECONDS, max(0.001, (1 - self._credit) / settings.rate))

@@ -27,7 +27,6 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from http.client import responses
 from typing import Any, Final, Self
 
@@ -87,7 +86,7 @@ class Simulator:
         self._traffic = Traffic(settings)
         self._pace = Pace()
         self._namespaces: dict[str, None] = {}
-        self._connections: dict[Connection, int] = {}
+        self._connections: dict[Connection, None] = {}
         self._numbers = itertools.count()
         self._started = 0.0
         self._thread: threading.Thread | None = None
@@ -107,6 +106,10 @@ class Simulator:
     def generated(self) -> int:
         """Count of generated events, sent or not."""
         return self._traffic.generated
+
+    @property
+    def _expired(self) -> bool:
+        return reached(time.monotonic() - self._started, self.settings.credentials_expire)
 
     def sent_uuids(self) -> list[str]:
         """The uuids of all sent events, in the order in which they were first sent, if recording."""
@@ -163,13 +166,10 @@ class Simulator:
     async def _run(self, listener: socket.socket, started: Future[None]) -> None:
         self._loop, self._wake = asyncio.get_running_loop(), asyncio.Event()
         # The library's types don't say that the connections are those that it was told to create.
-        ours: Any = {
-            "handler": self._serve,
-            "process_request": self._answer,
-            "create_connection": partial(Connection, self._wake),
-        }
+        ours: Any = {"handler": self._serve, "process_request": self._answer}
         server = await serve(
             **ours,
+            create_connection=Connection,
             sock=listener,
             compression=None,
             server_header="event-bridge-simulator",
@@ -198,7 +198,7 @@ class Simulator:
         self.handshakes += 1
         if self.settings.record:
             self.requests.append((request.path, headers))
-        answer = answer_handshake(self.settings, request.path, headers, expired=self._expired())
+        answer = answer_handshake(self.settings, request.path, headers, expired=self._expired)
         if isinstance(answer, Subscription) and len(self._namespaces.keys() | {answer.namespace}) > _MAX_NAMESPACES:
             answer = Refusal(404, "too many namespaces")
         if isinstance(answer, Refusal):
@@ -215,9 +215,10 @@ class Simulator:
         """Keep a connection after its handshake, until it is closed; what the client says is read and dropped."""
         namespace = connection.subscription.namespace
         self._namespaces[namespace] = None
-        self._connections[connection] = next(self._numbers)
+        self._connections[connection] = None
         log.info("client connected", namespace=namespace, connections=len(self._connections))
-        self._age(connection)
+        connection.begin(next(self._numbers), self._wake)
+        connection.age(self.settings, expired=self._expired)
         self._wake.set()
         with suppress(ConnectionClosed):
             async for _ in connection:
@@ -225,27 +226,22 @@ class Simulator:
         del self._connections[connection]
         log.info("client gone", namespace=namespace, reason=connection.end_reason, connections=len(self._connections))
 
-    def _age(self, *connections: Connection) -> None:
-        for connection in connections:
-            connection.age(self.settings, self._connections[connection], expired=self._expired())
-
-    def _expired(self) -> bool:
-        return reached(time.monotonic() - self._started, self.settings.credentials_expire)
-
     def _step(self, now: float) -> float:
         """Make the events that are due; return the seconds until the next are."""
         if now - self._swept >= TICK_SECONDS:
             self._swept = now
-            self._age(*self._connections)
+            for connection in self._connections:
+                connection.age(self.settings, expired=self._expired)
         if self._traffic.has_ended(self.settings):
             if not any(connection.waiting for connection in self._connections):
                 self.finished.set()
             return TICK_SECONDS
         listeners = [connection for connection in self._connections if connection.listening]
         ready = bool(listeners) and not any(connection.paused for connection in listeners)
-        if count := self._pace.due(now, self.settings, len(self._connections), ready=ready):
+        count, wait = self._pace.due(now, self.settings, len(self._connections), ready=ready)
+        if count:
             self._generate(count, listeners)
-        return self._pace.wait(self.settings, ready=ready)
+        return wait
 
     def _generate(self, count: int, listeners: Sequence[Connection]) -> None:
         own = self.settings.username
