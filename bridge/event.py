@@ -24,6 +24,7 @@ MalformedReason = Literal["not_json", "not_object", "bad_field", "too_large"]
 CONTROL_TYPES: Final = frozenset({"auth", "error", "user-notification", "user-notifications"})
 """Message types about the connection or the account, seen in the original clients; never events."""
 
+OLDEST: Final = "2006"  # An earlier time is that of a clock that was not set, or a zero.
 # The shape of a canonical uuid, compared after every lower-case hex digit became a zero: a quarter of a regex's time.
 _CANONICAL_UUID: Final = b"00000000-0000-0000-0000-000000000000"
 _HEX_TO_ZERO: Final = bytes.maketrans(b"0123456789abcdef", b"0" * 16)
@@ -42,13 +43,7 @@ _URI_NAMESPACE: Final = re.compile(r"/api/[a-z]+/v1/(?P<namespace>[^/]+)/[a-z]+/
 
 
 class Reception(msgspec.Struct, frozen=True):
-    """Namespace and time of a batch of messages.
-
-    Attributes:
-        namespace: The stream's namespace; empty means that each event's resource URI has it.
-        received_at: RFC 3339 in UTC with microseconds.
-        suffix: End of a canonical event of this reception, from our two fields on, if the namespace is known.
-    """
+    """Namespace of a batch of messages (empty: each resource URI has it), its time (RFC 3339), and how its events end."""
 
     namespace: str
     received_at: str
@@ -261,8 +256,12 @@ def namespace_of(resource_uri: str) -> str:
 
 
 def age_seconds(event: bytes | None, now: float) -> float:
-    """Return the age of an event (JSON) by its own time; 0 without an event, and for one of the future."""
-    return 0.0 if event is None else max(0.0, now - datetime.fromisoformat(fields_of(event).datetime).timestamp())
+    """Return the age of an event (JSON) by its own time if that can be true; 0 without an event, and for one of the future."""
+    if event is None:
+        return 0.0
+    fields = fields_of(event)
+    own, here = (now - datetime.fromisoformat(time).timestamp() for time in (fields.datetime, fields.received_at))
+    return max(0.0, here if fields.datetime < OLDEST and here >= 0 else own)
 
 
 def _check_depth(frame: bytes) -> None:

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 
-from bridge.event import Control, Event, Malformed, age_seconds, normalize_all
+from bridge.event import OLDEST, Control, Event, Malformed, age_seconds, fields_of, normalize_all
 from bridge.journal import Batch
 from bridge.metrics import StreamMetrics
 from bridge.pipeline.gaps import GapTracker, Mark
@@ -192,7 +192,7 @@ class Stream:
         self._heard = self._recorded_at  # The time of a long wait is a gap of its own.
 
     def _observe(self, events: Sequence[Event], now: float) -> None:
-        undated = sum(not event.dated for event in events)
+        undated = sum(not event.dated for event in events) + any(fields_of(e.json).datetime < OLDEST for e in events[:1])
         if undated:
             self._metrics.undated.inc(undated)
         if events:

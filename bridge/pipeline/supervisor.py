@@ -13,6 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final, Literal, NamedTuple, TypeVar
 
 import structlog
@@ -81,15 +82,17 @@ class Supervisor:
         self._journal = journal
         self._restarts = restarts
         self.requests = requests or queue.SimpleQueue()
+        self._wake = partial(self.requests.put, "wake")
         # Read by other threads meanwhile: replaced, and never changed.
-        self._streams = {stream.name: self._stream_thread(stream) for stream in streams}
-        self._sinks = {forwarder.name: self._sink_thread(forwarder) for forwarder in forwarders}
+        self._streams = {stream.name: StreamThread(stream, restarts, self._wake) for stream in streams}
+        self._sinks = {forwarder.name: SinkThread(forwarder, restarts, self._wake) for forwarder in forwarders}
         self._handovers: dict[str, Handover] = {}
         self._ending: list[StreamThread] = []
         # The sinks whose threads are stopping, each with the forwarder that follows, or None.
         self._replacements: dict[str, Forwarder | None] = {}
         self._to_forget = False
-        self._progress = ProgressThread(lambda: [thread.forwarder for thread in self._sinks.values()], restarts)
+        self._unstarted: list[threading.Thread] = []
+        self._progress = ProgressThread(lambda: list(self._sinks.values()), restarts)
 
     def running(self) -> Running:
         """Return the streams and forwarders that run now. Any thread may ask."""
@@ -118,8 +121,7 @@ class Supervisor:
             True if every thread has ended; if not, one hangs in a call to the outside.
         """
         until = None if seconds is None else time.monotonic() + seconds
-        for thread in (*self._sinks.values(), *self._streams.values(), self._progress):
-            thread.start()
+        self._start(*self._sinks.values(), *self._streams.values(), self._progress)
         while True:
             asked = self._asked_within(
                 _TICK_SECONDS if until is None else min(_TICK_SECONDS, max(0.0, until - time.monotonic()))
@@ -141,9 +143,9 @@ class Supervisor:
         old = self._streams.get(name)
         if old is not None:
             self._handovers = {**self._handovers, name: Handover(self._session_to_keep(name, old))}
-        thread = self._stream_thread(stream)
+        thread = StreamThread(stream, self._restarts, self._wake)
         self._streams = {**self._streams, name: thread}
-        thread.start()
+        self._start(thread)
 
     def drop_stream(self, name: str) -> None:
         """End a stream."""
@@ -157,7 +159,7 @@ class Supervisor:
         """
         old = self._sinks.get(forwarder.name)
         if old is None:
-            self._start(forwarder)
+            self._begin(forwarder)
         else:
             self._replacements = {**self._replacements, forwarder.name: forwarder}
             self._finish(old)
@@ -181,11 +183,10 @@ class Supervisor:
 
     def _tick(self) -> None:
         self.last_tick = time.monotonic()
-        for duty in (self._finish_handovers, self._apply_replacements, self._journal.prune):
+        for duty in (self._start, self._finish_handovers, self._apply_replacements, self._journal.prune):
             try:
                 duty()
             except Exception:
-                # Nothing ends the process but a signal; threads that still work go on.
                 if not self._tick_failed:
                     log.exception("the main thread has a bug and goes on", duty=duty.__name__)
                 self._tick_failed = True
@@ -218,12 +219,13 @@ class Supervisor:
     def _apply_replacements(self) -> None:
         """Start the forwarders whose predecessor has ended, and forget the sinks that were removed."""
         for name, after in self._replacements.items():
-            if not self._sinks[name].ended:
+            old = self._sinks[name]
+            if not old.ended:
                 continue
             self._replacements = _without(self._replacements, name)
             if after is not None:
-                after.inherit_from(self._sinks[name].forwarder)
-                self._start(after)
+                after.inherit_from(old.forwarder)
+                self._begin(after)
             else:
                 self._sinks = _without(self._sinks, name)
                 self._to_forget = True
@@ -235,10 +237,21 @@ class Supervisor:
                 return
             self._to_forget = False
 
-    def _start(self, forwarder: Forwarder) -> None:
-        thread = self._sink_thread(forwarder)
+    def _begin(self, forwarder: Forwarder) -> None:
+        thread = SinkThread(forwarder, self._restarts, self._wake)
         self._sinks = {**self._sinks, forwarder.name: thread}
-        thread.start()
+        self._start(thread)
+
+    def _start(self, *threads: threading.Thread) -> None:
+        """Start threads. If the system has no room for one, each tick tries again: a reload can't fail halfway."""
+        before, self._unstarted = self._unstarted, [*self._unstarted, *threads]
+        try:
+            while self._unstarted:
+                self._unstarted[0].start()
+                del self._unstarted[0]
+        except RuntimeError as error:
+            if not before:
+                log.warning("a thread can't be started, and is tried again", thread=self._unstarted[0].name, error=str(error))
 
     def _end(self, thread: StreamThread) -> None:
         thread.stop()
@@ -262,7 +275,7 @@ class Supervisor:
             sink.stop()
         self._join(sink_threads, time.monotonic() + _LAST_SECONDS)
         pending = {name: counters.pending for name, counters in self._journal.counters().sinks.items() if counters.pending}
-        self._progress.stop()
+        self._progress.stopped.set()
         self._journal.close()
         self._join((*stream_threads, *sink_threads), time.monotonic() + _LAST_SECONDS)
         log.info("stopped; what is pending waits in the journal", pending_events=pending)
@@ -275,15 +288,6 @@ class Supervisor:
                 self._journal.wake()
                 thread.join(min(left, 0.1))
                 self.last_tick = time.monotonic()
-
-    def _stream_thread(self, stream: Stream) -> StreamThread:
-        return StreamThread(stream, self._restarts, self._wake)
-
-    def _sink_thread(self, forwarder: Forwarder) -> SinkThread:
-        return SinkThread(forwarder, self._restarts, self._wake)
-
-    def _wake(self) -> None:
-        self.requests.put("wake")
 
 
 def _without(mapping: Mapping[str, Value], name: str) -> dict[str, Value]:

@@ -6,7 +6,7 @@ All are daemons: a thread that hangs in a call to the outside must not keep the 
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 import structlog
@@ -30,7 +30,7 @@ _OVERLAP_SECONDS: Final = 2.0
 """Both sessions are open so long: what was sent to the old one before still arrives."""
 
 _PROGRESS_SECONDS: Final = 0.025
-"""Time between two records of a delivery's progress: a kill repeats what was acknowledged in the last of these, not all."""
+"""Time between two records of what deliveries have brought: a kill repeats what was acknowledged since the last one."""
 
 _END_SECONDS: Final = 5.0
 """An old session has so long to end; then the new one is read all the same."""
@@ -60,7 +60,7 @@ class StreamThread(threading.Thread):
 
     def run(self) -> None:
         """Keep going; called by `start`."""
-        _keep_going(self.stream.step, self._stopped.is_set, self._stopped.wait, self._restarts)
+        _keep_going(lambda: None if self._stopped.is_set() else self.stream.step(), self._stopped.wait, self._restarts)
         self._at_end()
 
 
@@ -108,6 +108,7 @@ class SinkThread(threading.Thread):
         self._restarts = restarts
         self._at_end = at_end
         self._draining = threading.Event()
+        self._drains = False
         self._stopped = threading.Event()
 
     def drain(self) -> None:
@@ -121,58 +122,49 @@ class SinkThread(threading.Thread):
 
     def run(self) -> None:
         """Keep going; called by `start`."""
-        # True if the last step began after the streams had ended: only such a step proves that nothing is left.
-        draining = False
-
-        def drained() -> bool:
-            return draining and not (self.forwarder.busy and self.forwarder.status.up)
-
-        def done() -> bool:
-            nonlocal draining
-            ends = drained() or self._stopped.is_set()
-            draining = self._draining.is_set()
-            return ends
-
-        def wait(seconds: float) -> None:
-            if not draining:
-                self._draining.wait(seconds)
-            elif not drained():
-                self._stopped.wait(seconds)
-
         try:
-            _keep_going(self.forwarder.step, done, wait, self._restarts)
+            _keep_going(self._step, self._wait, self._restarts)
         finally:
             self.forwarder.close()
             self.ended = True
             self._at_end()
 
+    def _wait(self, seconds: float) -> None:
+        (self._stopped if self._drains else self._draining).wait(seconds)
+
+    def _step(self) -> float | None:
+        # Only a step that began after the streams had ended proves that nothing is left.
+        self._drains = self._draining.is_set()
+        if self._stopped.is_set():
+            return None
+        seconds = self.forwarder.step()
+        return None if self._drains and not (self.forwarder.busy and self.forwarder.status.up) else seconds
+
 
 class ProgressThread(threading.Thread):
-    """Lets forwarders record what their deliveries have brought up to now, again and again."""
+    """Lets forwarders record what their deliveries have brought up to now, until `stopped` is set."""
 
-    def __init__(self, forwarders: Callable[[], Sequence[Forwarder]], restarts: Count) -> None:
+    def __init__(self, sinks: Callable[[], Iterable[SinkThread]], restarts: Count) -> None:
         super().__init__(name="progress", daemon=True)
-        self._forwarders = forwarders
+        self.stopped = threading.Event()
+        self._sinks = sinks
         self._restarts = restarts
-        self._stopped = threading.Event()
-
-    def stop(self) -> None:
-        """End after what is being recorded."""
-        self._stopped.set()
 
     def run(self) -> None:
         """Keep going; called by `start`."""
-        _keep_going(self._record, self._stopped.is_set, self._stopped.wait, self._restarts)
+        _keep_going(self._step, self.stopped.wait, self._restarts)
 
-    def _record(self) -> float:
-        for forwarder in self._forwarders():
-            forwarder.record_progress()
-        return _PROGRESS_SECONDS
+    def _step(self) -> float | None:
+        for sink in self._sinks():
+            sink.forwarder.record_progress()
+        return None if self.stopped.is_set() else _PROGRESS_SECONDS
 
 
-def _keep_going(step: Callable[[], float], done: Callable[[], bool], wait: Callable[[float], object], restarts: Count) -> None:
+def _keep_going(step: Callable[[], float | None], wait: Callable[[float], object], restarts: Count) -> None:
+    """Call `step`, and wait for as long as it says, until it returns None or the journal is closed."""
     delays = backoff(*_RESTART_SECONDS, random.uniform)
-    while not done():
+    seconds: float | None = 0.0
+    while seconds is not None:
         try:
             seconds = step()
         except Closed:

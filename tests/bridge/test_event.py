@@ -654,6 +654,14 @@ def test_a_message_that_ends_within_a_string_is_refused_in_linear_time(head: byt
     assert long < 16 * 8 * short, "16 times the length takes about 16 times as long, not 256 times"
 
 
+@pytest.mark.parametrize("written", ["0001-01-01T00:00:00Z", "1970-01-01T00:00:00Z", "0001-01-01T00:00:00+00:00"])
+def test_a_time_that_can_not_be_true_makes_no_age_of_two_thousand_years(written: str) -> None:
+    event = take(json.dumps(json.loads(DOCUMENTED) | {"datetime": written}).encode())
+
+    assert fields_of(event.json).datetime == written.replace("+00:00", "Z")
+    assert age_seconds(event.json, NOW.timestamp() + 5.0) == 5.0
+
+
 @pytest.mark.parametrize(
     ("written", "seconds"), [("1970-01-01T00:00:01Z", 1.0), ("1970-01-01T00:00:01.5Z", 1.5), ("1969-12-31T23:59:59Z", -1.0)]
 )

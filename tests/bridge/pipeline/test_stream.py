@@ -256,6 +256,14 @@ def test_events_without_a_readable_time_are_counted() -> None:
     assert bench.metric("events_undated_total") == 2
 
 
+def test_an_event_of_the_year_1_is_counted_and_makes_no_lag_of_two_thousand_years() -> None:
+    bench = Bench(ScriptedSource(Scripted(heard(message(1, "0001-01-01T00:00:00Z")))), Recorder())
+
+    bench.stream.step()
+
+    assert (bench.metric("events_undated_total"), bench.metric("stream_lag_seconds_sum")) == (1, 0.0)
+
+
 def test_what_a_source_ignores_is_counted() -> None:
     bench = Bench(ScriptedSource(Scripted(Read(heard=True, ignored=3), Read(heard=True, ignored=2))), Recorder())
 

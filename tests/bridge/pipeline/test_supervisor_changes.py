@@ -328,3 +328,40 @@ def test_there_is_no_reload_any_more_when_the_process_is_to_stop(journal: Watche
 
     assert bench.start().join()
     assert bench.reloads == 0
+
+
+def test_a_reload_is_applied_as_a_whole_also_if_the_system_has_no_room_for_a_thread(
+    journal: Watched, diary: Diary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.add_sink("audit", "latest")
+    bench = Bench(journal, [FakeStream(diary)], [FakeForwarder(diary)]).start()
+    diary.wait_for("acme step")
+    start, room = threading.Thread.start, threading.Event()
+
+    def start_if_there_is_room(thread: threading.Thread) -> None:
+        if not room.is_set() and thread.name.startswith(("stream-", "sink-")):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def change(supervisor: Any) -> None:
+        for name in ("one", "two"):
+            journal.add_sink(name, "latest")
+            supervisor.put_sink(FakeForwarder(diary, name=name))
+            supervisor.put_stream(FakeStream(diary, name=f"stream {name}"))
+
+    with capture_logs() as logs:
+        monkeypatch.setattr(threading.Thread, "start", start_if_there_is_room)
+        bench.change(change)
+        running = bench.running()
+        assert {stream.name for stream in running.streams} == {"acme", "stream one", "stream two"}
+        assert {forwarder.name for forwarder in running.forwarders} == {"audit", "one", "two"}
+        bench.change(lambda supervisor: supervisor.drop_stream("stream two"))
+        room.set()
+        for name in ("one", "two", "stream one"):
+            diary.wait_for(f"{name} step")
+
+    assert [line["event"] for line in logs if line["log_level"] == "warning"] == [
+        "a thread can't be started, and is tried again"
+    ]
+    assert "stream two step" not in diary.entries
+    assert bench.stop()
