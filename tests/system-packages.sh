@@ -15,8 +15,6 @@ kcat kcat
 openssl openssl
 java default-jre-headless
 strace strace
-haproxy haproxy
-socat socat
 mvn maven
 LIST
 ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || missing="$missing libfaketime"

@@ -22,7 +22,7 @@ QUARANTINE_BYTES: Final = 16 * 1024
 """Bytes of a malformed message that are kept."""
 
 _MAX_GROUP: Final = 256
-"""Batches in one transaction at most."""
+"""Batches in one transaction at most. Their bytes are bounded, too: by a quarter of what SQLite's log may take."""
 
 
 class Window:
@@ -114,9 +114,13 @@ class Appender:
         tickets: list[Ticket] = []
         batches: list[tuple[Batch, int, dict[bytes, bytes]]] = []
         taken: dict[bytes, bytes] = {}
+        room = self._store.log_limit // 4
         for index in range(min(len(self.waiting), _MAX_GROUP)):
             ticket = self.waiting[index]
             fresh = self.window.unseen(ticket.batch.events, taken)
+            room -= sum(map(len, fresh.values()))
+            if room < 0 and index:
+                break
             tickets.append(ticket)
             batches.append((ticket.batch, self.next_seq + len(taken), fresh))
             if index == 0:

@@ -1,6 +1,7 @@
 """The cursors: how far each sink has got, its counts, what it reads next, and what a settlement makes of them."""
 
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
@@ -9,7 +10,8 @@ import structlog
 from crc32c import crc32c
 
 from bridge.journal import file, queues, tables
-from bridge.journal.model import Limits, Settlement, SinkCounters, Work
+from bridge.journal.model import Limits, Paused, Settlement, SinkCounters, Work
+from bridge.journal.queues import Letters
 from bridge.journal.tables import SinkRow
 from bridge.journal.writer import Store
 from bridge.sink import Entry
@@ -33,13 +35,19 @@ class Cursor:
 
     Attributes:
         max_pending: Events in the retry queue at which nothing new is read.
+        retries_limit: Their bytes beyond which nothing new is read, either.
+        letters_limit: Bytes of dead letters beyond which nothing new is read.
         reading: Held while `db` is used, so that it is not closed then.
         next_unread: The sequence number after the last event that was read, and may be in delivery.
+        dropped_before: Where the stored events begin since the oldest ones were dropped. Those that are not in delivery count
+            as dropped at once; the others when the sink reads on, if they were not delivered.
         queue_version: Counts the changes of the retry queue.
     """
 
-    def __init__(self, sink: str, row: SinkRow, retrying: int, dead_letters: int, db: sqlite3.Connection) -> None:
+    def __init__(self, sink: str, row: SinkRow, retrying: int, dead_letters: Letters, db: sqlite3.Connection) -> None:
         self.max_pending = 0
+        self.retries_limit = self.letters_limit = sys.maxsize
+        self.dropped_before = 0
         self.reading = threading.Lock()
         self.row = row
         self.retrying = retrying
@@ -52,10 +60,16 @@ class Cursor:
         self.queue_version = 0
         self._heads_version = -1
         self._heads: dict[str, float] = {}
+        self._retry_bytes = 0
 
     def counters(self, next_seq: int) -> SinkCounters:
         """Return the sink's counters; `next_seq` is the sequence number of the journal's next event."""
-        return self.row.counters(next_seq, self.retrying, self.dead_letters)
+        return self.row.dropping(self.gone).counters(next_seq, self.retrying, self.dead_letters.count)
+
+    @property
+    def gone(self) -> int:
+        """The number of events that were dropped while they were not in delivery, and are not counted yet."""
+        return max(0, self.dropped_before - max(self.row.cursor, self.next_unread))
 
     def next_work(self, now: float, limits: Limits, end: int, *, new_first: bool) -> tuple[Work, list[int]]:
         """Return the work of `Journal.next_work` that is there now, and the row ids of damaged retries."""
@@ -63,11 +77,16 @@ class Cursor:
         due = queues.DueRetries([], [])
         if heads and any(at <= now or at > limits.horizon for at in heads.values()):
             due = queues.due_retries(self.db, self._sink, now, limits)
+        paused: Paused | None = None
+        if self.retrying >= limits.max_pending or self._retry_bytes > self.retries_limit:
+            paused = "retry_queue_full"
+        elif self.dead_letters.size > self.letters_limit:
+            paused = "dead_letters_full"
         entries: list[Entry] = []
-        if self.retrying < limits.max_pending and (new_first or not due.retries):
+        if not paused and (new_first or not due.retries):
             entries = self.read(end, limits.max_events, limits.max_bytes)
         next_due = min(heads.values()) if heads else None
-        return Work(due.retries, entries, heads.keys(), next_due, self.retrying), due.damaged
+        return Work(due.retries, entries, heads.keys(), next_due, self.retrying, paused), due.damaged
 
     def read(self, end: int, limit: int, max_bytes: int) -> list[Entry]:
         """Read events from the cursor on, before `end` and within the limits, up to a row that is missing or damaged."""
@@ -101,14 +120,14 @@ class Cursor:
         # Taken before the look: what another thread changes meanwhile is looked up next time.
         version = self.queue_version
         if version != self._heads_version:
-            self._heads = queues.heads(self.db, self._sink) if self.retrying else {}
+            self._heads, self._retry_bytes = queues.heads(self.db, self._sink) if self.retrying else ({}, 0)
             self._heads_version = version
         return self._heads
 
     def settle(self, store: Store, outcome: Settlement) -> int:
         """Record a settlement; return how many events are in the retry queue then. With the write lock held.
 
-        A settlement of events that were dropped meanwhile changes nothing.
+        A settlement of other events than those after the cursor changes nothing.
         """
         row, new = self.row, outcome.next_seq - outcome.first_seq
         if new and outcome.first_seq != row.cursor:
@@ -125,19 +144,12 @@ class Cursor:
                 queues.save(db, self._sink, outcome)
         with store.changed:
             self.row = after
-            self.dead_letters += len(outcome.dead)
+            if outcome.dead:
+                self.dead_letters += queues.letters_of([dead.json for dead in outcome.dead])
             self.retrying += new - outcome.delivered - outcome.filtered - len(outcome.dead)
             # After the count: a thread that sees this number sees that one.
             self.queue_version += 1
         return self.retrying
-
-    def jumped(self, end: int) -> SinkRow:
-        """Return the row of the table as it is once all events before `end` are dropped.
-
-        Events that are being delivered are dropped all or none, so that their settlement can tell.
-        """
-        end = max(end, self.next_unread)
-        return self.row._replace(cursor=end, dropped=self.row.dropped + end - self.row.cursor)
 
 
 def add(store: Store, name: str, start_at: Literal["latest", "earliest"], next_seq: int) -> Cursor:
@@ -148,18 +160,22 @@ def add(store: Store, name: str, start_at: Literal["latest", "earliest"], next_s
     """
     with store.write("sinks") as db:
         row = before = tables.sinks(db).get(name)
-        waits = queues.count_retries(db).get(name, 0), queues.count_dead_letters(db).get(name, 0)
+        retrying = queues.count_retries(db).get(name, 0)
+        letters = queues.weigh_dead_letters(db).get(name, Letters())
+        oldest = tables.oldest_first(db) or next_seq
         if row is None:
-            oldest = tables.oldest_first(db) if start_at == "earliest" else None
-            start = next_seq if oldest is None else oldest
+            start = oldest if start_at == "earliest" else next_seq
             row = SinkRow(start, start, 0, 0, 0, 0)
-        row = row.balanced(next_seq, *waits)
+        row = row.balanced(next_seq, retrying, letters.count)
         if row != before:
             db.execute(tables.SAVE_SINK, (name, *row))
     if before not in {None, row}:
         log.warning("the counts of a sink did not balance, and were corrected", sink=name, before=before, after=row)
     with store.report_errors("sinks"):
-        return Cursor(name, row, *waits, file.connect(store.path, read_only=True))
+        cursor = Cursor(name, row, retrying, letters, file.connect(store.path, read_only=True))
+    # Nothing goes before a cursor has passed it, but the oldest, if the journal is full.
+    cursor.dropped_before = oldest
+    return cursor
 
 
 def forget_except(store: Store, names: set[str], next_seq: int) -> Iterable[str]:

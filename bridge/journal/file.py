@@ -30,6 +30,9 @@ class DiskFullError(JournalError):
     """The journal can't be opened because its disk is full, which may pass."""
 
 
+BUSY_SECONDS: Final = 30
+"""How long SQLite waits for other connections to the file."""
+
 _LEAST: Final = 1 << 20
 """Bytes that a disk has to have free to open a journal on it."""
 
@@ -84,7 +87,7 @@ def connect_to_any(path: Path) -> sqlite3.Connection:
 
 def _connect(path: Path, how: str) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?{how}"
-    db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
+    db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS)
     # A flipped bit in a text must not keep anybody from reading the others.
     db.text_factory = partial(str, encoding="utf-8", errors="replace")
     return db
@@ -127,8 +130,6 @@ def _prepare(path: Path) -> sqlite3.Connection:
         _raise_damage(damage(db))
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA secure_delete=OFF")
-        # A checkpoint every 16 MiB instead of every 4: fewer syncs of the database itself when many events come.
-        db.execute("PRAGMA wal_autocheckpoint=4096")
         _refuse_other_formats(db, path)
         _refuse_foreign(db, path)
         schema.create(db)

@@ -13,7 +13,7 @@ from bridge.journal.appender import Appender
 from bridge.journal.cursor import Cursor, add, forget_except
 from bridge.journal.dedup import Remembered
 from bridge.journal.file import JournalError
-from bridge.journal.model import Appended, Batch, Closed, Counters, Limits, Settlement, Work
+from bridge.journal.model import Appended, Batch, Closed, Counters, Limits, Settlement, StreamCounters, Work
 from bridge.journal.pages import Replayed
 from bridge.journal.pruning import Space
 from bridge.journal.reader import ConcurrentReader
@@ -44,14 +44,12 @@ class Journal(ConcurrentReader):
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._clock = clock
-        self._monotonic = monotonic
-        store = Store(settings.path, settings.durability, settings.max_bytes)
-        super().__init__(store)
+        self._clock, self._monotonic = clock, monotonic
+        super().__init__(store := Store(settings.path, settings.durability, settings.max_bytes))
         self._sinks: dict[str, Cursor] = {}
-        self._space = Space(store, self._sinks, settings.when_full)
-        following = scan.extent(store.db).next
-        self._appender = Appender(store, self._space, next_seq=following, observe_commit=observe_commit, monotonic=monotonic)
+        self._space = Space(store, self._sinks, settings, clock=clock, monotonic=monotonic)
+        end = scan.extent(store.db).next
+        self._appender = Appender(store, self._space, next_seq=end, observe_commit=observe_commit, monotonic=monotonic)
         self._remembered = Remembered(store, settings.dedup, self._appender, clock=clock, monotonic=monotonic)
 
     # Streams
@@ -65,8 +63,7 @@ class Journal(ConcurrentReader):
             Closed: The journal was closed before the batch was committed.
         """
         self._remembered.done.wait()
-        closing = self._store.closing
-        ticket = self._appender.enqueue(batch)
+        closing, ticket = self._store.closing, self._appender.enqueue(batch)
         while True:
             with self._store.lock:
                 while ticket.outcome is None and not closing.is_set() and self._appender.commit():
@@ -84,8 +81,7 @@ class Journal(ConcurrentReader):
     def position(self, stream: str) -> str | None:
         """Return the position that was committed last, from which a stream resumes."""
         with self._store.changed:
-            counters = self._appender.streams.get(stream)
-            return counters.position if counters else None
+            return self._appender.streams.get(stream, StreamCounters()).position
 
     # Sinks
 
@@ -102,6 +98,7 @@ class Journal(ConcurrentReader):
                 cursor = add(self._store, name, start_at, self._appender.next_seq)
                 with self._store.changed:
                     self._sinks[name] = cursor
+                self._space.share()
             self._sinks[name].max_pending = max_pending
 
     def forget_sinks_except(self, names: set[str]) -> None:
@@ -116,6 +113,7 @@ class Journal(ConcurrentReader):
                     gone = self._sinks.pop(name, None)
                 if gone is not None:
                     gone.close()
+            self._space.share()
 
     def next_work(self, sink: str, now: float, limits: Limits, *, new_first: bool = False, timeout: float = 0.0) -> Work:
         """Return what the sink has to deliver next: due retries if there are any, or else what lies after the cursor.
@@ -130,7 +128,7 @@ class Journal(ConcurrentReader):
         """
         cursor = self._sinks[sink]
         work = self._work_now(sink, cursor, now, limits, new_first=new_first)
-        if timeout and not (work.due or work.entries or work.retrying >= limits.max_pending):
+        if timeout and not (work.due or work.entries or work.paused):
             patience = timeout if work.next_due is None else min(timeout, work.next_due - now)
             if patience > 0 and (self.wait(cursor.row.cursor, patience) or self._store.closing.is_set()):
                 work = self._work_now(sink, cursor, now, limits, new_first=new_first)
@@ -150,8 +148,7 @@ class Journal(ConcurrentReader):
                     raise self._store.failure(operation, error) from error
             if operation in self._store.errors:
                 self._store.set_error(operation, None)
-            blocked = work.due or work.entries or work.retrying >= limits.max_pending
-            if not damaged and (blocked or cursor.row.cursor >= end):
+            if not damaged and (work.due or work.entries or work.paused or cursor.row.cursor >= end):
                 return work
             with self._store.lock:
                 if self._store.closing.is_set():
@@ -159,9 +156,9 @@ class Journal(ConcurrentReader):
                 if damaged:
                     self._space.drop_retries(sink, cursor, damaged)
                     continue
-                skipped = self._space.skip(sink, cursor, end)
-            if not skipped:
-                self._store.closing.wait(_RETRY_SECONDS)
+                if self._space.skip(sink, cursor, end):
+                    continue
+            self._store.closing.wait(_RETRY_SECONDS)
             return work
 
     def wait(self, seq: int, timeout: float) -> bool:
@@ -179,23 +176,29 @@ class Journal(ConcurrentReader):
     def settle(self, sink: str, outcome: Settlement) -> int:
         """Record the outcome of a delivery; return how many events are in the retry queue then.
 
-        The record survives the death of the process at once, a power failure a moment later. Events that
-        `drop_oldest` dropped while they were being delivered stay counted as dropped.
+        The record survives the death of the process at once, a power failure a moment later. Waits while the disk fails, or
+        there is no room for new retries and dead letters.
 
         Raises:
             Closed: The journal was closed before it could be recorded.
         """
+        store = self._store
+        copies = outcome.next_seq > outcome.first_seq and (outcome.retries or outcome.dead)
         while True:
-            with self._store.lock, suppress(JournalError):
-                return self._sinks[sink].settle(self._store, outcome)
-            self._store.closing.wait(_RETRY_SECONDS)
+            with store.lock, suppress(JournalError):
+                if not copies or self._space.takes_copies(sink, self._appender.window.oldest_seq):
+                    retrying = self._sinks[sink].settle(store, outcome)
+                    if outcome.dead:
+                        self._space.trim(sink)
+                    return retrying
+            if store.closing.wait(_RETRY_SECONDS):
+                raise Closed
 
     def replay(self, sink: str, ids: Sequence[int]) -> Replayed:
         """Send a sink's dead letters back to its retry queue, due at once, as far as there is room.
 
-        The queue is filled to half of `max_pending`: at `max_pending`, live events would wait. All are moved in one
-        transaction, so that a thousand `ids` or so are enough. Dead letters that are gone, damaged or another sink's are left
-        alone. An event that waits already is not queued twice: its dead letter is discarded.
+        The queue is filled to half of `max_pending`: at `max_pending`, live events would wait. Dead letters that are gone,
+        damaged or another sink's are left alone. An event that waits already is not queued twice: its letter is discarded.
 
         Raises:
             Closed: The journal was closed.
@@ -209,7 +212,7 @@ class Journal(ConcurrentReader):
             taken = list(ids[: max(0, room - cursor.retrying)])
             with self._store.write("dead letters") as db:
                 found, moved = queues.replay(db, sink, taken, row.cursor, self._clock())
-                row = row._replace(replayed=row.replayed + moved, discarded=row.discarded + found - moved)
+                row = row._replace(replayed=row.replayed + moved, discarded=row.discarded + found.count - moved)
                 db.execute(tables.SAVE_SINK, (sink, *row))
             with self._store.changed:
                 cursor.row = row
@@ -249,7 +252,7 @@ class Journal(ConcurrentReader):
             raise Closed
         if cursor.retrying:
             return self.oldest_retry(sink)
-        seq = cursor.row.cursor
+        seq = max(cursor.row.cursor, cursor.dropped_before)
         return self.event_at(seq) if seq < self._appender.next_seq else None
 
     def prune(self) -> bool:
@@ -258,8 +261,7 @@ class Journal(ConcurrentReader):
         Takes a quarter of a second at most, and lets others commit meanwhile. Returns whether there may be more to delete.
         """
         # Uuids can be pruned once the dedup window is read; what is read meanwhile is for the next call.
-        all_read = self._remembered.done.is_set()
-        store = self._store
+        store, all_read = self._store, self._remembered.done.is_set()
         until, more = self._monotonic() + 0.25, True
         while more and self._monotonic() < until:
             with store.lock:

@@ -12,6 +12,10 @@ DeathReason = Literal["rejected", "too_large", "too_old", "too_many_attempts"]
 """Why an event became a dead letter, a small fixed set."""
 
 
+Paused = Literal["retry_queue_full", "dead_letters_full"]
+"""Why a sink gets no new events."""
+
+
 class Closed(Exception):
     """The journal was closed while somebody waited for it."""
 
@@ -119,7 +123,7 @@ class Limits(NamedTuple):
     Attributes:
         max_events: How many events at most.
         max_bytes: How many bytes of events, about, but at least one event.
-        max_pending: With so many events in the retry queue, no new ones are read.
+        max_pending: With so many events in the retry queue, no new ones are read. The journal bounds their bytes, too.
         horizon: A due time beyond this can't be meant (the clock was set back) and counts as due.
     """
 
@@ -138,6 +142,7 @@ class Work(NamedTuple):
         waiting_keys: The ordering keys of all events in the retry queue; new events of these keys have to wait, too.
         next_due: When the next event of the retry queue is due, in seconds since the epoch; None if the queue is empty.
         retrying: How many events the retry queue has.
+        paused: Why the sink gets no new events; None if it does.
     """
 
     due: list[Retry]
@@ -145,6 +150,7 @@ class Work(NamedTuple):
     waiting_keys: AbstractSet[str]
     next_due: float | None
     retrying: int
+    paused: Paused | None = None
 
 
 class StreamCounters(msgspec.Struct):

@@ -1,14 +1,17 @@
 """Space in the journal: pruning, dropping the oldest when it is full, and stepping over damaged rows."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Final, Literal
+from typing import Final
 
 import structlog
 
 from bridge.journal import queues, tables
 from bridge.journal.cursor import Cursor
 from bridge.journal.file import JournalError
+from bridge.journal.settings import JournalSettings
 from bridge.journal.writer import RESERVE, Store
 
 log = structlog.get_logger(__name__)
@@ -23,29 +26,66 @@ _ENOUGH_SHARE: Final = 64
 """Part of the journal that has to be free before it takes events again, once it was full."""
 
 
+_PATIENCE: Final = 1.0
+_PINNED: Final = "a process that reads it (a backup, a sqlite3 shell) keeps SQLite's log from being emptied; new events wait"
+
+
 class Space:
-    """Makes room in the journal. It has no state of its own; every method belongs to the holder of the journal's write lock.
+    """Makes room in the journal; every method belongs to the holder of the journal's write lock.
+
+    With `when_full: block`, all pending events and dead letters are kept. With `drop_oldest`, the oldest dead letters go, then
+    the oldest events.
 
     Args:
         sinks: The journal's cursors, by the sinks' names; as it adds and forgets sinks, they change.
-        when_full: "block" keeps all pending events; "drop_oldest" drops the oldest dead letters, then the oldest events.
+        clock: The time of day in seconds since the epoch.
     """
 
-    def __init__(self, store: Store, sinks: Mapping[str, Cursor], when_full: Literal["block", "drop_oldest"]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        sinks: Mapping[str, Cursor],
+        settings: JournalSettings,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
         self._sinks = sinks
-        self._when_full = when_full
+        self._drops = settings.when_full == "drop_oldest"
+        self._letters = settings.dead_letters
+        self._clock = clock
+        self._monotonic = monotonic
+        self._began = clock() - monotonic()
+
+    def share(self) -> None:
+        """Give every sink an equal share of the bytes that retries and dead letters may take."""
+        quarter = max(0, self._store.largest()) // 4
+        for cursor in self._sinks.values():
+            cursor.retries_limit = quarter // len(self._sinks)
+            cursor.letters_limit = (self._letters.max_bytes or quarter) // len(self._sinks)
 
     def prune_some(self, oldest_seq: int) -> bool:
-        """Delete some rows behind all cursors or out of the window; return whether there may be more.
+        """Delete some rows behind all cursors, out of the window, or too old; return whether there may be more.
 
         The uuids of events before `oldest_seq` are not remembered.
         """
         deleted = 0
-        with suppress(JournalError), self._store.write("prune") as db:
-            # The table, not memory: sinks that are not added yet keep their events, too.
-            passed = tables.least_cursor(db) or tables.next_seq(db)
-            deleted = max(tables.delete_batches(db, passed, _PRUNE_ROWS), tables.delete_seen(db, oldest_seq, _PRUNE_ROWS))
+        with suppress(JournalError):
+            if not self._store.empties_log():
+                return False  # Every deletion is written to the log, and frees nothing.
+            with self._store.write("prune") as db:
+                # The table, not memory: sinks that are not added yet keep their events, too.
+                passed = tables.least_cursor(db) or tables.next_seq(db)
+                deleted = max(tables.delete_batches(db, passed, _PRUNE_ROWS), tables.delete_seen(db, oldest_seq, _PRUNE_ROWS))
+            if self._letters.max_age is not None:
+                # A clock that was set forward makes nothing old.
+                now = min(self._clock(), self._began + self._monotonic())
+                oldest = queues.oldest_dead_letters(self._store.db, _PRUNE_ROWS)
+                expired = [id_ for id_, _, died in oldest if died < now - self._letters.max_age]
+                if expired:
+                    log.warning("dead letters were discarded, they are older than max_age", dead_letters=self.discard(expired))
+                deleted = max(deleted, len(expired))
         return deleted == _PRUNE_ROWS
 
     def discard(self, ids: Sequence[int]) -> dict[str, int]:
@@ -57,33 +97,27 @@ class Space:
         with self._store.write("dead letters") as db:
             gone = queues.delete_dead(db, ids)
             # The table, not memory: sinks that nobody has added yet count theirs, too.
-            rows = {name: row for name, row in tables.sinks(db).items() if gone.get(name)}
-            after = {name: row._replace(discarded=row.discarded + gone[name]) for name, row in rows.items()}
+            rows = {name: row for name, row in tables.sinks(db).items() if name in gone}
+            after = {name: row._replace(discarded=row.discarded + gone[name].count) for name, row in rows.items()}
             db.executemany(tables.SAVE_SINK, [(name, *row) for name, row in after.items()])
         with self._store.changed:
             for name, row in after.items():
                 if name in self._sinks:
                     self._sinks[name].row = row
                     self._sinks[name].dead_letters -= gone[name]
-        return gone
+        return {name: letters.count for name, letters in gone.items()}
 
-    def jump(self, sinks: Mapping[str, Cursor], end: int, operation: str = "drop") -> None:
-        """Move cursors to a sequence number and count the events that they jump over as dropped.
-
-        Raises:
-            JournalError: It can't be recorded; no cursor has moved.
-        """
-        after = {name: cursor.jumped(end) for name, cursor in sinks.items() if cursor.row.cursor < end}
-        with self._store.write(operation) as db:
-            db.executemany(tables.SAVE_SINK, [(name, *row) for name, row in after.items()])
-        with self._store.changed:
-            for name, row in after.items():
-                sinks[name].row = row
+    def trim(self, sink: str) -> None:
+        """Discard a sink's oldest dead letters if it has more than its share, and the policy is to drop the oldest."""
+        cursor = self._sinks[sink]
+        if self._drops and cursor.dead_letters.size > cursor.letters_limit:
+            with suppress(JournalError):
+                self._discard_oldest(lambda: cursor.dead_letters.size - cursor.letters_limit * 15 // 16, sink)
 
     def skip(self, sink: str, cursor: Cursor, next_seq: int) -> bool:
-        """Step over a damaged row, counting its events as dropped; return False if the disk fails.
+        """Step over a damaged or missing row, counting its events as dropped; return False if the disk fails.
 
-        A row that is missing was dropped a moment ago (the cursor has moved by itself), or lost with a damaged page.
+        A row is missing because the oldest ones were dropped, or because it was lost with a damaged page.
         """
         operation = f"skip {sink}"
         with suppress(JournalError), self._store.report_errors(operation):
@@ -91,10 +125,15 @@ class Space:
             row = cursor.row_at(seq)
             if row is not None and not row.damaged:
                 return True
+            damaged = row is not None or seq >= cursor.dropped_before
             # To where the next row begins: the length of a damaged one can't be believed.
-            end = tables.first_after(self._store.db, seq) or next_seq
-            if end > seq:
-                self.jump({sink: cursor}, end, operation)
+            end = (tables.first_after(self._store.db, seq) or next_seq) if damaged else cursor.dropped_before
+            after = cursor.row.dropping(end - seq)
+            with self._store.write(operation) as db:
+                db.execute(tables.SAVE_SINK, (sink, *after))
+            with self._store.changed:
+                cursor.row = after
+            if damaged:
                 log.error("stored events are damaged and were dropped", sink=sink, first=seq, events=end - seq)
             return True
         return False
@@ -116,58 +155,78 @@ class Space:
         log.error("events in the retry queue are damaged and were dropped", sink=sink, events=len(rows))
 
     def make_room(self, oldest_seq: int) -> bool:
-        """Delete as `prune_some` does and `when_full` says; return whether the journal may take events again."""
+        """Delete as `prune_some` does and the policy says; return whether the journal may take events again."""
         store = self._store
-        limit = store.limit()
+        if not store.empties_log():
+            if store.pinned_since is not None and time.monotonic() - store.pinned_since > _PATIENCE:
+                store.set_error("room", f"{store.path}: {_PINNED}")
+            return False
+        limit = store.limit() * 15 // 16
         # Well below it, so that a sink that is a little too slow does not make it full and not full all the time.
         enough = limit - limit // _ENOUGH_SHARE
         while store.used > enough and self.prune_some(oldest_seq):
             pass
-        if self._when_full == "drop_oldest":
-            with suppress(JournalError), store.report_errors("drop"):
-                self._discard_oldest(limit * 15 // 16)
-                self._drop_oldest(limit * 15 // 16)
+        if self._drops:
+            # What a disk has left that others fill does not count: nothing would be gained.
+            most = store.largest() * 225 // 256
+            with suppress(JournalError):
+                self._discard_oldest(lambda: store.used - most)
+                self._drop_oldest(most)
         if store.used <= enough:
             store.set_error("room", None)
             return True
-        store.set_error("room", f"{store.path}: {self._how_full(limit)}; {self._whose_fault()}")
+        store.set_error("room", f"{store.path}: {self._how_full()}; {self._whose_fault()}")
         return False
 
-    def _how_full(self, limit: int) -> str:
-        if limit < self._store.max_bytes:
+    def takes_copies(self, sink: str, oldest_seq: int) -> bool:
+        """Return whether there is room for new retries and dead letters of a sink; those of one delivery may come on top."""
+        fits = self._store.empties_log() and self._store.used < self._store.limit() * 31 // 32
+        if fits or (self._drops and self.make_room(oldest_seq)):
+            return True
+        waits = f"sink {sink} waits, since there is no room for events that failed"
+        self._store.set_error(f"settle {sink}", f"{self._store.path}: {self._how_full()}; {waits}; {self._whose_fault()}")
+        return False
+
+    def _how_full(self) -> str:
+        if self._store.limit() < self._store.largest():
             return f"the disk is full but for a reserve of {RESERVE >> 20} MiB"
-        return f"full, journal.max_bytes is {limit}"
+        return f"full, journal.max_bytes is {self._store.max_bytes}"
 
     def _whose_fault(self) -> str:
-        name, count = max(queues.count_dead_letters(self._store.db).items(), key=lambda its: its[1], default=("", 0))
-        if not count:
+        letters = {name: cursor.dead_letters.count for name, cursor in self._sinks.items()}
+        name = max(letters, key=letters.__getitem__, default="")
+        if not letters.get(name):
             return "a sink is behind"
-        return (
-            f"a sink is behind, or has many dead letters: {name} has {count}; `event-bridge dead-letters` replays or drops them"
-        )
+        most = f"{name} has {letters[name]}"
+        return f"a sink is behind, or has many dead letters: {most}; `event-bridge dead-letters` replays or drops them"
 
-    def _discard_oldest(self, enough: int) -> None:
-        """Delete the oldest dead letters until no more than `enough` bytes of the journal are in use, or none are left."""
-        all_gone: dict[str, int] = {}
-        while (size := self._store.used - enough) > 0:
-            ids = queues.oldest_dead_letters(self._store.db, _PRUNE_ROWS, size)
+    def _discard_oldest(self, excess: Callable[[], int], sink: str | None = None) -> None:
+        """Delete the oldest dead letters, of all sinks or of one, while there are too many bytes, or until none are left."""
+        all_gone: Counter[str] = Counter()
+        while (size := excess()) > 0:
+            ids: list[int] = []
+            for id_, length, _ in queues.oldest_dead_letters(self._store.db, _PRUNE_ROWS, sink):
+                if size > 0:
+                    ids.append(id_)
+                size -= length
             if not ids:
                 break
-            for name, count in self.discard(ids).items():
-                all_gone[name] = all_gone.get(name, 0) + count
+            all_gone.update(self.discard(ids))
         if all_gone:
-            log.error("the journal is full, the oldest dead letters were discarded", dead_letters=all_gone)
+            log.error("there is no room, the oldest dead letters were discarded", dead_letters=dict(all_gone))
 
     def _drop_oldest(self, enough: int) -> None:
         """Drop the oldest batches, which the slowest sinks have not delivered, until no more than enough is in use."""
-        before = {name: cursor.row.dropped for name, cursor in self._sinks.items()}
+        before = {name: cursor.gone for name, cursor in self._sinks.items()}
         while self._store.used > enough:
             end = tables.oldest_end(self._store.db, _DROP_ROWS)
             if end is None:
                 break
-            self.jump(self._sinks, end)
             with self._store.write("drop") as db:
                 tables.delete_batches(db, end, _DROP_ROWS)
-        dropped = {name: cursor.row.dropped - before[name] for name, cursor in self._sinks.items()}
+            with self._store.changed:
+                for cursor in self._sinks.values():
+                    cursor.dropped_before = end
+        dropped = {name: cursor.gone - before[name] for name, cursor in self._sinks.items()}
         if any(dropped.values()):
             log.error("the journal is full, the oldest undelivered events were dropped", events=dropped)

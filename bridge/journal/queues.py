@@ -21,12 +21,33 @@ _MAX_LOOKED_AT: Final = 10_000
 _PAGE_BYTES: Final = 8 << 20
 """Bytes of events in one page of dead letters, at most; but at least one."""
 
+_OVERHEAD: Final = 200
+"""Bytes of a dead letter beside its event, about."""
+
 _pack: Final = msgspec.msgpack.Encoder().encode
 
 # The casts do nothing, unless a bit that tells bytes from text was flipped.
 _RETRY: Final = "seq, received, CAST(json AS BLOB), lane, attempts, due, since, reason, error"
 _LETTER: Final = "seq, received, CAST(json AS BLOB), lane, attempts, first_failed, died, reason, error"
 _AMONG: Final = "id IN (SELECT value FROM json_each(?))"
+
+
+class Letters(msgspec.Struct, frozen=True):
+    """How many dead letters there are, and how many bytes they take, about."""
+
+    count: int = 0
+    size: int = 0
+
+    def __add__(self, other: "Letters") -> "Letters":
+        return Letters(self.count + other.count, self.size + other.size)
+
+    def __sub__(self, other: "Letters") -> "Letters":
+        return Letters(self.count - other.count, self.size - other.size)
+
+
+def letters_of(events: Sequence[bytes]) -> Letters:
+    """Return what the dead letters of events take."""
+    return Letters(len(events), sum(map(len, events)) + _OVERHEAD * len(events))
 
 
 class DueRetries(NamedTuple):
@@ -56,8 +77,8 @@ def save(db: sqlite3.Connection, sink: str, outcome: Settlement) -> None:
     )
 
 
-def replay(db: sqlite3.Connection, sink: str, ids: Sequence[int], cursor: int, now: float) -> tuple[int, int]:
-    """Move a sink's sound dead letters to its retry queue, due at once; return how many were there, and how many moved.
+def replay(db: sqlite3.Connection, sink: str, ids: Sequence[int], cursor: int, now: float) -> tuple[Letters, int]:
+    """Move a sink's sound dead letters to its retry queue, due at once; return those that were there, and how many moved.
 
     An event that waits already, in the retry queue or after the cursor, is not queued twice (a sink that left and came back
     may have both): its dead letter is deleted.
@@ -71,7 +92,7 @@ def replay(db: sqlite3.Connection, sink: str, ids: Sequence[int], cursor: int, n
     ]
     moved = _insert_retries(db, "IGNORE", sink, retries)
     delete_dead(db, list(found))
-    return len(found), moved
+    return letters_of([dead.json for dead in found.values()]), moved
 
 
 def _insert_retries(db: sqlite3.Connection, conflict: str, sink: str, retries: Iterable[Retry]) -> int:
@@ -105,11 +126,12 @@ def count_retries(db: sqlite3.Connection) -> dict[str, int]:
     return dict(db.execute("SELECT sink, count(*) FROM retries GROUP BY sink"))
 
 
-def heads(db: sqlite3.Connection, sink: str) -> dict[str, float]:
-    """Return the ordering keys of a retry queue, each with the due time of its first event."""
+def heads(db: sqlite3.Connection, sink: str) -> tuple[dict[str, float], int]:
+    """Return the ordering keys of a retry queue, each with the due time of its first event; and the bytes of all events."""
     # With min(), SQLite takes the bare column `due` from the row that has the minimum.
-    found = db.execute("SELECT lane, min(seq), due FROM retries WHERE sink = ? GROUP BY lane", (sink,))
-    return {ordering_key: due for ordering_key, _, due in found}
+    found = db.execute("SELECT lane, min(seq), due, total(length(json)) FROM retries WHERE sink = ? GROUP BY lane", (sink,))
+    rows = found.fetchall()
+    return {ordering_key: due for ordering_key, _, due, _ in rows}, int(sum(size for *_, size in rows))
 
 
 def due_retries(db: sqlite3.Connection, sink: str, now: float, limits: Limits) -> DueRetries:
@@ -165,23 +187,30 @@ def dead_letters_of(db: sqlite3.Connection, sink: str, ids: Sequence[int]) -> di
     return {id_: DeadLetter(*row) for id_, owner, crc, *row in rows if owner == sink and checksum(owner, *row) == crc}
 
 
-def oldest_dead_letters(db: sqlite3.Connection, limit: int, size: int) -> list[int]:
-    """The ids of the oldest dead letters: so many at most, and no more than it takes for so many bytes."""
-    ids: list[int] = []
-    for id_, length in db.execute("SELECT id, length(json) FROM dead_letters ORDER BY id LIMIT ?", (limit,)):
-        if ids and size <= 0:
-            break
-        ids.append(id_)
-        size -= length or 0
-    return ids
+def oldest_dead_letters(db: sqlite3.Connection, limit: int, sink: str | None = None) -> list[tuple[int, int, float]]:
+    """Return the oldest dead letters, of all sinks or of one: their ids, about how many bytes they take, when they died."""
+    columns = f"SELECT id, ifnull(length(json), 0) + {_OVERHEAD}, died FROM dead_letters"
+    if sink is None:
+        return db.execute(f"{columns} ORDER BY id LIMIT ?", (limit,)).fetchall()
+    return db.execute(f"{columns} WHERE sink = ? ORDER BY id LIMIT ?", (sink, limit)).fetchall()
 
 
-def delete_dead(db: sqlite3.Connection, ids: Sequence[int]) -> dict[str, int]:
+def delete_dead(db: sqlite3.Connection, ids: Sequence[int]) -> dict[str, Letters]:
     """Delete dead letters; return how many there were of each sink."""
-    wanted = (_list(ids),)
-    counts = dict(db.execute(f"SELECT sink, count(*) FROM dead_letters WHERE {_AMONG} GROUP BY sink", wanted))
-    db.execute(f"DELETE FROM dead_letters WHERE {_AMONG}", wanted)
-    return counts
+    gone = _weighed(db, f"WHERE {_AMONG}", (_list(ids),))
+    db.execute(f"DELETE FROM dead_letters WHERE {_AMONG}", (_list(ids),))
+    return gone
+
+
+def weigh_dead_letters(db: sqlite3.Connection) -> dict[str, Letters]:
+    """Return how many dead letters each sink has, and their bytes."""
+    return _weighed(db, "", ())
+
+
+def _weighed(db: sqlite3.Connection, where: str, values: tuple[str, ...]) -> dict[str, Letters]:
+    columns = f"sink, count(*), CAST(total(length(json) + {_OVERHEAD}) AS INTEGER)"
+    found = db.execute(f"SELECT {columns} FROM dead_letters {where} GROUP BY sink", values)
+    return {sink: Letters(*rest) for sink, *rest in found}
 
 
 def count_dead_letters(db: sqlite3.Connection) -> dict[str, int]:

@@ -157,10 +157,12 @@ class JournalReader:
         """All counts at one instant, of every sink that the journal knows."""
         with self._looking() as db:
             following = tables.next_seq(db)
+            oldest = tables.oldest_first(db) or following
             retrying, letters = queues.count_retries(db), queues.count_dead_letters(db)
             sinks = {
                 name: row.balanced(following, *waits).counters(following, *waits)
-                for name, row in tables.sinks(db).items()
+                for name, stored in tables.sinks(db).items()
+                for row in [stored.dropping(max(0, oldest - stored.cursor))]
                 for waits in [(retrying.get(name, 0), letters.get(name, 0))]
             }
             return Counters(tables.stream_counters(db), sinks, used_bytes(db), None)

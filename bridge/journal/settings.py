@@ -20,6 +20,17 @@ class DedupSettings(Strict):
     )
 
 
+class DeadLetterSettings(Strict):
+    """How many dead letters are kept. At the limit a sink gets no new events (block) or loses its oldest (drop_oldest)."""
+
+    max_bytes: Bytes | None = Field(
+        default=None,
+        ge=65536,
+        description="Size of all dead letters at most; each sink has an equal share. If not set, a quarter of the journal.",
+    )
+    max_age: Seconds | None = Field(default=None, gt=0, description="Older ones are discarded. If not set, none is.")
+
+
 class JournalSettings(Strict):
     """The durable log that everything heard is committed to before it is handed on."""
 
@@ -28,12 +39,15 @@ class JournalSettings(Strict):
         default="full",
         description="full: what is committed survives a power failure. normal: it survives only a crash of the process.",
     )
-    max_bytes: Bytes = Field(default=Bytes(1024 * MEBIBYTE), ge=16 * MEBIBYTE, description="Size of the journal at most.")
+    max_bytes: Bytes = Field(
+        default=Bytes(1024 * MEBIBYTE), ge=16 * MEBIBYTE, description="Size of the journal's files at most."
+    )
     when_full: Literal["block", "drop_oldest"] = Field(
         default="block",
         description="block: stop reading the streams until there is room. drop_oldest: the slowest sink loses its oldest.",
     )
     dedup: DedupSettings = DedupSettings()
+    dead_letters: DeadLetterSettings = DeadLetterSettings()
     max_event_bytes: Bytes = Field(
         default=Bytes(1_000_000),
         ge=1024,

@@ -40,6 +40,10 @@ class SinkRow(NamedTuple):
             discarded=self.discarded,
         )
 
+    def dropping(self, count: int) -> "SinkRow":
+        """Return the row after so many events after the cursor were dropped."""
+        return self._replace(cursor=self.cursor + count, dropped=self.dropped + count)
+
     def balanced(self, next_seq: int, retrying: int, dead_letters: int) -> "SinkRow":
         """Return a row whose counters add up. No counter decreases; a difference is added to another one.
 

@@ -4,6 +4,7 @@ import os
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,8 +19,15 @@ from bridge.journal.schema import is_damage
 log = structlog.get_logger(__name__)
 
 RESERVE: Final = 32 << 20
-"""Bytes of the disk that events leave to SQLite's log (16 MiB, now and then more). Without it outcomes could not be recorded
-any more, and what was delivered would fill the disk for ever."""
+"""Bytes of the disk that the journal leaves free. Without it outcomes could not be recorded any more, and what was delivered
+would fill the disk for ever."""
+
+_LOG_BYTES: Final = 48 << 20
+"""Bytes that SQLite's write-ahead log may take; an eighth of a small journal."""
+
+_READERS_SECONDS: Final = 0.05
+_LOG_PAUSE: Final = 0.25
+"""How long the log waits for those who read before it can be emptied, and the pause before that is tried again."""
 
 
 class Store:
@@ -30,7 +38,7 @@ class Store:
 
     Args:
         durability: "full" syncs the commits that ask for it; "normal" leaves it to `sync`.
-        max_bytes: How large the file may become, if the disk has room for that.
+        max_bytes: How many bytes the files may take, SQLite's log included, if the disk has room for that.
 
     Attributes:
         lock: The write lock.
@@ -38,6 +46,8 @@ class Store:
         closing: Set once the journal is being closed.
         errors: The error of each operation that failed when it was tried last.
         used: Bytes of the file in use after the last commit.
+        log_limit: Bytes of SQLite's log at which nothing is taken that makes the journal larger.
+        pinned_since: The monotonic time since which a reader keeps the log from being emptied; None if none does.
         damaged: True once damage was found that only opening the file anew puts right.
 
     Raises:
@@ -60,6 +70,12 @@ class Store:
             self._lock_file.close()
             raise
         self.used = used_bytes(self.db)
+        self.pinned_since: float | None = None
+        self._empty_log_at = 0.0
+        self.log_limit = max(1 << 14, min(_LOG_BYTES, (disk_space(path).total - RESERVE) // 8, max_bytes // 8))
+        # Few checkpoints, since each syncs the file; and well below the limit, since it grows on while others read.
+        self.db.execute(f"PRAGMA wal_autocheckpoint={self.log_limit // 3 // 4096}")
+        self.db.execute(f"PRAGMA journal_size_limit={self.log_limit}")
         self._unsynced = False
         self._synchronous = ""
         self._errors_lock = threading.Lock()
@@ -77,6 +93,7 @@ class Store:
         if self.closing.is_set():
             raise Closed
         synchronous = "FULL" if synced and self._durability == "full" else "NORMAL"
+        self.empties_log()
         changes = self.db.total_changes
         try:
             if synchronous != self._synchronous:
@@ -129,16 +146,46 @@ class Store:
     # Size: from any thread.
 
     def has_room(self) -> bool:
-        """Return whether the journal may take events now; once it was full, only `Space.make_room` says that it may again."""
-        return self.used < self.limit() and "room" not in self.errors
+        """Return whether the journal may take events now; once it was full, only `Space.make_room` says that it may again.
+
+        Events leave a sixteenth of it to retries and dead letters, so that a sink that fails need not wait for the others.
+        """
+        disk = disk_space(self.path)
+        return disk.log < self.log_limit and self.used < self._limit(disk.available) * 15 // 16 and "room" not in self.errors
 
     def limit(self) -> int:
-        """Return how large the journal may become now: `max_bytes`, or what the disk has left but for the reserve."""
-        return min(self.max_bytes, disk_space(self.path).available - RESERVE)
+        """Return how many bytes may be in use now: `max_bytes`, or what the disk leaves but for a reserve; the log is apart."""
+        return self._limit(disk_space(self.path).available)
 
     def largest(self) -> int:
-        """Return how large it may ever become: `max_bytes`, or the whole disk but for the reserve."""
-        return min(self.max_bytes, disk_space(self.path).total - RESERVE)
+        """Return how many bytes may ever be in use: `max_bytes`, or the whole disk but for a reserve; the log is apart."""
+        return self._limit(disk_space(self.path).total)
+
+    def _limit(self, disk: int) -> int:
+        return min(self.max_bytes, disk - RESERVE) - self.log_limit
+
+    def empties_log(self) -> bool:
+        """Empty SQLite's log if it is half full; return False if it is full, since a reader keeps it from that.
+
+        With the write lock held. SQLite does that by itself, but not while there is always somebody who reads.
+        """
+        size = _size(f"{self.path}-wal")
+        if size < self.log_limit // 2:
+            self.pinned_since = None
+            return True
+        if (now := time.monotonic()) >= self._empty_log_at:
+            with suppress(file.JournalError), self.report_errors("sync"):
+                self.db.execute(f"PRAGMA busy_timeout={int(_READERS_SECONDS * 1000)}")
+                try:
+                    (pinned, *_) = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                finally:
+                    self.db.execute(f"PRAGMA busy_timeout={file.BUSY_SECONDS * 1000}")
+                if not pinned:
+                    self.pinned_since = None
+                    return True
+            self._empty_log_at = now + _LOG_PAUSE
+            self.pinned_since = self.pinned_since or now
+        return size < self.log_limit
 
     # Errors: from any thread.
 
@@ -152,16 +199,16 @@ class Store:
         if self.errors.get(operation) == error:
             return
         with self._errors_lock:
-            before = next(iter(self.errors.values()), None)
+            before = next(iter(self.errors), None)
             if error is None:
                 self.errors.pop(operation, None)
             else:
                 self.errors[operation] = error
-            after = next(iter(self.errors.values()), None)
+            after = next(iter(self.errors), None)
         if after is None:
             log.info("the journal works again")
         elif after != before:
-            log.error("the journal is in trouble, and tries again until it works", trouble=after)
+            log.error("the journal is in trouble, and tries again until it works", trouble=self.errors[after])
 
     def failure(self, operation: str, error: sqlite3.Error) -> file.JournalError:
         """Record a failure of the disk, and return it as an error to raise."""
@@ -183,21 +230,23 @@ class Store:
 
 
 class DiskSpace(NamedTuple):
-    """Bytes of the journal's disk: all of them, and those that are free or taken by the journal itself."""
+    """Bytes of the journal's disk: all of them, those that are free or taken by the journal itself, and those of its log."""
 
     total: int
     available: int
+    log: int = 0
 
 
 def disk_space(path: Path) -> DiskSpace:
     """Return the space for the journal; without limits if the disk does not tell (some network file systems)."""
+    log_size = _size(f"{path}-wal")
     try:
         disk = os.statvfs(path)
     except OSError:
-        return DiskSpace(sys.maxsize, sys.maxsize)
+        return DiskSpace(sys.maxsize, sys.maxsize, log_size)
     if not disk.f_blocks:
-        return DiskSpace(sys.maxsize, sys.maxsize)
-    return DiskSpace(disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize + _size(path) + _size(f"{path}-wal"))
+        return DiskSpace(sys.maxsize, sys.maxsize, log_size)
+    return DiskSpace(disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize + _size(path) + log_size, log_size)
 
 
 def _size(path: Path | str) -> int:

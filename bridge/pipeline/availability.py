@@ -1,11 +1,11 @@
 """The state of a sink, as `/status` shows it, and the delays between attempts to reach one that is away."""
 
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import msgspec
 import structlog
 
+from bridge.journal import Paused
 from bridge.metrics import SinkMetrics
 from bridge.policy import Uniform, backoff, obey
 from bridge.sink import Reason, SinkSettings
@@ -19,14 +19,14 @@ class SinkStatus(msgspec.Struct, frozen=True):
     Attributes:
         up: The sink is open, did not fail since, and is given new events.
         since: When that began, in seconds since the epoch.
-        reason: Why it is not up: a failure's label, or that too many events wait for a retry; None before the first failure.
+        reason: Why it is not up: a failure's label, or why it gets no new events; None before the first failure.
         error: The same in words.
         failures: Failed attempts in a row.
     """
 
     up: bool
     since: float
-    reason: Reason | Literal["retry_queue_full"] | None = None
+    reason: Reason | Paused | None = None
     error: str = "not opened yet"
     failures: int = 0
 
@@ -70,16 +70,19 @@ class Availability:
         self.status = SinkStatus(up=False, since=since, reason=reason, error=error, failures=before.failures + 1)
         return delay
 
-    def paused(self, most: int) -> None:
-        """Note that the sink gets no new events, since so many wait for a retry."""
+    def paused(self, most: int | None) -> None:
+        """Note that the sink gets no new events, since so many wait for a retry; None: it has too many dead letters."""
         before = self.status
-        if not before.up and before.reason == "retry_queue_full":
+        reason: Paused = "dead_letters_full" if most is None else "retry_queue_full"
+        if not before.up and before.reason == reason:
             return
-        error = f"{most} events wait for a retry (retry.max_pending); new ones are tried when fewer do"
+        error = "its dead letters are at their limit (journal.dead_letters.max_bytes); `event-bridge dead-letters` drops some"
+        if most is not None:
+            error = f"{most} events wait for a retry (retry.max_pending); new ones are tried when fewer do"
         self._metrics.up.set(0)
-        log.warning("sink unavailable", sink=self._name, reason="retry_queue_full", error=error)
+        log.warning("sink unavailable", sink=self._name, reason=reason, error=error)
         since = self._clock() if before.up else before.since
-        self.status = SinkStatus(up=False, since=since, reason="retry_queue_full", error=error)
+        self.status = SinkStatus(up=False, since=since, reason=reason, error=error)
 
     def works(self) -> None:
         """Note that the sink is open and gets new events."""

@@ -15,7 +15,7 @@ from typing import Final
 
 import structlog
 
-from bridge.journal import Closed, DeadLetter, Journal, JournalError, Limits, Retry, Settlement, Work
+from bridge.journal import Closed, DeadLetter, Journal, JournalError, Limits, Paused, Retry, Settlement, Work
 from bridge.metrics import SinkMetrics
 from bridge.pipeline.availability import Availability, SinkStatus
 from bridge.pipeline.delivery import Delivery, DueRetries, NewEvents, is_full
@@ -84,6 +84,7 @@ class Forwarder:
         self._losses = {NewEvents: LossTracker(), DueRetries: LossTracker()}
         self._deaths = Summary()
         self._last_death: DeadLetter | None = None
+        self._paused: Paused | None = None
 
     @property
     def status(self) -> SinkStatus:
@@ -113,7 +114,9 @@ class Forwarder:
                 log.exception("the sink has a bug; its events wait", sink=self.name)
             return self._failed("internal", f"{type(error).__name__} in the sink, see the log", None)
         limit = self._brake.paused_at(self._retrying)
-        if limit is not None:
+        if limit is None and self._paused == "retry_queue_full" and not self.busy:
+            limit = self._retrying  # They are large.
+        if limit is not None or self._paused == "dead_letters_full":
             self._availability.paused(limit)
         else:
             self._availability.works()
@@ -148,7 +151,7 @@ class Forwarder:
         now = self._clock()
         limits = self._limits(now)
         work = self._journal.next_work(self.name, now, limits, new_first=self._new_first, timeout=_IDLE_SECONDS)
-        self._retrying = work.retrying
+        self._retrying, self._paused = work.retrying, work.paused
         self.busy = bool(work.due or work.entries)
         self._new_first = bool(work.due) and not work.entries
         if self._new_first:
@@ -161,7 +164,7 @@ class Forwarder:
             return 0.0
         self._check_connection()
         self._log_deaths(())
-        if work.retrying < limits.max_pending:
+        if not work.paused:
             return 0.0
         return _IDLE_SECONDS if work.next_due is None else min(_IDLE_SECONDS, max(0.0, work.next_due - now))
 

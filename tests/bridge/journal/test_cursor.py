@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bridge.journal import JournalError, Settlement, appender, tables
 from bridge.journal.cursor import Cursor
+from bridge.journal.queues import Letters
 from bridge.journal.tables import SinkRow
 from bridge.journal.writer import Store
 from bridge.sink import Entry
@@ -33,7 +34,7 @@ def store(db: sqlite3.Connection, *batches: list[bytes]) -> int:
 
 
 def cursor_at(seq: int, db: sqlite3.Connection) -> Cursor:
-    return Cursor("a", START._replace(cursor=seq), 0, 0, db)
+    return Cursor("a", START._replace(cursor=seq), 0, Letters(), db)
 
 
 @pytest.fixture
@@ -129,17 +130,21 @@ def test_a_settlement_moves_the_cursor_and_adds_to_the_counts(path: Path) -> Non
         assert cursor.row.cursor == 6, "until it is recorded"
 
 
-def test_what_is_on_its_way_is_dropped_as_a_whole(db: sqlite3.Connection) -> None:
+def test_what_was_dropped_counts_at_once_unless_it_is_in_delivery(db: sqlite3.Connection) -> None:
     end = store(db, [line(1 + i) for i in range(10)])
     cursor = cursor_at(3, db)
-    assert cursor.jumped(5) == START._replace(cursor=5, dropped=2)
+    cursor.dropped_before = 5
+    counters = cursor.counters(end)
+    assert (counters.dropped, counters.pending) == (2, 6)
     cursor.read(end, 4, 1000)
-    assert cursor.jumped(5) == START._replace(cursor=7, dropped=4)
-    assert cursor.jumped(9) == START._replace(cursor=9, dropped=6)
+    assert cursor.counters(end).dropped == 0, "3 to 6 may still be delivered"
+    cursor.dropped_before = 9
+    counters = cursor.counters(end)
+    assert (counters.dropped, counters.pending) == (2, 6), "7 and 8 are gone, 9 and 10 are stored"
 
 
 def test_the_counts_balance(db: sqlite3.Connection) -> None:
-    cursor = Cursor("a", SinkRow(start=5, cursor=20, delivered=8, filtered=2, dead=1, dropped=1), 3, 1, db)
+    cursor = Cursor("a", SinkRow(start=5, cursor=20, delivered=8, filtered=2, dead=1, dropped=1), 3, Letters(1), db)
     counters = cursor.counters(next_seq=30)
     assert (counters.accepted, counters.pending, counters.retrying, counters.dead_letters) == (25, 13, 3, 1)
     assert counters.accepted == counters.delivered + counters.filtered + counters.dead + counters.dropped + counters.pending

@@ -398,7 +398,7 @@ def test_uuids_of_events_that_are_yet_to_come_do_not_keep_them_away(made: list[M
     with capture_logs() as logs, closing(Journal(JournalSettings(path=path))) as journal:
         for number in range(20_000, 20_005):
             assert journal.append(Batch("s", 0.0, [event(number)], [])).accepted == 1
-    assert [line["batches"] for line in logs] == [1]
+    assert [line["batches"] for line in logs if "batches" in line] == [1]
 
 
 def test_a_time_that_can_not_be_is_damage_and_is_told_in_words(tmp_path: Path) -> None:

@@ -366,7 +366,7 @@ def test_nothing_is_accepted_while_uuids_can_not_be_read(
     monkeypatch.setattr(dedup, "oldest_seen", failing)
     with capture_logs() as logs:
         assert append(open_journal(), 1, 2) == (1, 1), "no duplicate has passed"
-    assert [line["log_level"] for line in logs] == levels
+    assert [line["log_level"] for line in logs if "access" not in line["event"]] == levels
 
 
 @pytest.mark.parametrize(("durability", "appending"), [("full", 2), ("normal", 1)])

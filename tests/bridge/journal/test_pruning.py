@@ -8,11 +8,13 @@ from typing import Literal
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.journal import JournalError, appender, file, pruning, tables
+from bridge.journal import Settlement, appender, file, pruning, tables
 from bridge.journal.cursor import Cursor
 from bridge.journal.pruning import Space
+from bridge.journal.queues import Letters
 from bridge.journal.tables import SinkRow
 from bridge.journal.writer import Store
+from tests.support.journal_samples import journal_settings
 
 Sinks = dict[str, Cursor]
 ROW = SinkRow(1, 1, 0, 0, 0, 0)
@@ -34,7 +36,7 @@ def add_sink(store: Store) -> Iterator[Callable[[Sinks, str, int], Cursor]]:
         with store.write("test") as db:
             db.execute(tables.SAVE_SINK, (name, *row))
         connections.append(file.connect(store.path, read_only=True))
-        sinks[name] = Cursor(name, row, 0, 0, connections[-1])
+        sinks[name] = Cursor(name, row, 0, Letters(), connections[-1])
         return sinks[name]
 
     yield add
@@ -43,7 +45,7 @@ def add_sink(store: Store) -> Iterator[Callable[[Sinks, str, int], Cursor]]:
 
 
 def make(store: Store, sinks: Sinks, when_full: Literal["block", "drop_oldest"] = "block") -> Space:
-    return Space(store, sinks, when_full)
+    return Space(store, sinks, journal_settings(store.path, when_full=when_full))
 
 
 def put(store: Store, count: int, *, size: int = 1000) -> None:
@@ -59,6 +61,10 @@ def stored(store: Store) -> list[int]:
 
 def seen(store: Store) -> list[int]:
     return [first for (first,) in store.db.execute("SELECT first FROM seen ORDER BY first")]
+
+
+def move(store: Store, cursor: Cursor, end: int) -> None:
+    cursor.settle(store, Settlement(cursor.row.cursor, end, delivered=end - cursor.row.cursor))
 
 
 Add = Callable[[Sinks, str, int], Cursor]
@@ -106,7 +112,7 @@ def test_a_full_journal_has_room_when_what_nobody_needs_is_gone(store: Store, ad
     assert not made.make_room(1)
     assert "full, journal.max_bytes is 200000" in (store.last_error() or "")
     assert len(stored(store)) == 200, "blocked, nothing is dropped"
-    made.jump({"a": cursor}, 150)
+    move(store, cursor, 150)
     assert made.make_room(1)
     assert store.last_error() is None
 
@@ -120,10 +126,10 @@ def test_once_full_it_has_room_only_when_it_is_well_below_its_limit(
     made = make(store, sinks)
     put(store, 200)
     assert not made.make_room(1)
-    made.jump({"a": cursor}, 90)
+    move(store, cursor, 120)
     assert not made.make_room(1)
-    assert store.used < store.limit()
-    made.jump({"a": cursor}, 180)
+    assert store.used < store.limit() * 15 // 16
+    move(store, cursor, 200)
     assert made.make_room(1)
 
 
@@ -133,22 +139,25 @@ def test_the_oldest_are_dropped_and_counted_for_those_who_had_not_passed_them(st
     put(store, 200)
     with capture_logs() as logs:
         assert make(store, sinks, "drop_oldest").make_room(1)
-    assert store.used <= 200_000 * 15 // 16
-    assert fast.row == ROW._replace(cursor=201, delivered=200)
-    dropped = slow.row.dropped
+    assert store.used <= store.limit() * 15 // 16
+    counted = fast.counters(201), slow.counters(201)
+    assert (counted[0].delivered, counted[0].dropped) == (200, 0)
+    dropped = counted[1].dropped
     assert 0 < dropped < 200
-    assert slow.row.cursor == dropped + 1 == stored(store)[0]
-    assert tables.sinks(store.db) == {"fast": fast.row, "slow": slow.row}
+    assert slow.dropped_before == dropped + 1 == stored(store)[0]
     assert [entry["events"] for entry in logs] == [{"fast": 0, "slow": dropped}]
+    assert make(store, sinks).skip("slow", slow, 201)
+    assert slow.row == tables.sinks(store.db)["slow"] == ROW._replace(cursor=dropped + 1, dropped=dropped)
 
 
-def test_a_jump_that_can_not_be_recorded_moves_nobody(store: Store, add_sink: Add) -> None:
+def test_a_skip_that_can_not_be_recorded_moves_nobody(store: Store, add_sink: Add) -> None:
     sinks: Sinks = {}
     cursor = add_sink(sinks, "a", 1)
     put(store, 5)
     store.db.execute("CREATE TRIGGER failing BEFORE INSERT ON sinks BEGIN SELECT RAISE(FAIL, 'the disk is on fire'); END")
-    with pytest.raises(JournalError, match="on fire"):
-        make(store, sinks).jump(sinks, 3)
+    store.db.execute("DELETE FROM batches WHERE first < 3")
+    assert not make(store, sinks).skip("a", cursor, 6)
+    assert "on fire" in (store.last_error() or "")
     assert cursor.row == ROW
     assert tables.sinks(store.db) == {"a": ROW}
 
@@ -160,7 +169,8 @@ def test_a_journal_that_is_full_of_something_else_drops_what_it_has_and_stays_fu
     with store.write("test") as db:
         db.execute("INSERT INTO quarantine (stream, received, reason, frame) VALUES ('s', 1.0, 'not_json', zeroblob(300000))")
     assert not make(store, sinks, "drop_oldest").make_room(1)
-    assert (stored(store), cursor.row.dropped, cursor.row.cursor) == ([], 3, 4)
+    counters = cursor.counters(4)
+    assert (stored(store), counters.dropped, counters.pending) == ([], 3, 0)
     assert "full, journal.max_bytes is 200000" in (store.last_error() or "")
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from bridge.journal import DeadLetter, DeadLetterQuery, Limits, Retry, Settlement, queues
 from bridge.journal.pages import StoredDeadLetter
+from bridge.journal.queues import letters_of
 
 
 def retry(seq: int, ordering_key: str, due: float, json: bytes = b"{}") -> Retry:
@@ -21,7 +22,7 @@ def test_a_lane_is_due_when_its_first_event_is(db: sqlite3.Connection) -> None:
     retries = [retry(5, "x", 0.0), retry(3, "x", 20.0), retry(4, "y", 10.0), retry(6, "z", 30.0)]
     queues.save(db, "a", Settlement(retries=retries))
     queues.save(db, "b", Settlement(retries=[retry(1, "x", 0.0)]))
-    assert queues.heads(db, "a") == {"x": 20.0, "y": 10.0, "z": 30.0}
+    assert queues.heads(db, "a") == ({"x": 20.0, "y": 10.0, "z": 30.0}, 8)
     assert due(db, 9.9) == []
     assert due(db, 10.0) == [4]
     assert due(db, 20.0) == [3, 4, 5]
@@ -42,6 +43,9 @@ def test_due_events_are_taken_in_order_within_limits_and_at_least_one(db: sqlite
 
 def page(db: sqlite3.Connection) -> list[StoredDeadLetter]:
     return queues.dead_letters(db, DeadLetterQuery(), 0, 10).dead_letters
+
+
+LETTER = letters_of([b"{}"])
 
 
 def letter(seq: int) -> DeadLetter:
@@ -96,19 +100,19 @@ def test_a_row_with_whole_numbers_for_times_fits_its_checksum(db: sqlite3.Connec
 
 def test_what_waits_already_is_not_queued_twice(db: sqlite3.Connection) -> None:
     queues.save(db, "a", Settlement(retries=[retry(1, "x", 5.0)], dead=[letter(seq) for seq in (1, 2, 2, 9)]))
-    assert queues.replay(db, "a", [1, 2, 3, 4, 99], cursor=9, now=0.0) == (4, 1)
+    assert queues.replay(db, "a", [1, 2, 3, 4, 99], cursor=9, now=0.0) == (LETTER + LETTER + LETTER + LETTER, 1)
     assert queues.count_retries(db) == {"a": 2}
     assert queues.count_dead_letters(db) == {}
-    assert queues.heads(db, "a") == {"x": 5.0}
+    assert queues.heads(db, "a") == ({"x": 5.0}, 4)
 
 
 def test_dead_letters_are_deleted_by_id_and_counted_by_sink(db: sqlite3.Connection) -> None:
     queues.save(db, "a", Settlement(dead=[letter(1), letter(2)]))
     queues.save(db, "b", Settlement(dead=[letter(1)]))
-    assert queues.oldest_dead_letters(db, 2, 1000) == [1, 2]
-    assert queues.oldest_dead_letters(db, 9, 3) == [1, 2]
-    assert queues.oldest_dead_letters(db, 9, 0) == [1]
+    assert queues.oldest_dead_letters(db, 2) == [(1, LETTER.size, 3.0), (2, LETTER.size, 3.0)]
+    assert queues.oldest_dead_letters(db, 9, "b") == [(3, LETTER.size, 3.0)]
+    assert queues.weigh_dead_letters(db) == {"a": LETTER + LETTER, "b": LETTER}
     assert list(queues.dead_letters_of(db, "a", [3, 1, 99])) == [1]
     assert list(queues.dead_letters_of(db, "b", [3, 1, 99])) == [3]
-    assert queues.delete_dead(db, [3, 1, 99, 10**30]) == {"a": 1, "b": 1}
+    assert queues.delete_dead(db, [3, 1, 99, 10**30]) == {"a": LETTER, "b": LETTER}
     assert queues.count_dead_letters(db) == {"a": 1}

@@ -111,13 +111,31 @@ def test_a_sync_that_is_not_full_leaves_something_to_sync(path: Path) -> None:
 def test_the_limit_is_the_setting_or_what_the_disk_leaves_but_for_a_reserve(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    most = MAX_BYTES - store.log_limit
+    assert store.log_limit == 48 << 20
     disk = writer.DiskSpace(total=1 << 40, available=1 << 39)
     monkeypatch.setattr(writer, "disk_space", lambda _: disk)
-    assert (store.limit(), store.largest()) == (MAX_BYTES, MAX_BYTES)
+    assert (store.limit(), store.largest()) == (most, most)
     disk = writer.DiskSpace(total=1 << 40, available=100 << 20)
-    assert (store.limit(), store.largest()) == ((100 << 20) - RESERVE, MAX_BYTES)
+    assert (store.limit(), store.largest()) == ((100 << 20) - RESERVE - store.log_limit, most)
     disk = writer.DiskSpace(total=200 << 20, available=RESERVE // 2)
-    assert (store.limit(), store.largest()) == (-RESERVE // 2, (200 << 20) - RESERVE)
+    assert (store.limit(), store.largest()) == (-RESERVE // 2 - store.log_limit, (200 << 20) - RESERVE - store.log_limit)
+
+
+def test_a_log_that_a_reader_keeps_from_being_emptied_leaves_no_room(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Store(path, "normal", 400_000)) as store, closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        assert store.log_limit == 50_000
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM meta").fetchone()
+        for seq in range(1, 20):
+            put(store, seq, size=3000)
+        assert not store.has_room()
+        assert not store.empties_log()
+        assert store.pinned_since is not None
+        reader.execute("ROLLBACK")
+        monkeypatch.setattr(store, "_empty_log_at", 0.0)
+        assert store.empties_log()
+        assert store.has_room()
 
 
 # Troubles
