@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +14,7 @@ import structlog
 from bridge.admin.health import Health
 from bridge.admin.routes import Access, operation_routes
 from bridge.admin.server import Server
+from bridge.admin.starting import answering_probes
 from bridge.journal import Journal
 from bridge.metrics import Metrics, SinkMetrics, StreamMetrics
 from bridge.pipeline.forwarder import Forwarder
@@ -156,10 +158,6 @@ def serve(settings: Settings, app: App, *, or_any_port: bool = False) -> Server 
     if settings.http.address is None:
         return None
     host, port = settings.http.address
-    try:
-        tls = ServerContext(*settings.http.tls.files) if settings.http.tls else None
-    except OSError as error:
-        raise ConfigError([f"http.tls: {error}"]) from None
     secret = token_urlsafe()
 
     def token() -> str | None:
@@ -179,7 +177,7 @@ def serve(settings: Settings, app: App, *, or_any_port: bool = False) -> Server 
         registry=app.metrics.registry,
         last_tick=lambda: app.supervisor.last_tick,
         operations=operation_routes(app.journal, access),
-        tls=tls,
+        tls=_server_context(settings),
         is_command=access.is_command,
     )
     try:
@@ -190,6 +188,24 @@ def serve(settings: Settings, app: App, *, or_any_port: bool = False) -> Server 
         server = listen(host, 0)
     app.journal.announce(server.url, secret)
     return server
+
+
+def serve_probes(settings: Settings, problem: str) -> AbstractContextManager[None]:
+    """Let the HTTP port, if one is configured, say why the bridge can't start yet.
+
+    Raises:
+        ConfigError: The certificates can't be used.
+    """
+    if settings.http.address is None:
+        return nullcontext()
+    return answering_probes(settings.http.address, problem, _server_context(settings))
+
+
+def _server_context(settings: Settings) -> ServerContext | None:
+    try:
+        return ServerContext(*settings.http.tls.files) if settings.http.tls else None
+    except OSError as error:
+        raise ConfigError([f"http.tls: {error}"]) from None
 
 
 def source(name: str, settings: StreamSettings, reader: ConfigReader) -> Source:

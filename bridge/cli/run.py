@@ -5,10 +5,10 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 import structlog
@@ -57,8 +57,15 @@ def run(config: Path | None, log_format: logs.Format | None) -> bool:
     # What is stored is for this user; an umask of the system lets everybody read it.
     os.umask(0o077)
     requests = Requests()
-    # From here on, so that a reload that is asked for while the process still starts is made up for.
+    stops: SimpleQueue[None] = SimpleQueue()
+
+    def stop() -> None:
+        requests.put("stop")
+        stops.put(None)
+
+    # From here on, so that what is asked for while the process still starts is made up for.
     signal.signal(signal.SIGHUP, lambda *_: requests.put("reload"))
+    stop_on_signals(stop)
 
     def log_as(wanted: LogSettings) -> None:
         logs.configure(log_format or wanted.format, wanted.level)
@@ -67,7 +74,8 @@ def run(config: Path | None, log_format: logs.Format | None) -> bool:
         settings = load(config)
         log_as(settings.log)
         reader = ConfigReader(settings, lambda: load(config))
-        return _keep_running(settings, _build(settings, reader, requests), log_as)
+        bridge = _build(settings, reader, requests, stops)
+        return bridge is None or _keep_running(settings, bridge, log_as)
     finally:
         # At its very end, Python would give the signal back its deadly default.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -133,17 +141,26 @@ def stop_on_signals(stop: Callable[[], None]) -> None:
     signal.signal(signal.SIGINT, on_signal)
 
 
-def _build(settings: Settings, reader: ConfigReader, requests: Requests) -> app.App:
-    """Build a bridge; wait for space for its journal if the disk is full, since a full disk is emptied some day."""
-    told = False
-    while True:
-        try:
-            return app.build(settings, reader, requests)
-        except DiskFullError as error:
-            if not told:
-                log.error("the bridge can't start yet, and tries again until it can", error=str(error))  # noqa: TRY400 - all is said
-            told = True
-            time.sleep(_AGAIN)
+def _build(settings: Settings, reader: ConfigReader, requests: Requests, stops: SimpleQueue[None]) -> app.App | None:
+    """Build a bridge; wait for space for its journal if the disk is full, since a full disk is emptied some day.
+
+    Returns:
+        The bridge; None if a stop is asked for meanwhile.
+    """
+    try:
+        return app.build(settings, reader, requests)
+    except DiskFullError as error:
+        problem = str(error)
+    log.error("the bridge can't start yet, and tries again until it can", error=problem)
+    with app.serve_probes(settings, problem):
+        while True:
+            try:
+                stops.get(timeout=_AGAIN)
+            except Empty:
+                with suppress(DiskFullError):
+                    return app.build(settings, reader, requests)
+            else:
+                return None
 
 
 def _keep_running(settings: Settings, bridge: app.App, log_as: Callable[[LogSettings], None]) -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -118,6 +119,37 @@ def test_a_full_disk_is_said_costs_nothing_and_is_over_when_there_is_space(small
     assert "Traceback" not in log
 
 
+def child_of(process: int) -> int:
+    """The first child of a process; 0 if there is none yet."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return int(children[0]) if children else 0
+
+
+@pytest.mark.timeout(120)
+def test_a_stop_works_from_the_first_moment_also_for_the_first_process_of_a_container(
+    small_disk: Path, flow: Callable[..., Any]
+) -> None:
+    """The kernel keeps from process 1 what it has not asked for."""
+    _, _, bridge = flow({"journal": {"path": str(small_disk / "journal.db")}})
+    bridge.command = ["unshare", "--pid", "--fork", "--kill-child", *bridge.command]
+    fill(small_disk / "filler")
+    try:
+        bridge.launch()
+        until(lambda: bool(bridge.said("can't start yet")), "it says that it waits")
+        os.kill(child_of(bridge.pid), signal.SIGTERM)
+        assert bridge.wait(5) == 0
+        bridge.log.write_text("")
+
+        bridge.launch()
+        until(lambda: child_of(bridge.pid) != 0, "it is there")
+        while (process := child_of(bridge.pid) if bridge.process.poll() is None else 0) != 0:
+            os.kill(process, signal.SIGTERM)
+            time.sleep(0.01)
+        assert (bridge.wait(), bridge.log.read_text()) == (0, ""), "it ended before anything had begun"
+    finally:
+        bridge.__exit__()
+
+
 @pytest.mark.timeout(120)
 def test_a_start_on_a_full_disk_waits_for_space_and_says_so(small_disk: Path, flow: Callable[..., Any]) -> None:
     simulator, receiver, bridge = flow({"journal": {"path": str(small_disk / "journal.db")}})
@@ -131,8 +163,11 @@ def test_a_start_on_a_full_disk_waits_for_space_and_says_so(small_disk: Path, fl
         until(lambda: bool(bridge.said("can't start yet")), "it says that it waits")
         (told,) = bridge.said("can't start yet")
         assert f"{small_disk / 'journal.db'}: the disk is full" in told["attributes"]["error"]
+        until(bridge.answers, "it is alive")
+        status, why = bridge.get("/readyz")
+        assert (status, "the disk is full" in why) == (503, True)
         filler.unlink()
-        until(bridge.answers, "it starts when there is space")
+        until(lambda: bool(bridge.said("is running")), "it starts when there is space")
         receiver.wait_for_more()
         check_end(simulator, receiver, bridge)
     finally:
