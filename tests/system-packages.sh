@@ -15,6 +15,7 @@ kcat kcat
 openssl openssl
 java default-jre-headless
 strace strace
+nginx nginx-light
 mvn maven
 LIST
 ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || missing="$missing libfaketime"
