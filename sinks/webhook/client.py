@@ -9,7 +9,6 @@ import select
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from io import BytesIO
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -29,7 +28,7 @@ _TOO_LARGE: Final = 100
 
 
 class Response(NamedTuple):
-    """A response that is not interim, or the beginning of one: all of its head that was read, and up to 64 KiB of its body."""
+    """A final response: its head as far as it was read, and up to 64 KiB of its body."""
 
     status: int
     head: str = ""
@@ -57,34 +56,32 @@ class NoResponse(NamedTuple):
     sent: bool = False
 
 
-class _Handle:
-    """A handle of libcurl, for one request at a time."""
+class _Exchange(NamedTuple):
+    """A request under way: its tag, id and body, what has come of the response, and whether it is sent for the second time."""
 
     request: tuple[Any, str, bytes]
+    head: BytesIO
+    body: BytesIO
     repeated: bool
 
-    def __init__(self, options: dict[int, Any]) -> None:
-        self.curl = pycurl.Curl()
-        self.head, self.body = BytesIO(), BytesIO()
-        for option, value in options.items():
-            self.curl.setopt(option, value)
-        self.curl.setopt(pycurl.HEADERFUNCTION, self.head.write)
-        self.curl.setopt(pycurl.WRITEFUNCTION, self.body.write)
 
-    def take(self, error: int, message: str) -> Response | NoResponse:
-        """Return how the request ended, and forget it."""
-        status, head, body = self.curl.getinfo(pycurl.RESPONSE_CODE), self.head.getvalue(), self.body.getvalue()
-        for buffer in (self.head, self.body):
-            buffer.seek(0)
-            buffer.truncate()
-        while head[9:10] == b"1":  # Interim (RFC 9110, 15.2).
-            head = head.partition(b"\r\n\r\n")[2]
-        # The status counts if the head is whole or malformed after its first line, but not if it was cut off.
-        whole = b"\r\n\r\n" in head or b"\n\n" in head or len(head) > _MAX_BYTES
-        if status >= 200 and (whole or error in {pycurl.E_FTP_WEIRD_SERVER_REPLY, _TOO_LARGE}):
-            return Response(status, head.decode("latin-1"), body.decode("utf-8", "replace"))
-        sent = self.curl.getinfo(pycurl.SIZE_UPLOAD_T) > 0
-        return NoResponse(error or pycurl.E_GOT_NOTHING, message, self.curl.getinfo(pycurl.OS_ERRNO), sent)
+def _result(curl: pycurl.Curl, head: bytes, body: bytes, error: int, message: str) -> Response | NoResponse:
+    status = curl.getinfo(pycurl.RESPONSE_CODE)
+    while head[9:10] == b"1":  # Interim (RFC 9110, 15.2).
+        head = head.partition(b"\r\n\r\n")[2]
+    # The status counts if the head is whole or malformed after its first line, but not if it was cut off.
+    whole = b"\r\n\r\n" in head or b"\n\n" in head or len(head) > _MAX_BYTES
+    if status >= 200 and (whole or error in {pycurl.E_FTP_WEIRD_SERVER_REPLY, _TOO_LARGE}):
+        return Response(status, head.decode("latin-1"), body.decode("utf-8", "replace"))
+    sent = curl.getinfo(pycurl.SIZE_UPLOAD_T) > 0
+    return NoResponse(error or pycurl.E_GOT_NOTHING, message, curl.getinfo(pycurl.OS_ERRNO), sent)
+
+
+def _handle(options: dict[int, Any]) -> pycurl.Curl:
+    curl = pycurl.Curl()
+    for option, value in options.items():
+        curl.setopt(option, value)
+    return curl
 
 
 def _options(settings: WebhookSettings) -> dict[int, Any]:
@@ -126,14 +123,6 @@ def _options(settings: WebhookSettings) -> dict[int, Any]:
     return options | {option: str(path) for option, path in files.items() if path}
 
 
-def _watch(poll: select.poll, what: int, fd: int, *_: object) -> None:
-    """Watch a socket as libcurl asks for."""
-    if what == pycurl.POLL_REMOVE:
-        poll.unregister(fd)
-    else:
-        poll.register(fd, _POLL_MASKS[what])
-
-
 class Client:
     """Up to `connections` requests under way at the same time, over connections that are kept alive.
 
@@ -150,11 +139,14 @@ class Client:
         self._options = _options(settings)
         headers = request_headers(settings)
         self._headers = ["expect:", *(f"{name}: {value}" if value else f"{name};" for name, value in headers.items())]
-        self._poll = select.poll()
+        self._poll = poll = select.poll()
         self._multi = pycurl.CurlMulti()
-        self._multi.setopt(pycurl.M_SOCKETFUNCTION, partial(_watch, self._poll))
-        self._free = [_Handle(self._options) for _ in range(settings.connections)]
-        self._busy: dict[pycurl.Curl, _Handle] = {}
+        self._multi.setopt(
+            pycurl.M_SOCKETFUNCTION,
+            lambda what, fd, *_: poll.unregister(fd) if what == pycurl.POLL_REMOVE else poll.register(fd, _POLL_MASKS[what]),
+        )
+        self._free = [_handle(self._options) for _ in range(settings.connections)]
+        self._busy: dict[pycurl.Curl, _Exchange] = {}
         self._used = threading.Lock()
         self._closed = False
 
@@ -168,7 +160,7 @@ class Client:
 
     def connect(self) -> NoResponse | None:
         """Connect and disconnect, without a request; return the error if that fails."""
-        curl = _Handle(self._options | {pycurl.CONNECT_ONLY: 1}).curl
+        curl = _handle(self._options | {pycurl.CONNECT_ONLY: 1})
         try:
             curl.perform()
         except pycurl.error as error:
@@ -188,46 +180,45 @@ class Client:
             try:
                 while True:
                     while self._free and (request := next_request()) is not None:
-                        self._start(*request)
+                        self._start(request)
                     if not self._busy:
                         return
                     yield from self._wait()
             finally:
                 for curl in list(self._busy):
-                    self._end(curl, 0, "")
+                    self._end(curl)
         if self._closed:
             self.close()
 
-    def _start(self, tag: Any, webhook_id: str, body: bytes, *, repeated: bool = False) -> None:
-        handle = self._free.pop()
-        handle.request, handle.repeated = (tag, webhook_id, body), repeated
-        handle.curl.setopt(pycurl.HTTPHEADER, [*self._headers, f"webhook-id: {webhook_id}"])
-        handle.curl.setopt(pycurl.POSTFIELDS, body)
-        self._busy[handle.curl] = handle
-        self._multi.add_handle(handle.curl)
+    def _start(self, request: tuple[Any, str, bytes], *, repeated: bool = False) -> None:
+        _, webhook_id, content = request
+        curl, head, body = self._free.pop(), BytesIO(), BytesIO()
+        curl.setopt(pycurl.HTTPHEADER, [*self._headers, f"webhook-id: {webhook_id}"])
+        curl.setopt(pycurl.POSTFIELDS, content)
+        curl.setopt(pycurl.HEADERFUNCTION, head.write)
+        curl.setopt(pycurl.WRITEFUNCTION, body.write)
+        self._busy[curl] = _Exchange(request, head, body, repeated)
+        self._multi.add_handle(curl)
 
-    def _wait(self) -> list[tuple[Any, Response | NoResponse]]:
-        """Wait until a request has ended, for a quarter of a second at most; return those that have."""
+    def _wait(self) -> Iterator[tuple[Any, Response | NoResponse]]:
+        """Wait until a request has ended, for a quarter of a second at most; yield those that have."""
         wait_ms = self._multi.timeout()
         events = self._poll.poll(min(wait_ms, 250) if wait_ms >= 0 else 250) if wait_ms else []
         for fd, _ in events or [(pycurl.SOCKET_TIMEOUT, 0)]:
             self._multi.socket_action(fd, 0)
         _, succeeded, failed = self._multi.info_read()
-        ended = [self._end(curl, 0, "") for curl in succeeded]
-        for curl, error, message in failed:
-            handle = self._busy[curl]
-            end = self._end(curl, error, message)
-            # The receiver closed before it had everything, so it accepted nothing. What it answered may be lost (413 perhaps).
-            if error == pycurl.E_SEND_ERROR and not handle.repeated:
-                self._start(*handle.request, repeated=True)
+        for curl, error, message in [*((curl, 0, "") for curl in succeeded), *failed]:
+            exchange = self._end(curl)
+            if error == pycurl.E_SEND_ERROR and not exchange.repeated:
+                # The receiver closed before it had everything, so it accepted nothing. Its answer may be lost (413 perhaps).
+                self._start(exchange.request, repeated=True)
             else:
-                ended.append(end)
-        if self._closed:
-            ended += [self._end(curl, pycurl.E_ABORTED_BY_CALLBACK, "") for curl in list(self._busy)]
-        return ended
+                result = _result(curl, exchange.head.getvalue(), exchange.body.getvalue(), error, message)
+                yield exchange.request[0], result
+        for curl in list(self._busy) if self._closed else ():
+            yield self._end(curl).request[0], NoResponse(pycurl.E_ABORTED_BY_CALLBACK)
 
-    def _end(self, curl: pycurl.Curl, error: int, message: str) -> tuple[Any, Response | NoResponse]:
+    def _end(self, curl: pycurl.Curl) -> _Exchange:
         self._multi.remove_handle(curl)
-        handle = self._busy.pop(curl)
-        self._free.append(handle)
-        return handle.request[0], handle.take(error, message)
+        self._free.append(curl)
+        return self._busy.pop(curl)

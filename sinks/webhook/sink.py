@@ -31,12 +31,13 @@ class Faults:
     those, the events are at fault, and are remembered.
 
     Attributes:
+        late: Events that go last in the next delivery.
         delivered: The events of this delivery that were accepted.
         unavailable: The failure that ended the delivery.
     """
 
     def __init__(self) -> None:
-        self._late: frozenset[int] = frozenset()
+        self.late: frozenset[int] = frozenset()
         self._known: frozenset[int] = frozenset()
         self.opened()
         self.begin(0)
@@ -56,10 +57,6 @@ class Faults:
         self._failed: dict[int, Classification] = {}
         self.unavailable: Classification | None = None
 
-    def is_late(self, seq: int) -> bool:
-        """Tell whether an event goes last."""
-        return seq in self._late
-
     def note(self, seqs: Sequence[int], failed: Classification | None, *, answered: bool) -> None:
         """Note how the request with these events ended."""
         if answered:
@@ -74,7 +71,7 @@ class Faults:
             self._refused += doubtful and not self._known.issuperset(seqs)
         else:
             self._unanswered.update(seqs)
-            expected = self._known | self._late if self._answered else self._known
+            expected = self._known | self.late if self._answered else self._known
             self._silent += not expected.issuperset(seqs)
         if failed.scope == "sink" or self._silent >= self._patience or self._refused >= 10:
             self.unavailable = self.unavailable or failed
@@ -93,11 +90,11 @@ class Faults:
         self._proven |= bool(self.delivered)
         doubts = (failed for seq, failed in self._failed.items() if seq not in self._known and self._is_doubtful(seq, failed))
         if (error := self.unavailable or next(doubts, None)) is not None:
-            self._late |= self._failed.keys()
+            self.late |= self._failed.keys()
             raise Unavailable(error.error, error.reason, retry_after=error.retry_after, delivered=self.delivered)
         retried = {seq for seq, failed in self._failed.items() if failed.outcome == "retry" and self._proven}
-        known = (self._known | retried | self._unanswered | (self._late if self._answered else frozenset())) - self.delivered
-        self._late, self._known = frozenset(), known if len(known) <= 10_000 else frozenset()
+        known = (self._known | retried | self._unanswered | (self.late if self._answered else frozenset())) - self.delivered
+        self.late, self._known = frozenset(), known if len(known) <= 10_000 else frozenset()
 
     def _is_doubtful(self, seq: int, failed: Classification) -> bool:
         if seq in self._unanswered:
@@ -203,7 +200,7 @@ class WebhookSink:
         else:
             requests = list(_batches(entries, batch.max_events, batch.max_bytes))
             groups = [deque(requests)] if ordered and requests else [deque([request]) for request in requests]
-        return deque(sorted(groups, key=lambda requests: self._faults.is_late(requests[0][0].seq)))
+        return deque(sorted(groups, key=lambda requests: requests[0][0].seq in self._faults.late))
 
     def _body(self, request: Sequence[Entry]) -> bytes:
         match self._settings.format:
