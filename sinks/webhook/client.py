@@ -4,8 +4,11 @@ libcurl connects, reuses connections, speaks TLS and reads `HTTPS_PROXY`, `ALL_P
 with `poll`: `CurlMulti.select` does not see descriptors above 1023.
 """
 
+import errno
+import os
 import re
 import select
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -14,8 +17,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import pycurl
 
+from bridge.sink import Unavailable
 from bridge.tls import tls_context
-from sinks.webhook.settings import WebhookSettings, read_url, request_headers
+from sinks.webhook.settings import USER_AGENT, WebhookSettings, read_url, request_headers
 
 T = TypeVar("T")
 
@@ -31,12 +35,12 @@ class Response(NamedTuple):
     """A final response: its head as far as it was read, and up to 64 KiB of its body."""
 
     status: int
-    head: str = ""
-    body: str = ""
+    head: bytes = b""
+    body: bytes = b""
 
     def header(self, name: str) -> str | None:
         """Return a header's value."""
-        found = re.search(rf"(?im)^{name}:[ \t]*(.*?)\s*$", self.head)
+        found = re.search(rf"(?im)^{name}:[ \t]*(.*?)\s*$", self.head.decode("latin-1"))
         return found and found[1]
 
 
@@ -72,9 +76,18 @@ def _result(curl: pycurl.Curl, head: bytes, body: bytes, error: int, message: st
     # The status counts if the head is whole or malformed after its first line, but not if it was cut off.
     whole = b"\r\n\r\n" in head or b"\n\n" in head or len(head) > _MAX_BYTES
     if status >= 200 and (whole or error in {pycurl.E_FTP_WEIRD_SERVER_REPLY, _TOO_LARGE}):
-        return Response(status, head.decode("latin-1"), body.decode("utf-8", "replace"))
+        return Response(status, head, body)
     sent = curl.getinfo(pycurl.SIZE_UPLOAD_T) > 0
-    return NoResponse(error or pycurl.E_GOT_NOTHING, message, curl.getinfo(pycurl.OS_ERRNO), sent)
+    return NoResponse(error or pycurl.E_GOT_NOTHING, message, _os_error(curl), sent)
+
+
+def _os_error(curl: pycurl.Curl) -> int:
+    """Return the `errno` of a failed connection, also if this process has no descriptors, which libcurl does not tell."""
+    try:
+        with socket.socket(), socket.socket(), socket.socket():
+            return int(curl.getinfo(pycurl.OS_ERRNO))
+    except OSError as error:
+        return error.errno or 0
 
 
 def _handle(options: dict[int, Any]) -> pycurl.Curl:
@@ -96,7 +109,7 @@ def _options(settings: WebhookSettings) -> dict[int, Any]:
         pycurl.URL: url.url,
         pycurl.CUSTOMREQUEST: settings.method,
         pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
-        pycurl.USERAGENT: request_headers(settings)["user-agent"],
+        pycurl.USERAGENT: USER_AGENT,
         pycurl.TIMEOUT_MS: milliseconds,
         pycurl.CONNECTTIMEOUT_MS: milliseconds,
         pycurl.MAXFILESIZE: _MAX_BYTES,
@@ -132,7 +145,7 @@ class Client:
         settings: The sink's settings.
 
     Raises:
-        Unavailable: A certificate can't be read.
+        Unavailable: A certificate can't be read, or there are no descriptors.
     """
 
     def __init__(self, settings: WebhookSettings) -> None:
@@ -140,7 +153,10 @@ class Client:
         headers = request_headers(settings)
         self._headers = ["expect:", *(f"{name}: {value}" if value else f"{name};" for name, value in headers.items())]
         self._poll = poll = select.poll()
-        self._multi = pycurl.CurlMulti()
+        try:
+            self._multi = pycurl.CurlMulti()
+        except pycurl.error as error:
+            raise Unavailable(os.strerror(errno.EMFILE)) from error
         self._multi.setopt(
             pycurl.M_SOCKETFUNCTION,
             lambda what, fd, *_: poll.unregister(fd) if what == pycurl.POLL_REMOVE else poll.register(fd, _POLL_MASKS[what]),
@@ -164,7 +180,7 @@ class Client:
         try:
             curl.perform()
         except pycurl.error as error:
-            return NoResponse(int(error.args[0]), curl.errstr(), curl.getinfo(pycurl.OS_ERRNO))
+            return NoResponse(int(error.args[0]), curl.errstr(), _os_error(curl))
         finally:
             curl.close()
         return None

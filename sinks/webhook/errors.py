@@ -62,7 +62,9 @@ def classify(response: Response, where: str, secrets: Iterable[str], now: dateti
     if status // 100 == 3:
         place = _clean(_target(response.header("Location") or ""), secrets)
         error += f" and points to {place}; redirects are not followed, set `url` to the place itself"
-    elif words := _clean(re.sub(r"(?s)<(script|style)\b.*?</\1>|<[^<>]*>", " ", response.body), secrets):
+    elif words := _clean(
+        re.sub(r"(?s)<(script|style)\b.*?</\1>|<[^<>]*>", " ", response.body.decode(errors="replace")), secrets
+    ):
         error += f": {words}"
     return Classification(scope, outcome, reason, error, parse_retry_after(response.header("Retry-After"), now))
 
@@ -129,6 +131,6 @@ def _describe(error: NoResponse, timeout: float) -> tuple[Reason, str]:
         return "unreachable", "HTTPS_PROXY must look like http://host:port"
     if message.startswith("CONNECT tunnel failed"):
         return "unreachable", f"the proxy refuses: {message}"
-    if os_error and number == pycurl.E_COULDNT_CONNECT:
+    if os_error and number in {pycurl.E_COULDNT_CONNECT, pycurl.E_OUT_OF_MEMORY}:
         return "unreachable", ("the proxy: " if " over proxy " in message else "") + os.strerror(os_error)
     return _ERRORS.get(number) or ("unreachable", pycurl.easy_strerror(number))

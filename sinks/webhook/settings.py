@@ -13,6 +13,8 @@ from urllib3.util import Url, parse_url
 from bridge.field_types import OptionalFile, Seconds
 from bridge.sink import SinkSettings
 
+USER_AGENT: Final = f"event-bridge/{importlib.metadata.version('event-bridge')}"
+
 _OUR_HEADERS: Final = frozenset({"connection", "content-length", "expect", "host", "transfer-encoding", "webhook-id"})
 
 
@@ -91,7 +93,7 @@ def _require_printable(name: str, value: SecretStr | None) -> None:
 def request_headers(settings: WebhookSettings) -> dict[str, str]:
     """Return the headers of every request, secrets included."""
     headers = {
-        "user-agent": f"event-bridge/{importlib.metadata.version('event-bridge')}",
+        "user-agent": USER_AGENT,
         "content-type": "application/x-ndjson" if settings.format == "lines" else "application/json",
     }
     headers |= {name.lower(): value.get_secret_value() for name, value in settings.headers.items()}

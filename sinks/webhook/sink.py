@@ -186,7 +186,7 @@ class WebhookSink:
     def _classify(self, end: Response | NoResponse) -> Classification | None:
         if isinstance(end, NoResponse):
             return classify_error(end, self._where, self._settings.timeout)
-        return classify(end, self._where, self._secrets, datetime.now(UTC))
+        return classify(end, self._where, self._secrets, datetime.now(UTC)) if end.status // 100 != 2 else None
 
     def _key(self, entry: Entry) -> Hashable:
         """Return the ordering key of an entry."""

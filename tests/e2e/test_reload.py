@@ -83,10 +83,10 @@ def test_what_changes_loses_nothing_and_what_does_not_change_notices_nothing(tmp
 
         # What stays has not noticed.
         assert places["stays"].handshakes == 1
-        assert connections(boxes["stays"]) == {1}
+        assert len(connections(boxes["stays"])) == 1
         # What changed has lost nothing: one session took over from the other, one connection from the other.
         assert places["changes"].handshakes == 2
-        assert connections(boxes["changes"]) == {1, 2}
+        assert len(connections(boxes["changes"])) == 2
         gap = value(before, "stream_gap_seconds_total", stream="changes")
         assert value(metrics, "stream_gap_seconds_total", stream="changes") == gap
         assert status["streams"]["changes"]["gaps"] == []
@@ -162,7 +162,7 @@ def test_a_bad_file_changes_nothing_and_a_good_one_puts_it_right(tmp_path: Path)
         assert bridge.stop() == 0
         assert not bridge.said("stopping"), "the log level applies at once"
     assert place.handshakes == 1
-    assert connections(box) == {1}
+    assert len(connections(box)) == 1
 
 
 def test_a_rotated_token_is_picked_up_without_being_told(tmp_path: Path) -> None:

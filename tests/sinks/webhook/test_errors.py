@@ -14,7 +14,9 @@ HOST = "hooks.example.com"
 
 
 def classification_of(status: int, head: str = "", body: str = "", secrets: Collection[str] = ()) -> Classification:
-    classified = classify(Response(status, f"HTTP/1.1 {status} x\r\n{head}\r\n\r\n", body), HOST, secrets, NOW)
+    classified = classify(
+        Response(status, f"HTTP/1.1 {status} x\r\n{head}\r\n\r\n".encode("latin-1"), body.encode()), HOST, secrets, NOW
+    )
     assert classified is not None
     return classified
 
@@ -130,6 +132,7 @@ def test_what_the_receiver_says_is_shown_clean_and_without_secrets(body: str, wo
         ),
         (pycurl.E_RECV_ERROR, "Proxy CONNECT aborted", 0, "unreachable", "the connection was closed"),
         (pycurl.E_UNSUPPORTED_PROTOCOL, "geheim", 0, "server_error", "what it answers is not HTTP"),
+        (pycurl.E_OUT_OF_MEMORY, "geheim", 24, "unreachable", "Too many open files"),
         (pycurl.E_OUT_OF_MEMORY, "geheim", 0, "unreachable", "Out of memory"),
     ],
 )
