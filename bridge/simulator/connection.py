@@ -87,7 +87,9 @@ class Connection(ServerConnection):
         """Take the client's bytes, unless the connection has fallen silent."""
         if not self._silent:
             super().data_received(data)
-            if self.state is State.CLOSING:  # The library would wait for ever for the client to close its side.
+            if self.protocol.close_rcvd:
+                self.transport.close()  # The library would wait for the client to close its side first, without a limit.
+            if self.state is State.CLOSING:
                 self.loop.call_later(_GRACE_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:

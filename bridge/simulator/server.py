@@ -48,9 +48,6 @@ __all__ = ["Simulator", "SimulatorSettings"]
 log = structlog.get_logger(__name__)
 
 _FULL_SPEED_BUFFER_BYTES: Final = 256 * 1024
-_STOP_SECONDS: Final = 3.0
-"""Longest time to stop: connections have two seconds to end, handshakes are cut."""
-
 _MAX_NAMESPACES: Final = 10_000
 _MAX_MESSAGE_BYTES: Final = 64 * 1024
 _NO_LOG: Final = logging.getLogger("bridge.simulator.websockets")
@@ -188,9 +185,9 @@ class Simulator:
             self._wake.clear()
         self._end_all(GOING_AWAY)
         server.close(close_connections=False)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_STOP_SECONDS):
-                await server.wait_closed()
+        while self._connections:
+            await self._wake.wait()
+            self._wake.clear()
 
     def _answer(self, connection: Connection, request: Request) -> Response:
         """Decide about a handshake."""
@@ -224,6 +221,7 @@ class Simulator:
             async for _ in connection:
                 pass
         del self._connections[connection]
+        self._wake.set()
         log.info("client gone", namespace=namespace, reason=connection.end_reason, connections=len(self._connections))
 
     def _step(self, now: float) -> float:

@@ -381,6 +381,16 @@ def test_a_client_that_never_reads_does_not_keep_it_from_stopping() -> None:
         assert running.connections == 0
 
 
+def test_a_stranger_who_says_nothing_does_not_keep_it_from_stopping() -> None:
+    with simulator() as running, socket.create_connection(("127.0.0.1", running.port)):
+        with client(running):  # The stranger was accepted before.
+            until(lambda: running.connections == 1)
+        before = time.monotonic()
+        running.stop()
+
+        assert time.monotonic() - before < 5
+
+
 def test_something_that_is_no_request_harms_nobody() -> None:
     with simulator() as running, socket.create_connection(("127.0.0.1", running.port)) as stranger:
         stranger.sendall(b"\x16\x03\x01\x02\x00\r\n\r\n")
