@@ -149,8 +149,8 @@ def _tunnel(address: str, proxy: Proxy, until: float) -> socket.socket:
         with ExitStack() as stack:
             sock = stack.enter_context(connect(proxy.host, proxy.port, until, _OPTIONS))
             status = _ask(sock, lines, until).status
-            if status == 407:
-                raise Ended(f"{where} refuses our credentials: 407", "unauthorized")
+            if status in {401, 407}:  # 401 is tinyproxy's.
+                raise Ended(f"{where} refuses our credentials: {status}", "unauthorized")
             if not 200 <= status < 300:
                 raise Ended(f"{where} answered {status} {responses.get(status, '')}".rstrip(), "network")
             stack.pop_all()

@@ -171,7 +171,7 @@ class DockerCloudSession:
     def close(self) -> None:
         """Send a close frame if there is room for it, and release the socket. Never raises, may be called twice."""
         with self._lock:
-            if self._ending is None:
+            if self._ending is None or self._ending.reason == "idle":
                 with suppress(OSError):
                     self._socket.send(_frame(frames.CLOSE, struct.pack("!H", 1001)))
             self._socket.close()

@@ -439,7 +439,10 @@ def test_the_proxy_of_the_environment_is_used_except_for_the_hosts_in_no_proxy(
     assert len(direct.requests) == 1
 
 
-@pytest.mark.parametrize(("status", "reason"), [("407 Proxy Authentication Required", "unauthorized"), ("502 Bad", "network")])
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [("407 Proxy Authentication Required", "unauthorized"), ("401 Unauthorized", "unauthorized"), ("502 Bad", "network")],
+)
 def test_a_proxy_that_refuses_is_named(status: str, reason: str, start_raw: StartRaw) -> None:
     proxy = start_raw(answering(f"HTTP/1.1 {status}\r\n\r\n"))
     ended = failure("ws://stream.invalid", proxy=f"http://user:hunter2@127.0.0.1:{proxy.port}")

@@ -7,6 +7,7 @@ import threading
 import traceback
 from contextlib import closing, suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -352,10 +353,17 @@ def test_a_large_message_may_take_longer_than_silence(start_raw: StartRaw) -> No
         assert read_messages(session, 1) == [b"x" * 60_000]
 
 
-def test_a_session_without_events_is_ended_as_idle_although_alive(start_server: StartServer) -> None:
-    with opened(start_server(stay), ping_interval=0.02, idle_timeout=0.2) as session:
+def test_a_session_without_events_is_ended_as_idle_although_alive_and_says_goodbye(start_server: StartServer) -> None:
+    codes: SimpleQueue[int | None] = SimpleQueue()
+
+    def serve_one(connection: ServerConnection) -> None:
+        stay(connection)
+        codes.put(connection.close_code)
+
+    with opened(start_server(serve_one), ping_interval=0.02, idle_timeout=0.2) as session:
         messages, ended = read_until_end(session)
     assert messages == []
+    assert codes.get(timeout=DEADLINE) == 1001
     assert (ended.reason, str(ended)) == ("idle", "alive, but without an event for 0.2 s")
 
 
