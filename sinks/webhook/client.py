@@ -122,18 +122,14 @@ def _options(settings: WebhookSettings) -> dict[int, Any]:
         return options | {pycurl.PROXY: ""}
     tls_context(settings)  # Its errors name the setting and the file.
     paths = ssl.get_default_verify_paths()
-    password = settings.key_password.get_secret_value() if settings.key_password else ""
-    ca_file, ca_path = (settings.ca_file, None) if settings.ca_file else (paths.cafile, paths.capath)
-    files = {
-        pycurl.CAINFO: ca_file,
-        pycurl.CAPATH: ca_path,
-        pycurl.PROXY_CAINFO: ca_file,
-        pycurl.PROXY_CAPATH: ca_path,
-        pycurl.SSLCERT: settings.cert_file,
-        pycurl.SSLKEY: settings.key_file or settings.cert_file,
-    }
-    options |= {pycurl.SSLVERSION: pycurl.SSLVERSION_TLSv1_2, pycurl.KEYPASSWD: password}
-    return options | {option: str(path) for option, path in files.items() if path}
+    ca_file, ca_path = (str(settings.ca_file), None) if settings.ca_file else (paths.cafile, paths.capath)
+    # None is none: libcurl would take the paths that it was built with.
+    options |= {pycurl.CAINFO: ca_file, pycurl.CAPATH: ca_path, pycurl.PROXY_CAINFO: ca_file, pycurl.PROXY_CAPATH: ca_path}
+    options |= {pycurl.SSLVERSION: pycurl.SSLVERSION_TLSv1_2}
+    if settings.cert_file:
+        options |= {pycurl.SSLCERT: str(settings.cert_file), pycurl.SSLKEY: str(settings.key_file or settings.cert_file)}
+        options |= {pycurl.KEYPASSWD: settings.key_password.get_secret_value() if settings.key_password else ""}
+    return options
 
 
 class Client:

@@ -521,6 +521,21 @@ def test_a_certificate_that_is_not_trusted_or_of_another_name_is_refused(
     assert f"sink tls: it: the certificate is not accepted: {words}" in failure(end(client))
 
 
+def test_the_certificates_of_the_system_are_those_of_python(
+    tls_receiver: Receiver, certificate: tuple[Path, Path], tmp_path: Path, make_client: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(certificate[0], tmp_path / "ours.pem")
+    subprocess.run(["openssl", "rehash", tmp_path], check=True)
+    other, _ = make_certificate(tmp_path, "other")
+    for file, folder in ((certificate[0], "/nowhere"), ("/nowhere", tmp_path)):
+        monkeypatch.setenv("SSL_CERT_FILE", str(file))
+        monkeypatch.setenv("SSL_CERT_DIR", str(folder))
+
+        assert make_client(tls_receiver.url, timeout=10, ca_file=None).connect() is None
+        error = failure(make_client(tls_receiver.url, timeout=10, ca_file=other).connect())
+        assert "the certificate is not accepted: self-signed certificate" in error
+
+
 class Proxy(Listener):
     """A proxy that knows nothing but CONNECT."""
 
