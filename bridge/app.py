@@ -178,7 +178,7 @@ def serve(settings: Settings, app: App, *, or_any_port: bool = False) -> Server 
         last_tick=lambda: app.supervisor.last_tick,
         operations=operation_routes(app.journal, access),
         tls=_server_context(settings),
-        is_command=access.is_command,
+        access=access,
     )
     try:
         server = listen(host, port)

@@ -177,3 +177,14 @@ def test_compose_gives_the_bridge_longer_than_its_grace_to_stop() -> None:
 
 
 NO_SINKS = {"DOCKERCLOUD_USER": "bob", "DOCKERCLOUD_APIKEY": "key", "BRIDGE_SECRETS_DIR": ""}
+
+
+def test_every_test_that_the_page_on_security_names_is_there() -> None:
+    file = ""
+    named = re.findall(r"`((?:[\w/]+\.py|…)(?:::\w+)?)`", (ROOT / "docs" / "security.md").read_text())
+    for name in named:
+        path, _, function = name.partition("::")
+        file = file if path == "…" else path
+        text = (ROOT / "tests" / file).read_text()
+        assert f"def {function}" in text, name
+    assert len(named) > 25

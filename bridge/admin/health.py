@@ -224,6 +224,21 @@ class Health:
         return max(hanging, 0.0 if forwarder.status.up else now - forwarder.status.since)
 
 
+def without_texts(status: Status) -> object:
+    """Return the status for everybody: without the words of peers, and without paths."""
+    found = msgspec.to_builtins(status)
+    if found["reload"]:
+        found["reload"]["problems"] = []
+    found["journal"] |= {"trouble": found["journal"]["trouble"] and "see the log", "damaged_files": []}
+    for part in (*found["streams"].values(), *found["sinks"].values()):
+        part["error"] = part["error"] and "see the log"
+        if "waiting" in part:
+            part["waiting"] = {}
+        else:
+            part["gaps"] = []
+    return found
+
+
 def _words(forwarder: Forwarder) -> str:
     status = forwarder.status
     return "a delivery has not returned" if status.up else status.error

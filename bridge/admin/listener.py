@@ -4,20 +4,22 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from email.message import Message
 from http import HTTPStatus
 from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedReader
+from ipaddress import ip_address
 from socket import SocketIO
 from socketserver import TCPServer
 from typing import Any, Final
 
 import structlog
 
-from bridge.admin.route import Request, Response, Route, text_response
+from bridge.admin.route import Access, Request, Response, Route, text_response
+from bridge.field_types import is_loopback
 from bridge.journal import Closed
 from bridge.tls import ServerContext
 
@@ -51,7 +53,7 @@ class Listener(ThreadingHTTPServer):
         routes: The routes by path.
         not_found: The route of all other paths.
         tls: The context of connections; None for plain HTTP.
-        is_command: Returns whether a request is one of this bridge's own commands, which needs no client certificate.
+        access: Knows the tokens.
 
     Attributes:
         waiting: Connections that wait for their client, since when (monotonic seconds), and whether for the end of a request.
@@ -71,7 +73,7 @@ class Listener(ThreadingHTTPServer):
         routes: Mapping[str, Route],
         not_found: Route,
         tls: ServerContext | None = None,
-        is_command: Callable[[Message], bool] = lambda _: False,
+        access: Access | None = None,
     ) -> None:
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
@@ -80,7 +82,7 @@ class Listener(ThreadingHTTPServer):
         self.routes = routes
         self.not_found = not_found
         self.tls = tls
-        self.is_command = is_command
+        self.access = access
         super().__init__(address, _Connection)
 
     def service_actions(self) -> None:
@@ -210,17 +212,20 @@ class _Connection(BaseHTTPRequestHandler):
             if route.refuse:
                 # An operator's: it may take long, and is not given up for others.
                 self.server.waiting.pop(self.connection, None)
-            response = _respond(
-                route, Request(method, path, query, body, self.headers.get("Accept", ""), self.client_address[0])
-            )
+            trusted = self.server.access is not None and self.server.access.is_trusted(self.headers)
+            accept = self.headers.get("Accept", "")
+            response = _respond(route, Request(method, path, query, body, accept, self.client_address[0], trusted))
         self._send(response, with_body=with_body)
 
     def _refusal(self, method: str, route: Route) -> Response | None:
+        access = self.server.access
         if self.headers.defects or len(self.headers.get_all("Host", [])) > 1:
             return text_response(HTTPStatus.BAD_REQUEST, "malformed headers")
         if method != route.method:
             return text_response(HTTPStatus.METHOD_NOT_ALLOWED, f"only {route.method}", {"Allow": route.method})
-        if not (route.is_probe or self._is_certified() or self.server.is_command(self.headers)):
+        if not route.is_probe and _is_of_a_web_page(self.headers, str(self.connection.getsockname()[0])):
+            return text_response(HTTPStatus.FORBIDDEN, "not for web pages: ask by localhost or an address, without Origin")
+        if not (route.is_probe or self._is_certified() or (access and access.is_command(self.headers))):
             return text_response(HTTPStatus.FORBIDDEN, "needs a client certificate (http.tls.client_ca_file)")
         refusal = route.refuse(self.client_address[0], self.headers) if route.refuse else None
         return refusal or (_unreadable(self.headers) if method == "POST" else None)
@@ -244,6 +249,29 @@ class _Connection(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Log nothing: probes come every few seconds."""
+
+
+def _is_of_a_web_page(headers: Message, our_address: str) -> bool:
+    """Tell whether a browser sends this for a page of somebody else.
+
+    It names the page's origin (`Origin`) or its relation to us (`Sec-Fetch-Site`). Or the page's name was made to point to this
+    machine ("DNS rebinding"): then it stands in `Host`, whereas who asks for loopback writes localhost or an address.
+    """
+    host = str(headers.get("Host", ""))
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    return (
+        "Origin" in headers
+        or headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}
+        or (is_loopback(our_address) and not (is_loopback(name) or _is_address(name)))
+    )
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _respond(route: Route, request: Request) -> Response:

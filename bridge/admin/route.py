@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from email.message import Message
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 JSON: Final = "application/json; charset=utf-8"
 TEXT: Final = "text/plain; charset=utf-8"
@@ -19,6 +19,7 @@ class Request(NamedTuple):
         body: Empty unless it is a POST.
         accept: The Accept header.
         client: The client's address.
+        is_trusted: It has a token that opens the operations.
     """
 
     method: str
@@ -27,6 +28,7 @@ class Request(NamedTuple):
     body: bytes = b""
     accept: str = ""
     client: str = ""
+    is_trusted: bool = False
 
 
 class Response(NamedTuple):
@@ -43,6 +45,16 @@ def text_response(status: HTTPStatus, text: str, headers: Mapping[str, str] | No
     return Response(status, TEXT, text.encode() + b"\n", headers or {})
 
 
+class Access(Protocol):
+    """Knows the tokens; see `bridge.admin.routes`."""
+
+    def is_command(self, headers: Message) -> bool:
+        """Return whether the request has the secret of this bridge's own commands, which need no client certificate."""
+
+    def is_trusted(self, headers: Message) -> bool:
+        """Return whether the request has any token that is valid now."""
+
+
 class Route(NamedTuple):
     """The row of a path in the route table.
 
@@ -51,7 +63,7 @@ class Route(NamedTuple):
         respond: Answers a request.
         refuse: Returns why a request is refused, by the client's address and the headers; None if it is not. Only operations
             have it.
-        is_probe: It needs no client certificate.
+        is_probe: Open to everybody: it needs no client certificate, and tells a web page nothing.
     """
 
     method: str

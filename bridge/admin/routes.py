@@ -1,6 +1,6 @@
 """The operations over HTTP: one table of paths, and a function for each row.
 
-Who may: a client that sends a token, from any address, but no web page. The tokens are `http.token`, and the secret of this
+Who may: a client that sends a token, from any address. The tokens are `http.token`, and the secret of this
 start of the bridge, which commands of the same user read from the journal's lock.
 """
 
@@ -95,21 +95,21 @@ class Access:
         """Return whether the request has the secret of this bridge's own commands."""
         return hmac.compare_digest(_bearer(headers), self._secret.encode())
 
-    def refuse(self, client: str, headers: Message) -> Response | None:
-        """Return why a request is refused; None if it is not.
-
-        A web page can make a browser send requests here, but the browser then names the page's origin.
-        """
-        if "Origin" in headers:
-            return text_response(HTTPStatus.FORBIDDEN, "not for web pages: the request has an Origin header")
+    def is_trusted(self, headers: Message) -> bool:
+        """Return whether the request has a token that is valid now."""
         if self.is_command(headers):
+            return True
+        valid = self._token()
+        return valid is not None and hmac.compare_digest(_bearer(headers), valid.encode())
+
+    def refuse(self, client: str, headers: Message) -> Response | None:
+        """Return why a request is refused; None if it is not."""
+        if self.is_trusted(headers):
             return None
-        valid, given = self._token(), "Authorization" in headers
-        if valid is not None and hmac.compare_digest(_bearer(headers), valid.encode()):
-            return None
+        given = "Authorization" in headers
         if given:
             self._note_wrong_token(client)
-        if valid is None:
+        if self._token() is None:
             text = "needs a token, and http.token is not set; the commands of the bridge's own user need none"
         elif given:
             text = "the token is not the one of http.token"

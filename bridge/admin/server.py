@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Mapping
-from email.message import Message
 from http import HTTPStatus
 from typing import Final
 
@@ -12,9 +11,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from bridge.admin.health import Health
+from bridge.admin.health import Health, without_texts
 from bridge.admin.listener import Listener
-from bridge.admin.route import JSON, TEXT, Request, Response, Route, text_response
+from bridge.admin.route import JSON, TEXT, Access, Request, Response, Route, text_response
 from bridge.tls import ServerContext
 
 log = structlog.get_logger(__name__)
@@ -52,7 +51,7 @@ class Server:
         last_tick: Returns the monotonic time of the main thread's last tick.
         operations: The routes of the operations, which not everybody may use.
         tls: See `Listener`.
-        is_command: See `Listener`.
+        access: See `Listener`.
 
     Raises:
         OSError: The address can't be listened on.
@@ -68,7 +67,7 @@ class Server:
         last_tick: Callable[[], float],
         operations: Mapping[str, Route],
         tls: ServerContext | None = None,
-        is_command: Callable[[Message], bool] = lambda _: False,
+        access: Access | None = None,
     ) -> None:
         self._health = health
         self._registry = registry
@@ -82,7 +81,7 @@ class Server:
             **operations,
         }
         not_found = Route("GET", lambda _: Response(HTTPStatus.NOT_FOUND, TEXT, _INDEX))
-        self._server = Listener((host, port), routes, not_found, tls, is_command)
+        self._server = Listener((host, port), routes, not_found, tls, access)
         self.port: int = self._server.server_address[1]
         self.url = url_of(host, self.port, "https" if tls else "http")
         threading.Thread(target=self._server.serve_forever, args=(0.1,), name="http", daemon=True).start()
@@ -99,8 +98,9 @@ class Server:
     def _alive(self, _: Request) -> Response:
         return _probe([] if self._health.alive(self._last_tick()) else ["the main thread does not tick any more"])
 
-    def _status(self, _: Request) -> Response:
-        status = msgspec.json.encode(self._health.status())
+    def _status(self, request: Request) -> Response:
+        found = self._health.status()
+        status = msgspec.json.encode(found if request.is_trusted else without_texts(found))
         return Response(HTTPStatus.OK, JSON, msgspec.json.format(status, indent=2) + b"\n")
 
 

@@ -162,8 +162,11 @@ class Bridge:
 
     def get(self, path: str) -> tuple[int, str]:
         """GET from its port: status and body."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
+        with contextlib.suppress(OSError, IndexError):
+            request.add_header("Authorization", f"Bearer {self.directory.joinpath('journal.db.lock').read_text().split()[2]}")
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=10) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()

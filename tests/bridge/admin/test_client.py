@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from bridge.admin.client import Client, OperationError
 from bridge.admin.health import Health
+from bridge.admin.route import Request, Response
 from bridge.admin.routes import Access, operation_routes
 from bridge.admin.server import Server
 from bridge.admin.settings import HealthSettings
@@ -38,13 +39,15 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
     with opened(tmp_path / "journal.db", "alerts", "audit") as journal:
         append(journal, EVENTS, [Malformed("not_json", b"\xff\x00")])
         bury(journal, "alerts", 1, EVENTS, died=1700000000.123456)
+        access = Access("", lambda: SECRET, lambda _: None)
         server = Server(
             "127.0.0.1",
             0,
             health=Health(journal, Running, settings=HealthSettings(), version="0"),
             registry=CollectorRegistry(),
             last_tick=lambda: 0.0,
-            operations=operation_routes(journal, Access("", lambda: SECRET, lambda _: None)),
+            operations=operation_routes(journal, access),
+            access=access,
         )
         with closing(server):
             yield Pair(journal, Client(server.url + "/", SECRET), server)
@@ -176,3 +179,21 @@ def test_a_name_that_nobody_knows_is_told(monkeypatch: pytest.MonkeyPatch) -> No
 
     with pytest.raises(OperationError, match=r"^http://nowhere\.example: no such host$"):
         Client("http://nowhere.example", None).extent()
+
+
+def test_a_backlog_asks_without_the_token(pair: Pair) -> None:
+    """The status needs none, and the address was typed: a token goes only where it is needed."""
+    seen: list[str | None] = []
+    respond = pair.server._server.routes["/status"].respond
+
+    def note(request: Request) -> Response:
+        seen.append("trusted" if request.is_trusted else None)
+        return respond(request)
+
+    routes = dict(pair.server._server.routes)
+    pair.server._server.routes = routes | {"/status": routes["/status"]._replace(respond=note)}
+
+    pair.there.backlog()
+    Client(pair.server.url, SECRET, verify=False).backlog()
+
+    assert seen == [None, "trusted"]

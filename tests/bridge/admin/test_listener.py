@@ -42,7 +42,7 @@ class Place:
     def status_of(self, *lines: str, body: bytes = b"") -> int:
         """The status of the answer to a raw request, after which the connection must be closed by the other side."""
         with closing(self.connect()) as client:
-            client.sendall("\r\n".join([*lines, "Host: x", "", ""]).encode() + body)
+            client.sendall("\r\n".join([*lines, "Host: localhost", "", ""]).encode() + body)
             answer = read_all(client)
         assert answer.count(b"HTTP/1.1 ") == 1
         return int(answer.split()[1])
@@ -73,7 +73,7 @@ def read_all(client: socket.socket) -> bytes:
 
 def ask_again(client: socket.socket) -> int:
     """The status of a request over a connection that is kept; its answer is read to the end, however it is cut on the way."""
-    client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
     with closing(HTTPResponse(client)) as response:
         response.begin()
         response.read()
@@ -111,7 +111,7 @@ def test_another_method_is_told_the_right_one(place: Place, method: str, path: s
 
 def test_who_is_refused_is_not_read_any_further(place: Place) -> None:
     """What comes behind the headers would be taken for another request, were the connection kept."""
-    smuggled = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+    smuggled = b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
     assert place.status_of(f"POST {POST} HTTP/1.1", "Refuse: yes", f"Content-Length: {len(smuggled)}", body=smuggled) == 403
     assert place.asked == []
@@ -119,7 +119,7 @@ def test_who_is_refused_is_not_read_any_further(place: Place) -> None:
 
 @pytest.mark.parametrize("header", ["Content-Length: 35", "Transfer-Encoding: chunked"])
 def test_a_body_where_none_belongs_is_not_taken_for_a_request(place: Place, header: str) -> None:
-    assert place.status_of("GET /look HTTP/1.1", header, body=b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n") == 200
+    assert place.status_of("GET /look HTTP/1.1", header, body=b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n") == 200
     assert [request.path for request in place.asked] == ["/look"]
 
 
@@ -164,7 +164,7 @@ def test_a_request_of_an_operator_is_not_given_up_for_others(place: Place) -> No
     place.delay = 1.0
     with ExitStack() as stack:
         operator = stack.enter_context(closing(place.connect()))
-        operator.sendall(b"GET /look HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        operator.sendall(b"GET /look HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         while not place.asked:
             time.sleep(0.01)
         for _ in range(2 * CONNECTIONS):

@@ -242,11 +242,6 @@ def test_nobody_else_may(given: str | None, token: str | None) -> None:
     assert ask(headers, token) == HTTPStatus.UNAUTHORIZED
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "http://127.0.0.1:9477", "null"])
-def test_no_web_page_may_not_even_with_the_token(origin: str) -> None:
-    assert ask({"Origin": origin, "Authorization": f"Bearer {TOKEN}"}) == HTTPStatus.FORBIDDEN
-
-
 @pytest.mark.parametrize(("token", "said"), [(TOKEN, b"http.token, as"), (None, b"http.token is not set")])
 def test_a_client_without_a_token_is_told_how(token: str | None, said: bytes) -> None:
     refusal = refuse(Message(), token)

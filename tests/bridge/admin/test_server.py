@@ -88,13 +88,15 @@ class Bench:
         self.metrics.observe(self.health)
 
     def serve(self, health: Health | None = None, host: str = "127.0.0.1", port: int = 0, token: str | None = None) -> Server:
+        access = Access(SECRET, lambda: token, lambda _: None)
         return Server(
             host,
             port,
             health=health or self.health,
             registry=self.metrics.registry,
             last_tick=lambda: self.last_tick,
-            operations=operation_routes(self.journal, Access(SECRET, lambda: token, lambda _: None)),
+            operations=operation_routes(self.journal, access),
+            access=access,
         )
 
 
@@ -254,7 +256,29 @@ def test_the_operations_need_a_token_and_are_not_for_web_pages(bench: Bench, tok
 @pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz", "/status", "/"])
 def test_everything_else_stays_open(bench: Bench, path: str) -> None:
     with closing(bench.serve(token=SECRET)) as server:
-        assert ask(server, path, Origin="http://x", Host="bridge.example").status == 200
+        assert ask(server, path).status == 200
+        assert ask(server, path, Host="localhost:1", **{"Sec-Fetch-Site": "none"}).status == 200
+
+
+@pytest.mark.parametrize("headers", [{"Origin": "http://x"}, {"Sec-Fetch-Site": "cross-site"}, {"Host": "rebound.example"}])
+def test_a_web_page_gets_nothing_but_probes(server: Server, headers: dict[str, str]) -> None:
+    found = {
+        path: ask(server, path, **headers).status for path in ("/metrics", "/status", "/", "/nothing", "/healthz", "/readyz")
+    }
+
+    assert set(found.values()) == {200, 403}
+    assert {path for path, status in found.items() if status == 200} == {"/healthz", "/readyz"}
+
+
+def test_the_words_of_peers_are_for_clients_with_a_token(server: Server) -> None:
+    everybody, trusted = (
+        json.loads(ask(server, "/status", **headers).body) for headers in ({}, {"Authorization": f"Bearer {SECRET}"})
+    )
+
+    assert trusted["streams"]["acme"]["error"] == "connection refused"
+    assert everybody["streams"]["acme"]["error"] == "see the log"
+    assert everybody["streams"]["acme"]["reason"] == "network"
+    assert everybody["sinks"]["audit"].keys() == trusted["sinks"]["audit"].keys()
 
 
 def test_the_operations_say_so_while_the_process_stops(bench: Bench, server: Server) -> None:
@@ -270,7 +294,7 @@ def test_a_slow_client_blocks_nobody(server: Server) -> None:
     slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
     try:
         for number, client in enumerate(slow):
-            client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n"[: number + 1])
+            client.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n"[: number + 1])
 
         assert ask(server, "/healthz").status == 200
         assert ask(server, "/metrics").status == 200
@@ -305,7 +329,7 @@ def test_a_client_that_goes_away_in_the_middle_is_nobody_s_business(server: Serv
     for _ in range(5):
         with closing(socket.create_connection(("127.0.0.1", server.port))) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+            client.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
 
     assert ask(server, "/healthz").status == 200
     assert capfd.readouterr() == ("", "")

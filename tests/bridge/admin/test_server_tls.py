@@ -6,7 +6,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
-from email.message import Message
 from http import HTTPStatus
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from bridge.admin.listener import CONNECTIONS, Listener
 from bridge.admin.route import Request, Response, Route, text_response
+from bridge.admin.routes import Access
 from bridge.tls import ServerContext
 from tests.support.servers.receiver import make_certificate
 from tests.support.threads import serving
@@ -26,11 +26,8 @@ def respond(_: Request) -> Response:
 
 
 def listener(tls: ServerContext) -> Listener:
-    def is_command(headers: Message) -> bool:
-        return headers.get("Authorization") == f"Bearer {COMMAND}"
-
     probe, other = Route("GET", respond, is_probe=True), Route("GET", respond)
-    return Listener(("127.0.0.1", 0), {"/healthz": probe}, other, tls, is_command)
+    return Listener(("127.0.0.1", 0), {"/healthz": probe}, other, tls, Access(COMMAND, lambda: None, lambda _: None))
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from bridge.journal import Holder, Journal, JournalError, JournalSettings, holder
 
@@ -55,3 +56,19 @@ def test_that_nobody_can_tell_who_holds_a_journal_is_an_error(tmp_path: Path) ->
 
     with pytest.raises(JournalError, match=r"journal\.db\.lock: "):
         holder(tmp_path / "journal.db")
+
+
+def test_a_journal_that_others_can_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    Journal(JournalSettings(path=path)).close()
+    path.chmod(0o644)
+    with capture_logs() as logs:
+        Journal(JournalSettings(path=path)).close()
+    path.chmod(0o640)
+    with capture_logs() as private:
+        Journal(JournalSettings(path=path)).close()
+
+    assert [(line["event"], line["fix"]) for line in logs] == [
+        ("other users of this machine have access to the journal", f"chmod o-rwx {path}")
+    ]
+    assert private == []
