@@ -8,6 +8,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 from urllib.parse import SplitResult, urlsplit
@@ -160,6 +161,16 @@ StreamUrl = Annotated[str, AfterValidator(_stream_url), WithJsonSchema({"type": 
 EngineUrl = Annotated[str, AfterValidator(_engine_url), WithJsonSchema({"type": "string", "pattern": "^(unix:///|tcp://)"})]
 ProxyUrl = Annotated[Secret, AfterValidator(_proxy_url)]
 """A proxy's URL is a secret, because it may hold a password."""
+
+
+def is_loopback(host: str) -> bool:
+    """Return True for `localhost` and loopback addresses."""
+    try:
+        ip = ip_address(host.strip("[]").partition("%")[0])
+    except ValueError:
+        return host.lower() == "localhost"
+    return (ip.ipv4_mapped if isinstance(ip, IPv6Address) and ip.ipv4_mapped else ip).is_loopback
+
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?", re.ASCII)

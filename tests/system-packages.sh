@@ -16,6 +16,8 @@ openssl openssl
 java default-jre-headless
 strace strace
 nginx nginx-light
+haproxy haproxy
+socat socat
 mvn maven
 LIST
 ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || missing="$missing libfaketime"

@@ -1,15 +1,22 @@
 """`event-bridge check`: whether the configuration can be used and, if asked for, whether streams and sinks can be reached."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, SecretStr
 
 from bridge import app
+from bridge.field_types import is_loopback
 from bridge.sink import SinkSettings, Unavailable
 from bridge.source import Ended
 from config.load import load
 from config.rotation import ConfigReader
 from config.settings import StreamSettings
+
+_PLAIN: Final = frozenset({"http", "ws", "mqtt", "tcp"})
 
 
 class ConnectFailed(Exception):
@@ -28,6 +35,11 @@ def check(config: Path | None, *, connect: bool) -> None:
     for name, sink in settings.sinks.items():
         for deprecation in sink.deprecations:
             print(f"sink {name}: {deprecation}")
+    for what, part in [(f"stream {name}", stream) for name, stream in settings.streams.items()] + [
+        (f"sink {name}", sink) for name, sink in settings.sinks.items()
+    ]:
+        for host in hosts_in_clear_text(part):
+            print(f"{what}: its credentials go to {host} in clear text; use TLS")
     if not connect:
         return
     attempts: list[tuple[str, Callable[[], Sequence[str]]]] = []
@@ -39,6 +51,26 @@ def check(config: Path | None, *, connect: bool) -> None:
     failed = [what for what, attempt in attempts if not _succeeds(what, attempt)]
     if failed:
         raise ConnectFailed(f"not reached: {', '.join(failed)}")
+
+
+def hosts_in_clear_text(settings: BaseModel) -> list[str]:
+    """Return the hosts beyond this machine to which settings with a secret in them connect without TLS.
+
+    A part has a `url`, or `bootstrap_servers` and `uses_tls`; so may a plug-in.
+    """
+    if not any(isinstance(value, SecretStr) or (isinstance(value, dict) and value) for value in _values(settings)):
+        return []
+    urls = [getattr(settings, "url", None) or ""]
+    if not getattr(settings, "uses_tls", True):
+        urls += [f"tcp://{server}" for server in getattr(settings, "bootstrap_servers", [])]
+    parts = [urlsplit(url) for url in urls]
+    return [part.hostname for part in parts if part.scheme in _PLAIN and part.hostname and not is_loopback(part.hostname)]
+
+
+def _values(settings: BaseModel) -> Iterator[object]:
+    """Yield the values that may be secret: fields, and mappings of secrets such as headers."""
+    for value in dict(settings).values():
+        yield {key: inner for key, inner in value.items() if isinstance(inner, SecretStr)} if isinstance(value, dict) else value
 
 
 def _try_stream(name: str, settings: StreamSettings, reader: ConfigReader) -> Sequence[str]:

@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from bridge.field_types import Bytes, EngineUrl, Listen, Name, OptionalFile, Seconds, StreamUrl, UrlPath, parse_time
+from bridge.field_types import (
+    Bytes,
+    EngineUrl,
+    Listen,
+    Name,
+    OptionalFile,
+    Seconds,
+    StreamUrl,
+    UrlPath,
+    is_loopback,
+    parse_time,
+)
 
 SECONDS: TypeAdapter[float] = TypeAdapter(Seconds)
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -145,3 +156,13 @@ def test_a_moment_is_a_time_or_an_age(text: str, expected: datetime) -> None:
 def test_anything_else_is_told_what_would_be_right(text: str) -> None:
     with pytest.raises(ValueError, match=r"^must be a time, like 2026-11-23T10:00:00Z, or an age"):
         parse_time(text, NOW)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "::ffff:127.0.0.1", "localhost", "LocalHost"])
+def test_loopback_has_many_names(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["10.0.0.5", "2001:db8::1", "::ffff:10.0.0.5", "fe80::1%eth0", "localhost.evil.example", ""])
+def test_everything_else_is_no_loopback(host: str) -> None:
+    assert not is_loopback(host)

@@ -84,3 +84,34 @@ def test_a_check_names_what_has_an_old_name(tmp_path: Path, capsys: pytest.Captu
     check(config, connect=False)
 
     assert "sink home: topic: {id} is called {resource_uuid} now" in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("part", "hosts"),
+    [
+        ("streams: {x: {url: 'ws://far.example', username: bob, api_key: k}}", ["far.example"]),
+        ("streams: {x: {url: 'wss://far.example', username: bob, api_key: k}}", []),
+        ("streams: {x: {url: 'ws://far.example'}}", []),
+        ("streams: {x: {url: 'ws://[::1]', username: bob, api_key: k}}", []),
+        ("sinks: {x: {type: webhook, url: 'http://far.example', token: t}}", ["far.example"]),
+        ("sinks: {x: {type: webhook, url: 'http://far.example', headers: {X-Key: t}}}", ["far.example"]),
+        ("sinks: {x: {type: webhook, url: 'http://localhost', token: t}}", []),
+        ("sinks: {x: {type: mqtt, url: 'mqtt://10.0.0.5', username: bob, password: p}}", ["10.0.0.5"]),
+        ("sinks: {x: {type: mqtt, url: 'mqtts://10.0.0.5', username: bob, password: p}}", []),
+        (
+            "sinks: {x: {type: kafka, bootstrap_servers: 'a:1,127.0.0.1:2', topic: t, sasl: PLAIN, username: b, password: p}}",
+            ["a"],
+        ),
+        ("sinks: {x: {type: kafka, bootstrap_servers: 'a:1', topic: t, tls: true, sasl: PLAIN, username: b, password: p}}", []),
+    ],
+)
+def test_credentials_in_clear_text_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str, hosts: list[str]
+) -> None:
+    config = tmp_path / "bridge.yaml"
+    config.write_text(part if part.startswith("streams") else f"streams: {{acme: {{}}}}\n{part}")
+
+    check(config, connect=False)
+
+    said = [line.split()[6] for line in capsys.readouterr().out.splitlines() if "clear text" in line]
+    assert said == hosts
