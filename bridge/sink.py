@@ -17,7 +17,7 @@ A failure concerns either the sink or an event:
 - this event, for now: return `Failure.retry`. The event goes to the retry queue.
 - this event, for good: return `Failure.rejected`. The event becomes a dead letter.
 
-Another thread reads `delivered` every 25 ms and records it, so that a killed process repeats little. Each call makes a new set.
+Another thread reads `delivered` every 20 ms and records it, so that a killed process repeats little. Each call makes a new set.
 
 `entries` are in order. After an event that was not acknowledged, a sink must not deliver later events of the same resource in
 that call. It returns them as `Failure.held`, and they wait behind the first.

@@ -29,7 +29,7 @@ _CONNECT_SECONDS: Final = 10.0
 _OVERLAP_SECONDS: Final = 2.0
 """Both sessions are open so long: what was sent to the old one before still arrives."""
 
-_PROGRESS_SECONDS: Final = 0.025
+_PROGRESS_SECONDS: Final = 0.02
 """Time between two records of what deliveries have brought: a kill repeats what was acknowledged since the last one."""
 
 _END_SECONDS: Final = 5.0
