@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Final
 
@@ -207,26 +208,9 @@ def _simulator_settings(args: argparse.Namespace) -> SimulatorSettings:
     host, _, port = args.listen.rpartition(":")
     if not host or not port.isdecimal():
         raise OptionError(f"--listen: must be HOST:PORT, like 127.0.0.1:8750, not {args.listen!r}")
+    options = {field.name: getattr(args, field.name) for field in fields(SimulatorSettings) if field.name in args}
+    options["api_key"] = args.api_key or os.environ.get("BRIDGE_SIMULATOR_API_KEY")
     try:
-        return SimulatorSettings(
-            host=host.strip("[]"),
-            port=int(port),
-            username=args.username,
-            api_key=args.api_key or os.environ.get("BRIDGE_SIMULATOR_API_KEY"),
-            namespaces=tuple(args.namespace),
-            rate=args.rate,
-            count=args.count,
-            seed=args.seed,
-            replay=args.replay,
-            duplicates=args.duplicates,
-            malformed=args.malformed,
-            fragmented=args.fragmented,
-            disconnect_every=args.disconnect_every,
-            silence_after=args.silence_after,
-            refuse=args.refuse,
-            retry_after=args.retry_after,
-            error_after=args.error_after,
-            credentials_expire=args.credentials_expire,
-        )
+        return SimulatorSettings(**options, host=host.strip("[]"), port=int(port), namespaces=tuple(args.namespace))
     except ValueError as error:
         raise OptionError(f"--{str(error).replace('_', '-', 1)}") from None
