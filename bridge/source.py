@@ -5,6 +5,7 @@ of `bridge.pipeline.stream`, the same for all kinds.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Protocol, get_args
 
 from pydantic import Field
@@ -55,19 +56,22 @@ class SourceSettings(Strict):
     ca_file: OptionalFile = Field(default=None, description="CA certificates (PEM) to trust instead of the system's.")
 
 
+@dataclass(eq=False)
 class Ended(Exception):
     """A session ended, or could not be opened.
 
-    Args:
+    Attributes:
         error: Cause as text, without secrets.
         reason: Cause as a label.
         retry_after: Seconds to wait, as the server asked.
     """
 
-    def __init__(self, error: str, reason: EndReason, *, retry_after: float | None = None) -> None:
-        super().__init__(error)
-        self.reason: EndReason = reason
-        self.retry_after = retry_after
+    error: str
+    reason: EndReason
+    retry_after: float | None = None
+
+    def __str__(self) -> str:
+        return self.error
 
 
 class Read(NamedTuple):

@@ -114,12 +114,12 @@ class GapTracker:
             if self._sessions == 0:
                 self._on_change(0)
                 self._since, self._start = self._monotonic() - silent, self._clock() - silent
-                self._why = end.reason, str(end)
+                self._why = end.reason, end.error
 
     def failed(self, end: Ended) -> None:
         """Note that a session could not be opened."""
         with self._lock:
-            self._why = end.reason, str(end)
+            self._why = end.reason, end.error
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

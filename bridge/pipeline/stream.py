@@ -225,7 +225,7 @@ class Stream:
             connected=False,
             since=self._clock() - silent if was_open else before.since,
             reason=end.reason,
-            error=str(end),
+            error=end.error,
             attempts=0 if was_open else before.attempts + 1,
         )
         if self._stopping:
@@ -237,7 +237,7 @@ class Stream:
         delay = self._delay(end)
         if was_open or end.reason != before.reason:
             log.warning(
-                "stream disconnected", stream=self.name, reason=end.reason, error=str(end), next_try_seconds=round(delay, 1)
+                "stream disconnected", stream=self.name, reason=end.reason, error=end.error, next_try_seconds=round(delay, 1)
             )
         return delay
 
