@@ -11,7 +11,8 @@ import select
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from io import BytesIO
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -166,9 +167,13 @@ class Client:
         """Close all connections. Requests in another thread end within a quarter of a second."""
         self._closed = True
         if self._used.acquire(blocking=False):
-            # It waits for the look-up of a name that is under way.
-            threading.Thread(target=self._multi.close, daemon=True).start()
+            self._close()
             self._used.release()
+
+    def _close(self) -> None:
+        # In a thread, since it waits for the look-up of a name that is under way.
+        with suppress(RuntimeError):  # No thread is left: it is closed with the last reference to it.
+            threading.Thread(target=self._multi.close, daemon=True).start()
 
     def connect(self) -> NoResponse | None:
         """Connect and disconnect, without a request; return the error if that fails."""
@@ -181,8 +186,8 @@ class Client:
             curl.close()
         return None
 
-    def send(self, next_request: Callable[[], tuple[T, str, bytes] | None]) -> Iterator[tuple[T, Response | NoResponse]]:
-        """Send requests until there is none left, and yield how each of them ended.
+    def send(self, next_request: Callable[[], tuple[T, str, bytes] | None]) -> Generator[tuple[T, Response | NoResponse]]:
+        """Send requests until there is none left, and yield how each of them ended. To close the generator cancels the others.
 
         Args:
             next_request: Returns a tag that is yielded with the end of the request, its `webhook-id` and its body; None if
@@ -199,8 +204,8 @@ class Client:
             finally:
                 for curl in list(self._busy):
                     self._end(curl)
-        if self._closed:
-            self.close()
+                if self._closed:
+                    self._close()
 
     def _start(self, request: tuple[Any, str, bytes], *, repeated: bool = False) -> None:
         _, webhook_id, content = request

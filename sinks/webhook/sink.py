@@ -7,6 +7,7 @@ one after another. A batch that is refused is sent again in halves.
 import uuid
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import ClassVar
 
@@ -162,18 +163,19 @@ class WebhookSink:
                         return (requests, request), _identity(request), self._body(request)
             return None
 
-        for (requests, request), end in self._client.send(next_request):
-            groups.appendleft(requests)
-            failed = self._classify(end)
-            if failed is None:
-                faults.note([entry.seq for entry in request], None, answered=True)
-            elif len(request) > 1 and _is_refusal(failed):
-                middle = len(request) // 2
-                requests.extendleft((request[middle:], request[:middle]))
-            else:
-                first = {self._key(entry): entry.seq for entry in reversed(request)}
-                held.update(first if failed.outcome == "retry" else ())
-                faults.note([*first.values()], failed, answered=isinstance(end, Response))
+        with closing(self._client.send(next_request)) as ends:
+            for (requests, request), end in ends:
+                groups.appendleft(requests)
+                failed = self._classify(end)
+                if failed is None:
+                    faults.note([entry.seq for entry in request], None, answered=True)
+                elif len(request) > 1 and _is_refusal(failed):
+                    middle = len(request) // 2
+                    requests.extendleft((request[middle:], request[:middle]))
+                else:
+                    first = {self._key(entry): entry.seq for entry in reversed(request)}
+                    held.update(first if failed.outcome == "retry" else ())
+                    faults.note([*first.values()], failed, answered=isinstance(end, Response))
         faults.conclude()
         return [faults.failure(entry) for entry in entries if entry.seq not in faults.delivered]
 

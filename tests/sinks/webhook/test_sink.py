@@ -430,6 +430,7 @@ def test_a_bug_is_raised_and_not_taken_for_an_acknowledgement(open_sink: Make) -
         sink.deliver([*make_entries(3), Entry(4, 0.0, b"{"), *make_entries(3)])
 
     assert not isinstance(bug.value, Unavailable)
+    assert sink.deliver(make_entries(3)) == []
 
 
 @pytest.mark.parametrize("form", ["event", "batch", "lines"])
