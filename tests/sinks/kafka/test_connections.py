@@ -181,11 +181,13 @@ def test_a_leader_that_can_not_be_reached_is_noticed_although_other_brokers_answ
 ) -> None:
     mock_kafka.speak_to_it(monkeypatch)
     unreachable: set[Address] = set()
-    connect_ex = socket.socket.connect_ex
+    connect = socket.socket.connect
 
     class Socket(socket.socket):
-        def connect_ex(self, address: Any) -> int:
-            return errno.ECONNREFUSED if address in unreachable else connect_ex(self, address)
+        def connect(self, address: Any) -> None:
+            if address in unreachable:
+                raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+            connect(self, address)
 
     monkeypatch.setattr(socket, "socket", Socket)
     with MockKafka(3) as mock:
