@@ -75,10 +75,11 @@ class DockerCloudSource:
         Raises:
             Ended: It could not be opened.
         """
-        authorization = authorization_of(self._current())
+        settings = self._current()
+        authorization = authorization_of(settings)
         if authorization is not None and not authorization.isprintable():
             raise Ended("the credentials contain a line break or another control character", "unauthorized")
-        settings, until = self._settings, time.monotonic() + self._settings.connect_timeout
+        until = time.monotonic() + settings.connect_timeout
         proxy = None if settings.proxy is None else settings.proxy.get_secret_value()
         context, fields = self._tls_context(), self._fields(authorization)
         try:
@@ -93,7 +94,7 @@ class DockerCloudSource:
                 stack.pop_all()
         except (OSError, ValueError) as error:
             raise failure(error) from None
-        return DockerCloudSession(sock, answer.rest, settings, self._clock)
+        return DockerCloudSession(sock, answer.rest, self._settings, self._clock)
 
     def _tls_context(self) -> ssl.SSLContext | None:
         try:

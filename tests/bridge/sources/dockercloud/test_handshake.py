@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from bridge.frames import CLOSE, TEXT, encode
 from bridge.source import Ended
+from bridge.sources.dockercloud.settings import DockerCloudSettings
+from bridge.sources.dockercloud.source import DockerCloudSource
 from tests.support.servers.silent import refusing_address, resolve, silent_address
 from tests.support.servers.websocket_server import (
     AUTHORIZATION,
@@ -408,6 +411,17 @@ def test_a_proxy_of_another_kind_is_refused_and_nothing_is_sent_to_it(
     ended = failure("ws://stream.invalid")
     assert (ended.reason, str(ended)) == ("refused", f"http_proxy names a proxy with {scheme}://, only http:// is supported")
     assert proxy.connections == []
+
+
+def test_a_proxys_password_that_has_changed_is_used_for_the_next_session(start_raw: StartRaw) -> None:
+    proxy = start_raw(tunnel)
+    address = f"127.0.0.1:{proxy.port}"
+    first, second = (
+        DockerCloudSettings(url="ws://stream.invalid", proxy=SecretStr(f"http://user:{word}@{address}"))
+        for word in ("old", "new")
+    )
+    DockerCloudSource(first, lambda: second, user_agent="probe").open(None).close()
+    assert f"Basic {base64.b64encode(b'user:new').decode()}\r\n" in proxy.requests[0]
 
 
 def test_a_proxy_that_can_t_be_reached_is_named() -> None:
