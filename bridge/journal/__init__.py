@@ -19,7 +19,8 @@ Format
     are a row of another table: they are needed longer than the events (for `dedup.window`) or shorter (a sink is behind).
     Events in the retry queue and dead letters are copies, so that one failure does not keep a whole batch; each of those
     rows has a checksum over all its columns. A dead letter keeps its ordering key (the column `lane`) for a replay.
-    This is format 2; a file of another format is refused.
+    This is format 3. Format 2 did not know of which namespace a uuid is; it is brought to format 3 in one transaction, and its
+    uuids count in every namespace. A file of another format is refused.
 
 Operations
     `append` is a group commit: the thread that gets the write lock commits all batches that wait, with one fsync. The first

@@ -25,6 +25,13 @@ _MAX_GROUP: Final = 256
 """Batches in one transaction at most. Their bytes are bounded, too: by a quarter of what SQLite's log may take."""
 
 
+Keys = dict[str | None, dict[bytes, None]]
+"""Uuids by namespace."""
+
+_STEP_SECONDS: Final = 60.0
+"""A difference by which a clock does not go wrong by itself."""
+
+
 class Window:
     """Remembers uuids for at least `seconds`, but no more than `max_events` of them (and those of one commit).
 
@@ -39,31 +46,59 @@ class Window:
         self.oldest_seq = first
         self._seconds = seconds
         self._half = max(1, max_events // 2)
-        self._current: dict[bytes, None] = {}
-        self._previous: dict[bytes, None] = {}
+        self._current: Keys = {}
+        self._previous: Keys = {}
         self._began = now
         self._began_at = first
 
     def __len__(self) -> int:
-        return len(self._current) + len(self._previous)
+        return sum(len(keys) for generation in (self._current, self._previous) for keys in generation.values())
 
-    def unseen(self, events: Iterable[Event], taken: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    def unseen(self, namespace: str, events: Iterable[Event], taken: Keys) -> dict[bytes, bytes]:
         """Of these events, those that are neither remembered nor among `taken`: uuid to JSON, in order."""
-        current, previous = self._current, self._previous
-        if taken:
-            return {
-                event.key: event.json
-                for event in events
-                if event.key not in current and event.key not in previous and event.key not in taken
-            }
-        return {event.key: event.json for event in events if event.key not in current and event.key not in previous}
+        fresh = {event.key: event.json for event in events}
+        for known in (self._current, self._previous, taken):
+            # Those of an earlier format have no namespace: they may be of any.
+            for seen in (known.get(namespace), known.get(None)):
+                if seen and not fresh.keys().isdisjoint(seen.keys()):
+                    fresh = {key: json for key, json in fresh.items() if key not in seen}
+        return fresh
 
-    def remember(self, keys: Iterable[bytes], first: int, now: float) -> None:
+    def remember(self, namespace: str | None, keys: Iterable[bytes], first: int, now: float) -> None:
         """Remember uuids of events that were stored from `first` on, at monotonic time `now`."""
-        if len(self._current) >= self._half or now - self._began > self._seconds:
+        if now - self._began > self._seconds or sum(map(len, self._current.values())) >= self._half:
             self._previous, self._current = self._current, {}
             self.oldest_seq, self._began_at, self._began = self._began_at, first, now
-        self._current.update(dict.fromkeys(keys))
+        self._current.setdefault(namespace, {}).update(dict.fromkeys(keys))
+
+
+class Clock:
+    """The time by which uuids get older: that of the day when the journal was made, and no step of the clock since then.
+
+    Args:
+        offset: By how much the clock was ahead when that was recorded last.
+        least: It was not earlier when the journal was closed.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float], monotonic: Callable[[], float], offset: float = 0.0, least: float = 0.0
+    ) -> None:
+        self._clock = clock
+        self._monotonic = monotonic
+        self._offset = offset
+        self._base = max(clock() - offset, least) - monotonic()
+
+    def now(self) -> float:
+        """Return seconds since the epoch, more or less."""
+        return self._base + self._monotonic()
+
+    def step(self) -> float | None:
+        """Return by how much the clock is ahead, if it was set since that was asked last."""
+        offset = self._clock() - self.now()
+        if abs(offset - self._offset) < _STEP_SECONDS:
+            return None
+        self._offset = offset
+        return offset
 
 
 class Ticket:
@@ -82,6 +117,7 @@ class Appender:
         streams: The counters of the streams.
         waiting: The batches that wait.
         window: What is remembered; set before the first commit.
+        clock: By which it is forgotten at the next start.
     """
 
     window: Window
@@ -93,9 +129,11 @@ class Appender:
         *,
         next_seq: int,
         observe_commit: Callable[[float], None],
+        clock: Callable[[], float],
         monotonic: Callable[[], float],
     ) -> None:
         self.next_seq = next_seq
+        self.clock = Clock(clock, monotonic, *tables.clock(store.db))
         self.streams = tables.stream_counters(store.db)
         self.waiting: deque[Ticket] = deque()
         self._store = store
@@ -113,39 +151,46 @@ class Appender:
         """Commit the batches that wait; return False if there is no room or the disk fails."""
         tickets: list[Ticket] = []
         batches: list[tuple[Batch, int, dict[bytes, bytes]]] = []
-        taken: dict[bytes, bytes] = {}
-        room = self._store.log_limit // 4
+        taken: Keys = {}
+        following, room = self.next_seq, self._store.log_limit // 4
         for index in range(min(len(self.waiting), _MAX_GROUP)):
             ticket = self.waiting[index]
-            fresh = self.window.unseen(ticket.batch.events, taken)
+            batch = ticket.batch
+            fresh = self.window.unseen(batch.namespace, batch.events, taken)
             room -= sum(map(len, fresh.values()))
             if room < 0 and index:
                 break
             tickets.append(ticket)
-            batches.append((ticket.batch, self.next_seq + len(taken), fresh))
-            if index == 0:
-                taken = fresh
-            else:
-                taken = dict(taken) if index == 1 else taken
-                taken.update(fresh)
+            batches.append((batch, following, fresh))
+            following += len(fresh)
+            if index + 1 < len(self.waiting):
+                taken.setdefault(batch.namespace, {}).update(dict.fromkeys(fresh))
         if not self._store.has_room() and not self._space.make_room(self.window.oldest_seq):
             return False
         began = self._monotonic()
         with suppress(JournalError):
             with self._store.write("append", synced=True) as db:
-                save_batches(db, batches)
-            self.window.remember(taken, self.next_seq, self._monotonic())
+                save_batches(db, batches, self.clock.now())
+                self.keep_clock(db)
+            now = self._monotonic()
+            for batch, first, fresh in batches:
+                self.window.remember(batch.namespace, fresh, first, now)
             with self._store.changed:
                 for ticket, (batch, _, fresh) in zip(tickets, batches, strict=True):
                     ticket.outcome = Appended(len(fresh), len(batch.events) - len(fresh))
                     self._count(batch, ticket.outcome)
                     self.waiting.popleft()
-                self.next_seq += len(taken)
-                if taken:
+                if following > self.next_seq:
+                    self.next_seq = following
                     self._store.changed.notify_all()
-            self._observe_commit(self._monotonic() - began)
+            self._observe_commit(now - began)
             return True
         return False
+
+    def keep_clock(self, db: sqlite3.Connection) -> None:
+        """Record that the clock was set, if it was. Within a transaction."""
+        if (offset := self.clock.step()) is not None:
+            db.execute("UPDATE meta SET clock_offset = ?", (offset,))
 
     def _count(self, batch: Batch, outcome: Appended) -> None:
         counters = self.streams.setdefault(batch.stream, StreamCounters(malformed={}))
@@ -158,22 +203,33 @@ class Appender:
             counters.position = batch.position
 
 
-def save_batches(db: sqlite3.Connection, batches: Sequence[tuple[Batch, int, dict[bytes, bytes]]]) -> None:
-    """Store batches and count their events; each comes with its first sequence number and its new events (uuid to JSON)."""
+def save_batches(db: sqlite3.Connection, batches: Sequence[tuple[Batch, int, dict[bytes, bytes]]], now: float) -> None:
+    """Store batches and count their events; each comes with its first sequence number and its new events (uuid to JSON).
+
+    `now` is the time of the `Clock`.
+    """
     for batch, first, fresh in batches:
         if fresh:
-            insert_batch(db, first, batch.received, fresh)
+            insert_batch(db, first, batch.received, fresh, batch.namespace, now)
         if batch.malformed:
             insert_quarantine(db, batch.stream, batch.received, batch.malformed)
         received = len(batch.events) + len(batch.malformed)
         add_counts(db, batch.stream, (received, len(fresh), len(batch.events) - len(fresh)), batch.position)
 
 
-def insert_batch(db: sqlite3.Connection, first: int, received: float, events: dict[bytes, bytes]) -> None:
+def insert_batch(  # noqa: PLR0917 - the columns
+    db: sqlite3.Connection,
+    first: int,
+    received: float,
+    events: dict[bytes, bytes],
+    namespace: str = "",
+    now: float | None = None,
+) -> None:
     """Store events (uuid to JSON) as one row, and their uuids as another, so that each can go when it is not needed."""
     body = b"\n".join(events.values())
     db.execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?)", (first, len(events), received, crc32c(body), body))
-    db.execute("INSERT INTO seen VALUES (?, ?, ?)", (first, received, b"".join(events)))
+    age = received if now is None else now
+    db.execute("INSERT INTO seen VALUES (?, ?, ?, ?)", (first, age, b"".join(events), namespace))
     db.execute("UPDATE meta SET next_seq = ?", (first + len(events),))
 
 

@@ -35,8 +35,6 @@ class Remembered:
         store: Store,
         settings: DedupSettings,
         appender: Appender,
-        *,
-        clock: Callable[[], float],
         monotonic: Callable[[], float],
     ) -> None:
         self._store = store
@@ -50,7 +48,7 @@ class Remembered:
         self._appender = appender
         self._following = appender.next_seq
         # The clock may have been set between two starts, by an hour if the window is a day.
-        self._since = clock() - settings.window * (1 + 1 / 24)
+        self._since = appender.clock.now() - settings.window * (1 + 1 / 24)
         self._monotonic = monotonic
         # Nothing is older than that: nothing is pruned until it is read.
         appender.window = Window(settings.window, self._max_events, monotonic())
@@ -88,7 +86,7 @@ class Remembered:
             for page in seen_keys(db, first, self._following):
                 if self._store.closing.is_set():
                     return window
-                window.remember(page.keys, page.first, self._monotonic())
+                window.remember(page.namespace, page.keys, page.first, self._monotonic())
                 damaged += page.damaged
         if damaged:
             log.error("remembered uuids are damaged; their events would be taken for new ones", batches=damaged)
@@ -109,15 +107,16 @@ def oldest_seen(db: sqlite3.Connection, since: float, limit: int) -> int | None:
     return oldest  # type: ignore[no-any-return] # as above
 
 
-class Keys(NamedTuple):
-    """A page of uuids, from the batch at `first` on; those of `damaged` batches are missing."""
+class Page(NamedTuple):
+    """Uuids of a namespace, from the batch at `first` on; those of `damaged` batches are missing."""
 
     first: int
+    namespace: str | None
     keys: list[bytes]
     damaged: int
 
 
-def seen_keys(db: sqlite3.Connection, oldest: int, following: int) -> Iterator[Keys]:
+def seen_keys(db: sqlite3.Connection, oldest: int, following: int) -> Iterator[Page]:
     """Yield the uuids of all batches of `[oldest, following)`, oldest first.
 
     Some at a time, since a million of them would take 200 MiB. SQLite joins what many batches of one event have: to take it row
@@ -125,14 +124,15 @@ def seen_keys(db: sqlite3.Connection, oldest: int, following: int) -> Iterator[K
     """
     whole = f"length(CAST(uuids AS BLOB)) % {_UUID_BYTES} = 0"
     page = (
-        f"SELECT group_concat(CASE WHEN {whole} THEN hex(CAST(uuids AS BLOB)) END, ''), total(NOT {whole})"
-        " FROM seen WHERE first >= ? AND first < ?"
+        f"SELECT namespace, group_concat(CASE WHEN {whole} THEN hex(CAST(uuids AS BLOB)) END, ''), total(NOT {whole})"
+        " FROM seen WHERE first >= ? AND first < ? GROUP BY namespace"
     )
     at = _first_seen(db, oldest)
     while at is not None and at < following:
-        joined, damaged = db.execute(page, (at, min(at + _PAGE, following))).fetchone()
-        uuids = bytes.fromhex(joined or "")
-        yield Keys(at, [uuids[i : i + _UUID_BYTES] for i in range(0, len(uuids), _UUID_BYTES)], int(damaged))
+        for namespace, joined, damaged in db.execute(page, (at, min(at + _PAGE, following))).fetchall():
+            uuids = bytes.fromhex(joined or "")
+            keys = [uuids[i : i + _UUID_BYTES] for i in range(0, len(uuids), _UUID_BYTES)]
+            yield Page(at, namespace if isinstance(namespace, str) else None, keys, int(damaged))
         at = _first_seen(db, at + _PAGE)
 
 

@@ -193,7 +193,7 @@ def _refuse_other_formats(db: sqlite3.Connection, path: Path) -> None:
             f"{path}: written by a newer event-bridge (format {version}, this one knows {schema.SCHEMA_VERSION}); "
             "run that version, or give this one a journal.path of its own"
         )
-    if 0 < version < schema.SCHEMA_VERSION:
+    if 0 < version < schema.OLDEST_VERSION:
         raise JournalError(
             f"{path}: format {version} is too old, this event-bridge knows {schema.SCHEMA_VERSION}; "
             "give it a journal.path of its own"

@@ -48,9 +48,9 @@ class Journal(ConcurrentReader):
         super().__init__(store := Store(settings.path, settings.durability, settings.max_bytes))
         self._sinks: dict[str, Cursor] = {}
         self._space = Space(store, self._sinks, settings, clock=clock, monotonic=monotonic)
-        end = scan.extent(store.db).next
-        self._appender = Appender(store, self._space, next_seq=end, observe_commit=observe_commit, monotonic=monotonic)
-        self._remembered = Remembered(store, settings.dedup, self._appender, clock=clock, monotonic=monotonic)
+        end, clocks = scan.extent(store.db).next, {"clock": clock, "monotonic": monotonic}
+        self._appender = Appender(store, self._space, next_seq=end, observe_commit=observe_commit, **clocks)
+        self._remembered = Remembered(store, settings.dedup, self._appender, monotonic)
 
     # Streams
 
@@ -118,9 +118,8 @@ class Journal(ConcurrentReader):
     def next_work(self, sink: str, now: float, limits: Limits, *, new_first: bool = False, timeout: float = 0.0) -> Work:
         """Return what the sink has to deliver next: due retries if there are any, or else what lies after the cursor.
 
-        The cursor stays. Nothing new is read while the retry queue holds `limits.max_pending` events. With `new_first`, new
-        events are read although retries are due. Waits for work for at most `timeout` seconds, but not longer than until the
-        next retry is due; `wake` ends that.
+        The cursor stays. `Work.paused` says why nothing new is read. With `new_first`, new events are read although retries are
+        due. Waits for work at most `timeout` seconds, and until the next retry is due; `wake` ends that.
 
         Raises:
             Closed: The journal was closed.
@@ -269,9 +268,10 @@ class Journal(ConcurrentReader):
             if more:
                 # A lock is not fair: let go and taken again at once, it keeps the others waiting.
                 store.closing.wait(0.001)
-        with store.lock:
-            if not store.closing.is_set():
-                store.sync()
+        with store.lock, suppress(Closed, JournalError):
+            with store.write("clock") as db:
+                self._appender.keep_clock(db)
+            store.sync()
         return more or not all_read
 
     def prune_all(self) -> int:

@@ -32,6 +32,7 @@ class Batch(msgspec.Struct, frozen=True):
 
     Attributes:
         stream: The stream's name.
+        namespace: Where its uuids are unique.
         received: When, in seconds since the epoch.
         position: From where the stream resumes once this is committed; None leaves it as it was.
     """
@@ -41,6 +42,7 @@ class Batch(msgspec.Struct, frozen=True):
     events: list[Event]
     malformed: list[Malformed]
     position: str | None = None
+    namespace: str = ""
 
 
 class Retry(msgspec.Struct, frozen=True):

@@ -12,14 +12,17 @@ from typing import Final
 
 from bridge.journal import queues, tables
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
+
+OLDEST_VERSION: Final = 2
+"""The oldest format that is brought to the present one."""
 
 _SCHEMA: Final = """
-CREATE TABLE meta (next_seq INTEGER NOT NULL);
-INSERT INTO meta VALUES (1);
+CREATE TABLE meta (next_seq INTEGER NOT NULL, clock_offset REAL NOT NULL DEFAULT 0);
+INSERT INTO meta VALUES (1, 0);
 CREATE TABLE batches (first INTEGER PRIMARY KEY, count INTEGER NOT NULL, received REAL NOT NULL, crc INTEGER NOT NULL,
     body BLOB NOT NULL);
-CREATE TABLE seen (first INTEGER PRIMARY KEY, received REAL NOT NULL, uuids BLOB NOT NULL);
+CREATE TABLE seen (first INTEGER PRIMARY KEY, received REAL NOT NULL, uuids BLOB NOT NULL, namespace TEXT);
 CREATE TABLE streams (name TEXT PRIMARY KEY, received INTEGER NOT NULL, accepted INTEGER NOT NULL,
     duplicate INTEGER NOT NULL, position TEXT) WITHOUT ROWID;
 CREATE TABLE malformed (stream TEXT, reason TEXT, count INTEGER NOT NULL, PRIMARY KEY (stream, reason)) WITHOUT ROWID;
@@ -46,9 +49,14 @@ def version(db: sqlite3.Connection) -> int:
 
 
 def create(db: sqlite3.Connection) -> None:
-    """Create the tables in one transaction, unless they are there."""
+    """Create the tables in one transaction, or bring those of an earlier format to the present one, unless they are there."""
     if version(db) < 1:
         db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+    elif version(db) < SCHEMA_VERSION:
+        db.executescript(
+            "BEGIN; ALTER TABLE meta ADD COLUMN clock_offset REAL NOT NULL DEFAULT 0;"
+            f" ALTER TABLE seen ADD COLUMN namespace TEXT; PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
+        )
 
 
 def is_damage(error: sqlite3.Error) -> bool:

@@ -87,6 +87,13 @@ def _quarantined(key: int, stream: Any, received: Any, reason: Any, frame: Any) 
     return QuarantinedMessage(key, str(stream), time_of(0), "damaged", frame if isinstance(frame, bytes) else b"")
 
 
+def clock(db: sqlite3.Connection) -> tuple[float, float]:
+    """Return by how much the clock was ahead of the one of the uuids, and the latest time by that."""
+    (offset,) = db.execute("SELECT clock_offset FROM meta").fetchone() or (0.0,)
+    (latest,) = db.execute("SELECT received FROM seen ORDER BY first DESC LIMIT 1").fetchone() or (0.0,)
+    return tuple(value if isinstance(value, float) and abs(value) <= LATEST else 0.0 for value in (offset, latest))  # type: ignore[return-value]
+
+
 def stream_counters(db: sqlite3.Connection) -> dict[str, StreamCounters]:
     """Return the counters of all streams."""
     counters = {

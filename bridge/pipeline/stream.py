@@ -187,7 +187,7 @@ class Stream:
 
     def _commit(self, events: list[Event], malformed: list[Malformed], mark: Mark, now: float) -> None:
         with self.gaps.waiting():
-            self._journal.append(Batch(self.name, now, events, malformed, str(mark)))
+            self._journal.append(Batch(self.name, now, events, malformed, str(mark), self._settings.namespace))
         self._recorded, self._recorded_at = mark, self._monotonic()
         self._heard = self._recorded_at  # The time of a long wait is a gap of its own.
 

@@ -208,9 +208,9 @@ def test_one_commit_has_a_bound_in_bytes(
     sizes: list[int] = []
     save = appender.save_batches
 
-    def noted(db: sqlite3.Connection, batches: Sequence[tuple[Any, int, dict[bytes, bytes]]]) -> None:
+    def noted(db: sqlite3.Connection, batches: Sequence[tuple[Any, int, dict[bytes, bytes]]], now: float) -> None:
         sizes.append(sum(len(json) for _, _, fresh in batches for json in fresh.values()))
-        save(db, batches)
+        save(db, batches, now)
 
     monkeypatch.setattr(appender, "save_batches", noted)
     journal = open_journal(max_bytes=64 * MEBIBYTE)

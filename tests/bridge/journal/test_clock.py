@@ -39,6 +39,11 @@ class Bench:
         options = journal_settings(self._path, durability="normal", window=DAY)
         self.journal = Journal(options, clock=self.clock.wall, monotonic=self.clock.monotonic)
 
+    def restart_closed(self) -> None:
+        self.journal.close()
+        self._path.unlink()
+        self.restart()
+
     def is_new(self, number: int) -> bool:
         """Append an event; tell whether its uuid was not remembered."""
         event = Event(number.to_bytes(16, "big"), b"event %d" % number)
@@ -105,3 +110,18 @@ def test_what_was_received_in_the_future_is_remembered_after_the_clock_was_corre
         bench.clock.passed = passed * (DAY + HOUR)
         bench.is_new(number)
     assert bench.is_new(1), "not for ever"
+
+
+@pytest.mark.parametrize("years", [-50, 50])
+def test_a_clock_that_was_years_wrong_and_is_put_right_makes_nothing_forgotten(bench: Bench, years: int) -> None:
+    """As on a machine without a clock of its own, which asks the network after it has started."""
+    bench.clock.wrong = years * 365 * DAY
+    bench.restart_closed()
+    assert bench.is_new(1)
+    bench.clock.passed = HOUR
+    bench.clock.wrong = 0.0
+    bench.journal.prune()
+    between_two_starts(bench, 0.0)
+    assert not bench.is_new(1)
+    between_two_starts(bench, -50 * 365 * DAY)
+    assert not bench.is_new(1), "behind again, until the network has answered"

@@ -101,7 +101,7 @@ def test_any_limits_give_the_next_events_without_a_gap(
     sizes: list[list[int]], limit: int, max_bytes: int, data: st.DataObject
 ) -> None:
     with closing(sqlite3.connect(":memory:")) as db:
-        db.executescript("CREATE TABLE meta (next_seq); CREATE TABLE seen (first, received, uuids);")
+        db.executescript("CREATE TABLE meta (next_seq); CREATE TABLE seen (first, received, uuids, namespace);")
         db.execute("CREATE TABLE batches (first INTEGER PRIMARY KEY, count, received, crc, body)")
         flat = [line(seq, size) for seq, size in enumerate((size for batch in sizes for size in batch), 1)]
         rest = iter(flat)

@@ -32,9 +32,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def start(store: Store, window: float | None = None) -> Remembered:
     monotonic, following = (lambda: 0.0), tables.next_seq(store.db)
     space = Space(store, {}, journal_settings(store.path))
-    fills = Appender(store, space, next_seq=following, observe_commit=lambda _: None, monotonic=monotonic)
+    fills = Appender(store, space, next_seq=following, observe_commit=lambda _: None, clock=lambda: NOW, monotonic=monotonic)
     settings = journal_settings(store.path, window=window).dedup
-    return Remembered(store, settings, fills, clock=lambda: NOW, monotonic=monotonic)
+    return Remembered(store, settings, fills, monotonic)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def put(store: Store, numbers: range, received: float = NOW) -> None:
 def unseen(remembered: Remembered, numbers: range) -> int:
     """How many of these events are not remembered."""
     remembered.done.wait()
-    return len(remembered._appender.window.unseen([Event(n.to_bytes(16, "big"), b"{}") for n in numbers], {}))
+    return len(remembered._appender.window.unseen("", [Event(n.to_bytes(16, "big"), b"{}") for n in numbers], {}))
 
 
 def test_all_are_read_in_however_large_batches_they_came(store: Store, remember: Remember) -> None:
@@ -102,10 +102,10 @@ def test_a_journal_that_closes_does_not_wait_for_them(
 ) -> None:
     reading = threading.Event()
 
-    def endless(*_: object) -> Iterator[dedup.Keys]:
+    def endless(*_: object) -> Iterator[dedup.Page]:
         while True:
             reading.set()
-            yield dedup.Keys(1, [], 0)
+            yield dedup.Page(1, "", [], 0)
 
     put(store, range(3))
     monkeypatch.setattr(dedup, "seen_keys", endless)
@@ -140,33 +140,33 @@ def key(number: int) -> bytes:
 
 
 def knows(window: Window, number: int) -> bool:
-    return not window.unseen([event(number)], {})
+    return not window.unseen("", [event(number)], {})
 
 
 def test_what_was_remembered_is_seen_and_the_rest_comes_back_in_order() -> None:
     window = Window(SECONDS, 100, now=0.0)
-    window.remember([key(2), key(4)], first=1, now=0.0)
-    unseen = window.unseen([event(5, b"five"), event(4), event(3, b"three"), event(2)], {})
+    window.remember("", [key(2), key(4)], first=1, now=0.0)
+    unseen = window.unseen("", [event(5, b"five"), event(4), event(3, b"three"), event(2)], {})
     assert list(unseen.items()) == [(key(5), b"five"), (key(3), b"three")]
 
 
 def test_an_event_that_comes_twice_in_a_batch_is_taken_once() -> None:
-    assert list(Window(SECONDS, 100, now=0.0).unseen([event(1), event(2), event(1)], {})) == [key(1), key(2)]
+    assert list(Window(SECONDS, 100, now=0.0).unseen("", [event(1), event(2), event(1)], {})) == [key(1), key(2)]
 
 
 def test_what_an_earlier_batch_of_the_same_commit_brought_is_seen() -> None:
-    assert list(Window(SECONDS, 100, now=0.0).unseen([event(1), event(2)], {key(1): b"{}"})) == [key(2)]
+    assert list(Window(SECONDS, 100, now=0.0).unseen("", [event(1), event(2)], {"": {key(1): None}})) == [key(2)]
 
 
 def test_a_uuid_is_remembered_for_the_whole_time_and_forgotten_at_last() -> None:
     window = Window(SECONDS, 100, now=0.0)
-    window.remember([key(1)], first=1, now=0.0)
-    window.remember([key(2)], first=2, now=SECONDS)
-    window.remember([key(3)], first=3, now=SECONDS + 0.1)
+    window.remember("", [key(1)], first=1, now=0.0)
+    window.remember("", [key(2)], first=2, now=SECONDS)
+    window.remember("", [key(3)], first=3, now=SECONDS + 0.1)
     assert knows(window, 2)
-    window.remember([key(4)], first=4, now=2 * SECONDS)
+    window.remember("", [key(4)], first=4, now=2 * SECONDS)
     assert knows(window, 2), "it is exactly as old as the window"
-    window.remember([key(5)], first=5, now=2 * SECONDS + 0.2)
+    window.remember("", [key(5)], first=5, now=2 * SECONDS + 0.2)
     assert not knows(window, 1)
     assert not knows(window, 2)
     assert knows(window, 3), "generations are forgotten as a whole"
@@ -174,10 +174,10 @@ def test_a_uuid_is_remembered_for_the_whole_time_and_forgotten_at_last() -> None
 
 def test_the_floor_is_where_the_older_generation_begins() -> None:
     window = Window(SECONDS, 4, now=0.0, first=10)
-    window.remember([key(10), key(11)], first=10, now=0.0)
-    window.remember([key(12), key(13)], first=12, now=0.0)
+    window.remember("", [key(10), key(11)], first=10, now=0.0)
+    window.remember("", [key(12), key(13)], first=12, now=0.0)
     assert (window.oldest_seq, len(window)) == (10, 4)
-    window.remember([key(14)], first=14, now=0.0)
+    window.remember("", [key(14)], first=14, now=0.0)
     assert (window.oldest_seq, len(window)) == (12, 3)
     assert not knows(window, 11)
     assert knows(window, 12)
@@ -193,7 +193,7 @@ def test_it_holds_its_limits_whatever_comes(limit: int, commits: list[tuple[int,
     for size, passed in commits:
         now += passed
         first = len(stored) + 1
-        window.remember([key(first + i) for i in range(size)], first, now)
+        window.remember("", [key(first + i) for i in range(size)], first, now)
         stored += [(first + i, now) for i in range(size)]
         largest = max(largest, size)
         assert len(window) <= max(limit, 2) + 2 * largest

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
@@ -253,11 +254,41 @@ def test_uuids_are_forgotten_after_the_window(open_journal: Open) -> None:
 
 
 def test_after_a_restart_uuids_count_that_were_received_within_the_window(open_journal: Open) -> None:
-    journal = open_journal()
-    journal.append(batch(1, received=100.0))
-    journal.append(batch(2, received=150.0))
+    now = 100.0
+    journal = open_journal(clock=lambda: now, monotonic=lambda: now)
+    append(journal, 1)
+    now = 150.0
+    append(journal, 2)
     journal = open_journal(window=60.0, clock=lambda: 200.0)
     assert append(journal, 1, 2) == (1, 1)
+
+
+def test_a_uuid_is_a_duplicate_in_its_namespace_only(open_journal: Open, threads: ThreadPoolExecutor) -> None:
+    def of(namespace: str, *numbers: int, stream: str = "s") -> Batch:
+        return msgspec.structs.replace(batch(*numbers, stream=stream), namespace=namespace)
+
+    journal = open_journal()
+    assert journal.append(of("acme", 1, 2)) == (2, 0)
+    assert journal.append(of("other", 1, 2, 3)) == (3, 0)
+    assert journal.append(of("acme", 2, 4, stream="a second one of acme")) == (1, 1)
+    outcomes = [f.result(DEADLINE) for f in together(journal, threads, [of("x", 5), of("y", 5), of("x", 5)])]
+    assert sum(outcome.accepted for outcome in outcomes) == 2
+    journal = open_journal()
+    assert journal.append(of("other", 1, 4)) == (1, 1)
+    assert journal.append(of("acme", 1, 4)) == (0, 2)
+    assert_balanced(journal.counters())
+
+
+def test_uuids_of_an_earlier_format_are_known_in_every_namespace(open_journal: Open, path: Path) -> None:
+    open_journal().append(batch(1, 2))
+    open_journal().close()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("ALTER TABLE seen DROP COLUMN namespace")
+        db.execute("ALTER TABLE meta DROP COLUMN clock_offset")
+        db.execute("PRAGMA user_version=2")
+    journal = open_journal()
+    assert journal.append(msgspec.structs.replace(batch(2, 3), namespace="acme")) == (1, 1)
+    assert journal.append(msgspec.structs.replace(batch(2, 3), namespace="other")) == (1, 1)
 
 
 def test_the_newest_uuids_are_remembered_if_they_are_too_many(open_journal: Open) -> None:
@@ -299,7 +330,7 @@ def held_up(monkeypatch: pytest.MonkeyPatch, go_on: threading.Event) -> None:
     """Let the reading of remembered uuids wait."""
     seen_keys = dedup.seen_keys
 
-    def slowly(db: sqlite3.Connection, oldest: int, following: int) -> Iterator[dedup.Keys]:
+    def slowly(db: sqlite3.Connection, oldest: int, following: int) -> Iterator[dedup.Page]:
         for page in seen_keys(db, oldest, following):
             assert go_on.wait(DEADLINE)
             yield page
