@@ -12,14 +12,11 @@ from typing import Any, Final, Literal, TextIO
 
 import structlog
 
+from bridge.text import MAX_CHARS, plain
+
 _SEVERITY: Final = {"debug": 5, "info": 9, "warning": 13, "error": 17, "critical": 21}
 Format = Literal["auto", "human", "json"]
 
-
-_MAX_CHARS: Final = 2000
-"""Characters of a text in a log line at most; a peer's error may be as long as it likes."""
-
-_CONTROL: Final = dict.fromkeys((*range(32), *range(127, 160), 0x2028, 0x2029), "·")
 
 _BURST: Final = 50
 _BURST_SECONDS: Final = 10.0
@@ -105,7 +102,7 @@ def configure(log_format: Format, level: str, stream: TextIO | None = None) -> N
 def _clean(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for key, value in event.items():
         if isinstance(value, str) and not key.startswith("_"):
-            event[key] = value[:_MAX_CHARS].translate(_CONTROL)
+            event[key] = plain(value, 2 * MAX_CHARS)
     return event
 
 

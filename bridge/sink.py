@@ -31,6 +31,7 @@ import msgspec
 from bridge.event import Fields, fields_of
 from bridge.field_types import Backoff, Strict
 from bridge.sink_settings import BatchSettings, FieldPatterns, RetrySettings, Rules, SinkSettings
+from bridge.text import plain
 
 __all__ = ["REASONS", "Entry", "Failure", "Reason", "Sink", "SinkPlugin", "Unavailable"]
 __all__ += ["Backoff", "BatchSettings", "FieldPatterns", "RetrySettings", "Rules", "SinkSettings", "Strict"]
@@ -81,12 +82,12 @@ class Failure(msgspec.Struct, frozen=True):
     @classmethod
     def retry(cls, entry: Entry, reason: Reason, error: str, retry_after: float | None = None) -> "Failure":
         """The event may succeed later."""
-        return cls(entry.seq, "retry", reason, error, retry_after)
+        return cls(entry.seq, "retry", reason, plain(error), retry_after)
 
     @classmethod
     def rejected(cls, entry: Entry, reason: Reason, error: str) -> "Failure":
         """The event will never succeed."""
-        return cls(entry.seq, "rejected", reason, error)
+        return cls(entry.seq, "rejected", reason, plain(error))
 
     @classmethod
     def held(cls, entry: Entry) -> "Failure":
@@ -100,7 +101,7 @@ class Unavailable(Exception):
     def __init__(
         self, error: str, reason: Reason = "unreachable", *, retry_after: float | None = None, delivered: Collection[int] = ()
     ) -> None:
-        super().__init__(error)
+        super().__init__(plain(error))
         self.reason: Reason = reason
         self.retry_after = retry_after
         self.delivered = delivered

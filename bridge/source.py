@@ -11,6 +11,7 @@ from typing import Final, Literal, NamedTuple, Protocol, get_args
 from pydantic import Field
 
 from bridge.field_types import Backoff, Namespace, OptionalFile, Seconds, Strict
+from bridge.text import plain
 
 EndReason = Literal[
     "closed",  # The peer ended it in an orderly way.
@@ -69,6 +70,9 @@ class Ended(Exception):
     error: str
     reason: EndReason
     retry_after: float | None = None
+
+    def __post_init__(self) -> None:
+        self.error = plain(self.error)
 
     def __str__(self) -> str:
         return self.error

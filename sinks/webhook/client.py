@@ -41,8 +41,8 @@ class Response(NamedTuple):
 
     def header(self, name: str) -> str | None:
         """Return a header's value."""
-        found = re.search(rf"(?im)^{name}:[ \t]*(.*?)\s*$", self.head.decode("latin-1"))
-        return found and found[1]
+        found = re.search(rf"(?im)^{name}:(.*)$", self.head.decode("latin-1"))
+        return found and found[1].strip()
 
 
 class NoResponse(NamedTuple):

@@ -1,7 +1,9 @@
 """The parsers of bytes from outside, each with inputs to begin with and with inputs that were made to be slow."""
 
 import json
+import socket
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -9,7 +11,9 @@ from email.message import Message
 from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, NamedTuple, cast
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -21,6 +25,8 @@ from bridge.field_types import duration, parse_time
 from bridge.frames import FrameReader, encode
 from bridge.policy import Filter, parse_retry_after
 from bridge.sink import Entry
+from bridge.sources.dockercloud.errors import BadAnswerError
+from bridge.sources.dockercloud.handshake import _ask, proxy_for
 from bridge.sources.engine.events import EngineEvent, Identity, Info, Position, to_event
 from bridge.sources.engine.wire import ObjectReader
 from config.yaml_file import ReadError, read_document
@@ -28,6 +34,8 @@ from sinks.kafka.records import RecordMaker
 from sinks.mqtt import packets
 from sinks.mqtt.publication import PublicationEncoder
 from sinks.mqtt.settings import MqttSettings
+from sinks.webhook.client import Response
+from sinks.webhook.errors import classify
 
 if TYPE_CHECKING:
     from bridge.journal import Journal
@@ -130,6 +138,35 @@ PUBLICATIONS = PublicationEncoder(MqttSettings(type="mqtt", url="mqtt://x", topi
 FILTER = Filter([{"state": ["*a*a*a*b", "[a-z]*c"], "resource_uri": ["*/x/*/y/*"]}], [{"parents": ["*q*q*"]}])
 
 
+def webhook(data: bytes) -> None:
+    """What a receiver answers."""
+    for status in (200, 302, 400, 401, 429, 500):
+        classify(Response(status, data, data), "http://x", ["secret"], datetime.now(UTC))
+
+
+def handshake(data: bytes) -> None:
+    """What a Docker Cloud server answers."""
+    ours, theirs = socket.socketpair()
+    sender = Thread(target=_send, args=(theirs, data), daemon=True)
+    with ours:
+        sender.start()
+        with suppress(OSError, BadAnswerError):
+            _ask(ours, ["GET / HTTP/1.1"], time.monotonic() + 60)
+    sender.join()
+
+
+def _send(peer: socket.socket, data: bytes) -> None:
+    with peer, suppress(OSError):
+        peer.sendall(data)
+
+
+def proxy(data: bytes) -> None:
+    text = data.decode("latin-1")
+    for environment in ({"http_proxy": text}, {"http_proxy": "x:1", "no_proxy": text}):
+        with suppress(ValueError):
+            proxy_for(urlsplit("ws://stream.example/x"), None, environment)
+
+
 def sinks(data: bytes) -> None:
     """What sinks make of the fields of an event."""
     found = normalize(data, Reception.at("acme", datetime.now(UTC)), 1 << 24)
@@ -183,7 +220,33 @@ def _text(size: int) -> Sequence[bytes]:
     ]
 
 
+def _answers(size: int) -> Sequence[bytes]:
+    head = b"HTTP/1.1 429 x\r\n"
+    return [
+        head + b"Retry-After: a" + b" " * size + b"b\r\n\r\n",
+        head + b"Retry-After:" + b" " * size + b"\r\n\r\n",
+        head + b"Retry-After: 1\r\n" * (size // 16) + b"\r\n",
+        head + b"Location: /" + b"?" * size + b"\r\n\r\n",
+        head + b"Location: http://" + b"[" * size + b"\r\n\r\n",
+        head + b"a: b\r\n" * (size // 6) + b"\r\n",
+        head + b"\r" * size,
+        head + b"\n" * size,
+        b"HTTP/1.1 " * (size // 9),
+        b"x" * size,
+        b"secret" * (size // 6),
+        b"\xff" * size,
+        b"<script " * (size // 8),
+        b"<" * size,
+        b"&" * size,
+    ]
+
+
+ANSWER = b"HTTP/1.1 429 Slow Down\r\nRetry-After: 7\r\nLocation: https://x/y?z\r\nContent-Length: 2\r\n\r\nno"
+
 PARSERS = {
+    "webhook": Parser(webhook, [ANSWER, b"HTTP/1.1 302 Found\r\nLocation: //x\r\n\r\n"], _answers),
+    "handshake": Parser(handshake, [ANSWER, b"HTTP/1.1 101 x\r\nUpgrade: websocket\r\nSet-Cookie: a=b\r\n\r\n"], _answers),
+    "proxy": Parser(proxy, [b"http://u:p@proxy:3128", b"10.0.0.0/8,.example,*"], _text),
     "frames": Parser(
         frames,
         [encode(1, EVENT), encode(9, b"x") + encode(1, b"a", fin=False) + encode(0, b"b"), encode(8, b"\x03\xe8bye")],
