@@ -167,15 +167,16 @@ class WebhookSink:
             for (requests, request), end in ends:
                 groups.appendleft(requests)
                 failed = self._classify(end)
-                if failed is None:
-                    faults.note([entry.seq for entry in request], None, answered=True)
-                elif len(request) > 1 and _is_refusal(failed):
+                seqs = [entry.seq for entry in request]
+                if failed is not None and len(request) > 1 and _is_refusal(failed):
                     middle = len(request) // 2
                     requests.extendleft((request[middle:], request[:middle]))
-                else:
+                    seqs = []
+                elif failed is not None:
                     first = {self._key(entry): entry.seq for entry in reversed(request)}
                     held.update(first if failed.outcome == "retry" else ())
-                    faults.note([*first.values()], failed, answered=isinstance(end, Response))
+                    seqs = [*first.values()]
+                faults.note(seqs, failed, answered=isinstance(end, Response))
         faults.conclude()
         return [faults.failure(entry) for entry in entries if entry.seq not in faults.delivered]
 

@@ -271,6 +271,14 @@ def test_a_receiver_that_falls_silent_is_unavailable_with_what_it_acknowledged(r
     assert len(receiver.requests) == 12
 
 
+def test_a_receiver_that_refuses_a_batch_has_answered(receiver: Receiver, open_sink: Make) -> None:
+    sink = open_sink(format="batch", timeout=0.3)
+    sink.deliver(make_entries(1))
+    receiver.answer = lambda request: reply(413) if len(request.uuids) > 1 else None
+
+    assert outcomes(sink.deliver(make_entries(2, resources=1))) == {1: "retry", 2: "held"}
+
+
 @pytest.mark.parametrize("hanging", [1, 2, 5])
 def test_events_that_hang_at_the_head_do_not_keep_the_others_from_being_tried(
     receiver: Receiver, open_sink: Make, hanging: int
