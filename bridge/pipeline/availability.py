@@ -70,26 +70,21 @@ class Availability:
         self.status = SinkStatus(up=False, since=since, reason=reason, error=error, failures=before.failures + 1)
         return delay
 
-    def paused(self, most: int | None) -> None:
-        """Note that the sink gets no new events, since so many wait for a retry; None: it has too many dead letters."""
-        before = self.status
-        reason: Paused = "dead_letters_full" if most is None else "retry_queue_full"
-        if not before.up and before.reason == reason:
-            return
-        error = "its dead letters are at their limit (journal.dead_letters.max_bytes); `event-bridge dead-letters` drops some"
-        if most is not None:
-            error = f"{most} events wait for a retry (retry.max_pending); new ones are tried when fewer do"
-        self._metrics.up.set(0)
-        log.warning("sink unavailable", sink=self._name, reason=reason, error=error)
-        since = self._clock() if before.up else before.since
-        self.status = SinkStatus(up=False, since=since, reason=reason, error=error)
-
-    def works(self) -> None:
-        """Note that the sink is open and gets new events."""
+    def works(self, paused: Paused | None = None, count: int = 0) -> None:
+        """Note that the sink is open, and why it gets no new events: so many events that wait for a retry, or dead letters."""
         before, now = self.status, self._clock()
-        if before.up:
+        if (before.up, before.reason) == (not paused, paused):
             return
-        self._metrics.up.set(1)
+        self._metrics.up.set(not paused)
+        if paused:
+            error = (
+                "its dead letters are at their limit (journal.dead_letters.max_bytes); `event-bridge dead-letters` drops some"
+            )
+            if paused == "retry_queue_full":
+                error = f"{count} events wait for a retry (retry.max_pending); new ones are tried when fewer do"
+            log.warning("sink unavailable", sink=self._name, reason=paused, error=error)
+            self.status = SinkStatus(up=False, since=now if before.up else before.since, reason=paused, error=error)
+            return
         self.status = SinkStatus(up=True, since=now, error="")
         log.info("sink available", sink=self._name, after_seconds=round(now - before.since, 1), failures=before.failures)
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import takewhile
-from typing import Protocol
 
 from bridge.journal import DeadLetter, Limits, Retry, Settlement
 from bridge.sink import Entry, Failure
@@ -18,26 +17,6 @@ def is_full(entries: Sequence[Entry], limits: Limits) -> bool:
     return len(entries) >= limits.max_events or sum(sizes) + max(sizes) > limits.max_bytes
 
 
-class Delivery(Protocol):
-    """The events of one delivery; `received` is when the oldest one was received, in seconds since the epoch."""
-
-    received: float
-
-    @property
-    def offered(self) -> Sequence[Entry]:
-        """The events that the sink gets."""
-
-    def progress(self, delivered: Container[int]) -> Settlement | None:
-        """Settle events, once each, that have an outcome already; None if there are none.
-
-        Args:
-            delivered: The sequence numbers of the events that the sink has acknowledged.
-        """
-
-    def end(self, failures: Iterable[Failure], decide: Decide) -> Settlement | None:
-        """Settle all that is left. Events that are not among the failures were delivered."""
-
-
 class NewEvents:
     """A delivery of events after the cursor.
 
@@ -47,6 +26,10 @@ class NewEvents:
         behind: The sequence numbers of those that wait for an earlier event of their resource.
         acknowledged: The sequence numbers of those that were acknowledged before.
         enter: Returns an event as it enters the retry queue.
+
+    Attributes:
+        offered: The events that the sink gets.
+        received: When the oldest one was received, in seconds since the epoch.
     """
 
     def __init__(
@@ -63,19 +46,18 @@ class NewEvents:
         self._behind = behind
         self._enter = enter
         self._known = unwanted | behind | acknowledged
-
-    @property
-    def offered(self) -> Sequence[Entry]:
-        """See `Delivery`."""
-        return [entry for entry in self._left if entry.seq not in self._known] if self._known else self._left
+        self.offered = [entry for entry in entries if entry.seq not in self._known] if self._known else entries
 
     def progress(self, delivered: Container[int]) -> Settlement | None:
-        """Settle the beginning, up to the first event without an outcome: the cursor can't skip one."""
+        """Settle, once each, the events up to the first one without an outcome; None if there are none.
+
+        `delivered` are the sequence numbers of the events that the sink has acknowledged.
+        """
         known = self._known
         return self._settle(sum(1 for _ in takewhile(lambda e: e.seq in delivered or e.seq in known, self._left)), {}, None)
 
     def end(self, failures: Iterable[Failure], decide: Decide) -> Settlement | None:
-        """See `Delivery`."""
+        """Settle all that is left. Events that are not among the failures were delivered."""
         return self._settle(len(self._left), {failure.seq: failure for failure in failures}, decide)
 
     def acknowledged(self, delivered: Collection[int]) -> AbstractSet[int]:
@@ -101,26 +83,22 @@ class NewEvents:
 
 
 class DueRetries:
-    """A delivery of events from the retry queue."""
+    """A delivery of events from the retry queue; attributes and methods are those of `NewEvents`."""
 
     def __init__(self, due: Sequence[Retry]) -> None:
         self.received = due[0].received
+        self.offered = [Entry(retry.seq, retry.received, retry.json) for retry in due]
         self._left = {retry.seq: retry for retry in due}
 
-    @property
-    def offered(self) -> Sequence[Entry]:
-        """See `Delivery`."""
-        return [Entry(retry.seq, retry.received, retry.json) for retry in self._left.values()]
-
     def progress(self, delivered: Container[int]) -> Settlement | None:
-        """See `Delivery`."""
+        """Settle those that the sink has acknowledged, in any order."""
         done = [seq for seq in self._left if seq in delivered]
         for seq in done:
             del self._left[seq]
         return Settlement(delivered=len(done), resolved=done) if done else None
 
     def end(self, failures: Iterable[Failure], decide: Decide) -> Settlement | None:
-        """See `Delivery`."""
+        """Settle all that is left."""
         left, self._left = self._left, {}
         reasons = {failure.seq: failure for failure in failures}
         again, dead = decide((retry, reasons[seq]) for seq, retry in left.items() if seq in reasons)

@@ -18,10 +18,10 @@ import structlog
 from bridge.journal import Closed, DeadLetter, Journal, JournalError, Limits, Paused, Retry, Settlement, Work
 from bridge.metrics import SinkMetrics
 from bridge.pipeline.availability import Availability, SinkStatus
-from bridge.pipeline.delivery import Delivery, DueRetries, NewEvents, is_full
+from bridge.pipeline.delivery import DueRetries, NewEvents, is_full
 from bridge.pipeline.retries import CROWDED_ATTEMPTS, decide, new_retry, ordering_key
 from bridge.policy import Brake, Filter, LossTracker, Summary, Uniform
-from bridge.sink import Entry, Failure, Reason, Sink, SinkSettings, Unavailable
+from bridge.sink import Failure, Reason, Sink, SinkSettings, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -73,7 +73,7 @@ class Forwarder:
         self._availability = Availability(name, settings, metrics, clock, uniform)
         self._open = False
         # The delivery under way; held while it is settled, by the forwarder's thread or by another one.
-        self._delivery: Delivery | None = None
+        self._delivery: NewEvents | DueRetries | None = None
         self._settling = threading.Lock()
         # Sequence numbers after the cursor that were acknowledged before the sink broke: not to be delivered again.
         self._acknowledged: AbstractSet[int] = set()
@@ -113,13 +113,10 @@ class Forwarder:
             if self.status.reason != "internal":
                 log.exception("the sink has a bug; its events wait", sink=self.name)
             return self._failed("internal", f"{type(error).__name__} in the sink, see the log", None)
-        limit = self._brake.paused_at(self._retrying)
-        if limit is None and self._paused == "retry_queue_full" and not self.busy:
-            limit = self._retrying  # They are large.
-        if limit is not None or self._paused == "dead_letters_full":
-            self._availability.paused(limit)
-        else:
-            self._availability.works()
+        paused, limit = self._paused, self._brake.paused_at(self._retrying)
+        if limit or (paused == "retry_queue_full" and self.busy):
+            paused = "retry_queue_full" if limit else None  # The delivery may have made room.
+        self._availability.works(paused, limit or self._retrying)
         return wait
 
     def record_progress(self) -> None:
@@ -160,7 +157,7 @@ class Forwarder:
             return 0.0
         self.next_due = work.next_due
         if work.entries:
-            self._deliver_new(self._filled(work, limits, now), now)
+            self._deliver_new(self._filled(work, limits, now) if self.settings.batch.max_wait else work, now)
             return 0.0
         self._check_connection()
         self._log_deaths(())
@@ -182,20 +179,20 @@ class Forwarder:
         Events are read again when there are twice as many, so that each is loaded about twice.
         """
         until, known = self._monotonic() + self.settings.batch.max_wait, len(work.entries)
-        while not is_full(work.entries, limits) and (left := until - self._monotonic()) > 0:
-            if not self._journal.wait(work.entries[0].seq + known, left):
+        while not is_full(work.entries, limits):
+            first, enough = work.entries[0].seq, min(2 * len(work.entries), limits.max_events)
+            while known < enough and (left := until - self._monotonic()) > 0 and self._journal.wait(first + known, left):
+                known += 1
+            if known == len(work.entries):
                 break
-            known += 1
-            if known >= min(2 * len(work.entries), limits.max_events):
-                before, work = work, self._read_again(work, limits, now)
-                known = len(work.entries)
-                if known <= len(before.entries):
-                    return work
-        return work if known == len(work.entries) else self._read_again(work, limits, now)
-
-    def _read_again(self, work: Work, limits: Limits, now: float) -> Work:
-        more = self._journal.next_work(self.name, now, limits, new_first=True)
-        return more if more.entries else work
+            more = self._journal.next_work(self.name, now, limits, new_first=True)
+            if len(more.entries) <= len(work.entries):
+                break
+            work = more
+            if known < enough:
+                break
+            known = len(work.entries)
+        return work
 
     def _deliver_new(self, work: Work, now: float) -> None:
         """Deliver new events, except for those that the filter leaves out, wait for an earlier one or were acknowledged."""
@@ -219,36 +216,33 @@ class Forwarder:
         An event at which the receiver ends the connection again and again waits for a retry, if `may_blame`.
         """
         failures: Sequence[Failure] = ()
-        if offered := delivery.offered:
-            try:
-                failures = self._offer(delivery, offered)
-            except Unavailable as error:
-                self._settle(delivery, delivery.progress(set(error.delivered)))
-                if error.reason == "unreachable" and (left := delivery.offered):
-                    to_blame = self._losses[type(delivery)].lost(left[0].seq, len(offered))
-                    if to_blame and may_blame:
-                        text = f"the connection ends when this event is sent alone: {error}"
-                        blamed = Failure.retry(left[0], error.reason, text)
-                        self._settle(delivery, delivery.end([blamed], self._decide))
-                raise
-        else:
+        offered, losses = delivery.offered, self._losses[type(delivery)]
+        if not offered:
             self._check_connection()
-        if failures:
-            for reason, count in Counter(failure.reason for failure in failures).items():
-                self._metrics.failures[reason].inc(count)
+        try:
+            failures = self._offer(delivery) if offered else ()
+        except Unavailable as error:
+            self._settle(delivery, delivery.progress(set(error.delivered)))
+            first = next((entry for entry in offered if entry.seq not in error.delivered), None)
+            if first and error.reason == "unreachable" and losses.lost(first.seq, len(offered)) and may_blame:
+                blamed = Failure.retry(first, error.reason, f"the connection ends when this event is sent alone: {error}")
+                self._settle(delivery, delivery.end([blamed], self._decide))
+            raise
+        for reason, count in Counter(failure.reason for failure in failures).items():
+            self._metrics.failures[reason].inc(count)
         if offered:
             delivered, failed = len(offered) - len(failures), sum(failure.outcome != "held" for failure in failures)
             self._availability.acknowledged |= delivered > 0
-            self._losses[type(delivery)].delivered()
             self._brake.tried(delivered, failed, self._monotonic(), new=isinstance(delivery, NewEvents))
+            losses.delivered()
         self._settle(delivery, delivery.end(failures, self._decide))
 
-    def _offer(self, delivery: Delivery, offered: Sequence[Entry]) -> Sequence[Failure]:
+    def _offer(self, delivery: NewEvents | DueRetries) -> Sequence[Failure]:
         """Let the sink deliver; meanwhile, `record_progress` records what it has acknowledged."""
         began = self.delivering_since = self._monotonic()
         self._delivery = delivery
         try:
-            return self._sink.deliver(offered)
+            return self._sink.deliver(delivery.offered)
         finally:
             with self._settling:
                 self._delivery = self.delivering_since = None
@@ -263,7 +257,7 @@ class Forwarder:
         crowded = self._brake.is_crowded(self._retrying)
         return decide(failed, self.settings.retry, self._clock(), self._uniform, crowded=crowded)
 
-    def _settle(self, delivery: Delivery, outcome: Settlement | None) -> None:
+    def _settle(self, delivery: NewEvents | DueRetries, outcome: Settlement | None) -> None:
         """Record an outcome, if there is one."""
         if outcome is None:
             return

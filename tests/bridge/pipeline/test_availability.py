@@ -19,8 +19,8 @@ def test_changes_are_logged_and_not_each_failure() -> None:
         clock.pass_(5.0)
         sink.works()
         sink.works()
-        sink.paused(7)
-        sink.paused(7)
+        sink.works("retry_queue_full", 7)
+        sink.works("retry_queue_full", 7)
         clock.pass_(1.0)
         assert sink.failed("timeout", "no answer", 30.0) == 33.0
 
