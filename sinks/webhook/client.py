@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from io import BytesIO
 from typing import Any, Final, NamedTuple, TypeVar
+from urllib.request import proxy_bypass
 
 import pycurl
 
@@ -119,8 +120,10 @@ def _options(settings: WebhookSettings) -> dict[int, Any]:
         _SUPPRESS_CONNECT_HEADERS: 1,
         _QUICK_EXIT: 1,
     }
+    if url.scheme == "http" or proxy_bypass(url.netloc or ""):  # libcurl does not know ports in NO_PROXY.
+        options[pycurl.PROXY] = ""
     if url.scheme == "http":
-        return options | {pycurl.PROXY: ""}
+        return options
     tls_context(settings)  # Its errors name the setting and the file.
     paths = ssl.get_default_verify_paths()
     ca_file, ca_path = (str(settings.ca_file), None) if settings.ca_file else (paths.cafile, paths.capath)

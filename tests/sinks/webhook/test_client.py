@@ -621,11 +621,12 @@ def test_a_proxy_may_speak_tls_or_socks(
         assert (b"localhost" in socks.heads[0]) is (scheme == "socks5h")
 
 
+@pytest.mark.parametrize("excepted", ["localhost", "example.com, localhost:{port}"])
 def test_no_proxy_is_used_for_hosts_that_are_excepted(
-    tls_receiver: Receiver, make_client: Make, monkeypatch: pytest.MonkeyPatch
+    tls_receiver: Receiver, make_client: Make, monkeypatch: pytest.MonkeyPatch, excepted: str
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
-    monkeypatch.setenv("NO_PROXY", "localhost")
+    monkeypatch.setenv("NO_PROXY", excepted.format(port=tls_receiver.port))
 
     assert post(make_client(tls_receiver.url, timeout=10)).status == 200
 
