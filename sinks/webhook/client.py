@@ -164,19 +164,21 @@ class Client:
         self._free = [_handle(self._options) for _ in range(settings.connections)]
         self._busy: dict[pycurl.Curl, _Exchange] = {}
         self._used = threading.Lock()
-        self._closed = False
+        self._closed = self._released = False
 
     def close(self) -> None:
         """Close all connections. Requests in another thread end within a quarter of a second."""
         self._closed = True
         if self._used.acquire(blocking=False):
-            self._close()
+            self._release()
             self._used.release()
 
-    def _close(self) -> None:
-        # In a thread, since it waits for the look-up of a name that is under way.
-        with suppress(RuntimeError):  # No thread is left: it is closed with the last reference to it.
-            threading.Thread(target=self._multi.close, daemon=True).start()
+    def _release(self) -> None:
+        if not self._released:
+            self._released = True
+            # In a thread, since it waits for the look-up of a name that is under way.
+            with suppress(RuntimeError):  # No thread is left: it is closed with the last reference to it.
+                threading.Thread(target=self._multi.close, daemon=True).start()
 
     def connect(self) -> NoResponse | None:
         """Connect and disconnect, without a request; return the error if that fails."""
@@ -208,7 +210,7 @@ class Client:
                 for curl in list(self._busy):
                     self._end(curl)
                 if self._closed:
-                    self._close()
+                    self._release()
 
     def _start(self, request: tuple[Any, str, bytes], *, repeated: bool = False) -> None:
         _, webhook_id, content = request

@@ -502,8 +502,11 @@ def test_closing_wakes_a_request_that_hangs(receiver: Receiver, make_client: Mak
     thread = threading.Thread(target=lambda: ended.append(end(client)), daemon=True)
     thread.start()
     until(lambda: len(receiver.requests) == 1)
-    client.close()
+    for _ in range(3):
+        client.close()
     thread.join(10)
+    for _ in range(3):
+        client.close()
 
     assert [failure(each) for each in ended] == ["sink unreachable: it: Operation was aborted by an application callback"]
 
