@@ -197,8 +197,13 @@ class Client:
         Args:
             next_request: Returns a tag that is yielded with the end of the request, its `webhook-id` and its body; None if
                 there is no request as long as no other has ended.
+
+        Raises:
+            Unavailable: The client is closed.
         """
         with self._used:
+            if self._closed:
+                raise Unavailable("closed")
             try:
                 while True:
                     while self._free and (request := next_request()) is not None:

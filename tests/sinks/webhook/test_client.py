@@ -16,6 +16,7 @@ from typing import Any, Self
 import pycurl
 import pytest
 
+from bridge.sink import Unavailable
 from sinks.webhook import client as client_module
 from sinks.webhook.client import Client, NoResponse, Response
 from sinks.webhook.errors import classify_error
@@ -509,6 +510,8 @@ def test_closing_wakes_a_request_that_hangs(receiver: Receiver, make_client: Mak
         client.close()
 
     assert [failure(each) for each in ended] == ["sink unreachable: it: Operation was aborted by an application callback"]
+    with pytest.raises(Unavailable, match="closed"):
+        end(client)
 
 
 @pytest.mark.parametrize(
