@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from kafka import KafkaProducer  # type: ignore[import-untyped]
 from kafka.errors import BrokerResponseError, KafkaError  # type: ignore[import-untyped]
@@ -72,11 +72,13 @@ class Client:
 
     def ask(self, topics: Collection[str] = ()) -> None:
         """Ask a broker about these topics and those in use, and connect to a leader; raise Unavailable if none answers."""
-        done = threading.Event()
-        future = self._send_question(topics).add_both(lambda _: done.set())
-        done.wait(self._settings.connect_timeout + _MARGIN_SECONDS)
-        if not future.succeeded():
+        if not self._wait(self._send_question(topics)):
             raise self.unavailable(f"no answer within {self._settings.connect_timeout:g} s")
+
+    def unreachable_leaders(self) -> list[str]:
+        """Try all leaders of the topics in use, and return the advertised addresses of those that can't be reached."""
+        self._wait(self._call(self._manager.try_leaders))
+        return cast("list[str]", self._manager.unreachable())
 
     def notice(self) -> None:
         """Check that a leader still answers, without waiting; raise Unavailable if none does."""
@@ -119,11 +121,10 @@ class Client:
         if words == LOGIN_REFUSED:
             who = f"user {settings.username}" if settings.username else "our token"
             words = f"login refused: {who} with {settings.sasl} is not accepted"
-        where, advertised = settings.where, self._manager and self._manager.unreachable()
-        if advertised in settings.bootstrap_servers:
-            where = advertised
-        elif advertised:
-            where = f"{where}: {advertised}, the address that the broker's `advertised.listeners` names"
+        where = settings.where
+        for advertised in self._manager.unreachable()[:1] if self._manager else ():
+            named = f"{where}: {advertised}, the address that the broker's `advertised.listeners` names"
+            where = advertised if advertised in settings.bootstrap_servers else named
         return Unavailable(without(settings.secrets, f"{where}: {words}"), reason)
 
     def close(self) -> None:
@@ -151,9 +152,18 @@ class Client:
     def _send_question(self, topics: Collection[str] = ()) -> Any:
         # Older lines, about other topics, must not be taken for the cause.
         self._log.lines.clear()
-        future = self._manager.call_soon(self._manager.ask, topics, self._settings.connect_timeout)
+        return self._call(self._manager.ask, topics)
+
+    def _call(self, coroutine: Any, *arguments: Any) -> Any:
+        future = self._manager.call_soon(coroutine, *arguments, self._settings.connect_timeout)
         self._producer._sender.wakeup()
         return future
+
+    def _wait(self, future: Any) -> bool:
+        done = threading.Event()
+        future.add_both(lambda _: done.set())
+        done.wait(self._settings.connect_timeout + _MARGIN_SECONDS)
+        return bool(future.succeeded())
 
     def _throttled(self) -> float:
         """Return the seconds for which brokers throttle us because a quota is used up; not positive if none does."""

@@ -64,9 +64,9 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]  # The library 
         self.config["socket_connection_setup_timeout_ms"] = options["bootstrap_timeout_ms"]
         self.cluster.config["allow_auto_create_topics"] = options.get("allow_auto_create_topics", False)
 
-    def unreachable(self) -> str | None:
-        """Return the address of a broker, as the brokers advertise it, to which the last connection attempt failed."""
-        return next((f"{it.host}:{it.port}" for it in self.cluster.brokers() if it.node_id in self._backoff), None)
+    def unreachable(self) -> list[str]:
+        """Return the addresses, as the brokers advertise them, to which the last connection attempt failed."""
+        return [f"{broker.host}:{broker.port}" for broker in self.cluster.brokers() if broker.node_id in self._backoff]
 
     async def bootstrap_from_any(self, seconds: float) -> None:
         """Bootstrap from a broker of the settings that accepts us, or raise the cause; the library would retry one of them."""
@@ -81,12 +81,19 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]  # The library 
         """Ask a broker about these topics and those in use, and connect to a leader, at the addresses that they advertise."""
         until = time.monotonic() + seconds
         self.cluster._topics = self.cluster._topics | set(topics)
-        brokers = {broker.node_id for broker in self.cluster.brokers()}
-        await self._first(brokers, seconds, self._refresh)
-        partitions = [partition for topic in self.cluster._partitions.values() for partition in topic.values()]
-        leaders = {partition.leader_id for partition in partitions} & brokers
-        if leaders:
+        await self._first({broker.node_id for broker in self.cluster.brokers()}, seconds, self._refresh)
+        if leaders := self._leaders():
             await self._first(leaders, until - time.monotonic(), self._log_in)
+
+    async def try_leaders(self, seconds: float) -> None:
+        """Try to connect to all leaders of the topics in use, so that `unreachable` is complete."""
+        for attempt in [self.call_soon(self._log_in, node, milliseconds(seconds)) for node in self._leaders()]:
+            with suppress(KafkaError):
+                await attempt
+
+    def _leaders(self) -> set[Any]:
+        partitions = [partition for topic in self.cluster._partitions.values() for partition in topic.values()]
+        return {partition.leader_id for partition in partitions} & {broker.node_id for broker in self.cluster.brokers()}
 
     async def _first(self, nodes: Collection[Any], seconds: float, call: Callable[[Any, int], Awaitable[None]]) -> Any:
         """Return a node for which the call succeeds, or raise the last error; each gets a fair share of the time."""

@@ -165,7 +165,11 @@ class KafkaSink:
     def remarks(self, max_event_bytes: int) -> Sequence[str]:
         """Report the state of the topic, and limits that are too small for our events. Writes nothing."""
         about = describe(connection_options(self._settings), self._records.topic)
-        return list(preflight(self._settings, about, max_event_bytes))
+        unreachable = self._client.unreachable_leaders() if self._client else ()
+        return [
+            *preflight(self._settings, about, max_event_bytes),
+            *[f"{it}, the address that a broker's `advertised.listeners` names, can't be reached" for it in unreachable],
+        ]
 
     def _opened(self) -> Client:
         if self._client is None:

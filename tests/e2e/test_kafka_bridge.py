@@ -220,6 +220,10 @@ def test_check_connect_says_what_will_not_work(tmp_path: Path) -> None:
     where = {"type": "kafka", "bootstrap_servers": address}
     sinks = {"good": {**where, "topic": topic}, "small": {**where, "topic": f"small-{topic}"}}
     sinks["missing"] = {**where, "topic": f"missing-{topic}"}
+    create_topic(address, f"old-{topic}", cleanup_policy="compact", message_timestamp_before_max_ms="3600000")
+    sinks["old"] = {**where, "topic": f"old-{topic}", "key": ""}
+    if detour := None if kafka_broker.available() else kafka_broker.shared().address("DETOUR"):
+        sinks["detour"] = {"type": "kafka", "bootstrap_servers": detour, "topic": topic}
     command = [EVENT_BRIDGE, "check", "--config", str(config), "--connect"]
     with simulated(0, 1) as simulator:
         config.write_text(
@@ -241,4 +245,11 @@ def test_check_connect_says_what_will_not_work(tmp_path: Path) -> None:
         ),
     ]
     assert f"sink small: large events will become dead letters: topic small-{topic}'s `max.message.bytes` is 5000" in said
+    assert f"sink old: every event will become a dead letter: topic old-{topic}'s `cleanup.policy` is `compact`" in said
+    assert (
+        f"sink old: events that wait too long will become dead letters: topic old-{topic}'s `message.timestamp.before" in said
+    )
+    assert (
+        detour is None or f"sink detour: unreachable: {detour}: localhost:{kafka_broker.shared().detour}, the address" in said
+    )
     assert read_topic(address, topic) == []

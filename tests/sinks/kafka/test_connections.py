@@ -175,11 +175,9 @@ def test_an_advertised_address_that_breaks_is_named_without_events_and_with_them
     assert len(read_topic(broker.address(), topic)) == 6
 
 
-@needs_mock
-def test_a_leader_that_can_not_be_reached_is_noticed_although_other_brokers_answer(
-    make: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mock_kafka.speak_to_it(monkeypatch)
+@pytest.fixture
+def unreachable(monkeypatch: pytest.MonkeyPatch) -> set[Address]:
+    """Addresses that refuse connections."""
     unreachable: set[Address] = set()
     connect = socket.socket.connect
 
@@ -190,6 +188,34 @@ def test_a_leader_that_can_not_be_reached_is_noticed_although_other_brokers_answ
             connect(self, address)
 
     monkeypatch.setattr(socket, "socket", Socket)
+    return unreachable
+
+
+@needs_mock
+def test_leaders_that_can_not_be_reached_are_remarked(
+    make: Any, unreachable: set[Address], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mock_kafka.speak_to_it(monkeypatch)
+    with MockKafka(3) as mock:
+        mock.create_topic("events", 3)
+        for partition in range(3):
+            mock.lead("events", partition, partition + 1)
+        servers = mock.address.split(",")
+        unreachable.update(map(address_of, servers[1:]))
+        sink = make(*servers)
+        sink.open()
+
+        *_, second, third = sink.remarks(1_000)
+
+    ending = ", the address that a broker's `advertised.listeners` names, can't be reached"
+    assert {second, third} == {server + ending for server in servers[1:]}
+
+
+@needs_mock
+def test_a_leader_that_can_not_be_reached_is_noticed_although_other_brokers_answer(
+    make: Any, unreachable: set[Address], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mock_kafka.speak_to_it(monkeypatch)
     with MockKafka(3) as mock:
         mock.create_topic("events")
         mock.lead("events", 0, 3)
