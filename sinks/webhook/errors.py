@@ -42,10 +42,6 @@ _CLASSES: Final[dict[int, _Meaning]] = {
 }
 
 
-_LOOKED_AT_BYTES: Final = 4096
-"""Bytes of a body in which words are looked for."""
-
-
 def classify(response: Response, where: str, secrets: Iterable[str], now: datetime) -> Classification | None:
     """Classify a response; None if it is 2xx, so that the events are delivered.
 
@@ -66,11 +62,7 @@ def classify(response: Response, where: str, secrets: Iterable[str], now: dateti
     if status // 100 == 3:
         place = _clean(_target(response.header("Location") or ""), secrets)
         error += f" and points to {place}; redirects are not followed, set `url` to the place itself"
-    elif words := _clean(
-        # Of the beginning only: elements without an end take a time that grows with the square of the length.
-        re.sub(r"(?s)<(script|style)\b.*?</\1>|<[^<>]*>", " ", response.body[:_LOOKED_AT_BYTES].decode(errors="replace")),
-        secrets,
-    ):
+    elif words := _clean(response.body.decode(errors="replace"), secrets):
         error += f": {words}"
     return Classification(scope, outcome, reason, error, parse_retry_after(response.header("Retry-After"), now))
 
@@ -90,6 +82,8 @@ def _clean(text: str, secrets: Iterable[str]) -> str:
     text = html.unescape(text).replace("\\/", "/")
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
+    # Of the beginning only: elements without an end take a time that grows with the square of the length.
+    text = re.sub(r"(?s)<(script|style)\b.*?</\1>|<[^<>]*>", " ", text[:4096])
     return " ".join("".join(each if each.isprintable() else " " for each in text).split())[:200]
 
 

@@ -93,6 +93,7 @@ def test_a_redirect_names_the_place_it_points_to_without_credentials(location: s
         ("<p>ge/heim&amp;&lt;=", "***"),
         ("x" * 1000, "x" * 200),
         ("x" * 195 + "ge/heim&<=", "x" * 195 + "***"),
+        ("<p>" * 1363 + "abcdge/heim&<=", "abcd***"),
         (" \r\n", ""),
     ],
 )
