@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import structlog
 
 from bridge.admin.health import Health
-from bridge.admin.routes import Access, operation_routes
+from bridge.admin.routes import Access, operation_routes, reload_route
 from bridge.admin.server import Server
 from bridge.admin.starting import answering_probes
 from bridge.journal import Journal
@@ -171,12 +171,14 @@ def serve(settings: Settings, app: App, *, or_any_port: bool = False) -> Server 
         time.sleep(_WRONG_TOKEN_SECONDS)
 
     access = Access(secret, token, note_wrong_token)
+    operations = operation_routes(app.journal, access)
+    operations["/-/reload"] = reload_route(app.health, app.supervisor.requests, access)
     listen = partial(
         Server,
         health=app.health,
         registry=app.metrics.registry,
         last_tick=lambda: app.supervisor.last_tick,
-        operations=operation_routes(app.journal, access),
+        operations=operations,
         tls=_server_context(settings),
         access=access,
     )

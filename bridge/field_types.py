@@ -98,7 +98,9 @@ OptionalFile = Annotated[Path | None, BeforeValidator(lambda value: None if valu
 
 
 def _listen(value: Any) -> Any:
-    """Accept `off`, an empty value (as an unset variable leaves it) and `false` for "do not listen"."""
+    """Accept `off`, an empty value (as an unset variable leaves it) and `false` for "do not listen", and `:9477`."""
+    if isinstance(value, str) and re.fullmatch(r":\d{1,5}", value, re.ASCII):
+        return f"0.0.0.0{value}"  # noqa: S104 - that is what it means
     return OFF if value is False or value == "" else value
 
 
@@ -173,19 +175,20 @@ def is_loopback(host: str) -> bool:
 
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?", re.ASCII)
+_DURATION = re.compile(r"(\d{1,400}(?:\.\d{1,20})?)\s*(ms|s|m|h|d)?", re.ASCII)
+_DURATIONS = re.compile(r"(?:\d{1,20}(?:\.\d{1,20})?(?:ms|s|m|h|d)){2,5}", re.ASCII)
 
 
 def duration(text: str) -> float:
-    """Read seconds as people write them: a number, or one with a unit.
+    """Read seconds as people write them: a number, or one with a unit, or several of those (`1h30m`).
 
     Raises:
         ValueError: It is none.
     """
-    match = _DURATION.fullmatch(text.strip())
-    if match is None:
-        raise ValueError("not a duration: write seconds (2.5) or a number with ms, s, m, h or d (500ms, 24h)")
-    return float(match[1]) * _UNITS[match[2] or "s"]
+    text = text.strip()
+    if not (_DURATION.fullmatch(text) or _DURATIONS.fullmatch(text)):
+        raise ValueError("not a duration: write seconds (2.5) or numbers with ms, s, m, h or d (500ms, 24h, 1h30m)")
+    return sum(float(number) * _UNITS[unit or "s"] for number, unit in _DURATION.findall(text))
 
 
 def parse_time(text: str, now: datetime) -> datetime:
@@ -213,13 +216,20 @@ Seconds = Annotated[
     Field(allow_inf_nan=False),
     BeforeValidator(_parse_duration),
     WithJsonSchema(
-        {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": r"^\d+(\.\d+)? ?(ms|s|m|h|d)?$"}]}
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 0},
+                {"type": "string", "pattern": r"^(\d+(\.\d+)? ?(ms|s|m|h|d)?|(\d+(\.\d+)?(ms|s|m|h|d))+)$"},
+            ]
+        }
     ),
 ]
 """A duration in seconds: a number, or text like `500ms`, `10s`, `5m`, `24h`, `3d`."""
 
-Bytes = ByteSize
-"""A number of bytes: a number, or text like `64KiB`, `1GiB`."""
+Bytes = Annotated[
+    ByteSize, BeforeValidator(lambda value: f"{value}B" if str(value).endswith(("Ki", "Mi", "Gi", "Ti")) else value)
+]
+"""A number of bytes: a number, or text like `64KiB`, `1GiB`, `1Gi`."""
 
 
 class Strict(BaseModel):

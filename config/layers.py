@@ -114,7 +114,7 @@ def from_file(config: Path | None, env: Mapping[str, str]) -> Layer | None:
     if path is None:
         return None
     try:
-        return Layer(read_document(path), {(): str(path)}, text=False)
+        return Layer(read_document(path, env), {(): str(path)}, text=False)
     except ReadError as error:
         named = f" (named by {CONFIG})" if config is None and env.get(CONFIG) else ""
         raise ReadError(f"{path}{named}: {error}") from None

@@ -6,7 +6,7 @@ pure: making one reads no environment and no file. `config.load` reads the sourc
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny, field_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator
 
 from bridge.admin.settings import HealthSettings, HttpSettings
 from bridge.field_types import Name, Seconds, Strict
@@ -16,10 +16,16 @@ from bridge.sources.dockercloud.settings import DockerCloudSettings
 from bridge.sources.engine.settings import EngineSettings
 
 
+def _level(value: Any) -> Any:
+    """Accept capital letters, and the short name that other programs have."""
+    level = value.lower() if isinstance(value, str) else value
+    return "warning" if level == "warn" else level
+
+
 class LogSettings(Strict):
     """Log lines, which go to stderr."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field(
+    level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_level)] = Field(
         default="info", description="The least severe lines that are written."
     )
     format: Literal["auto", "human", "json"] = Field(

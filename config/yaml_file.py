@@ -5,12 +5,15 @@ editors and the JSON Schema use, all these are text: `true`, `false` and `null` 
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
 _TAG: Final = "tag:yaml.org,2002:"
+_UNSET: Final = "the variable "
+_VARIABLE: Final = re.compile(r"\$\$(?=\{)|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 _TWICE: Final = "this key is there twice"
 _MAX_VALUES: Final = 100_000
 _QUOTED: Final = re.compile(r"""\s*(['"])(.*?)\1""")
@@ -21,7 +24,9 @@ class ReadError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses duplicate keys, of which PyYAML would silently take the last."""
+    """Refuses duplicate keys, of which PyYAML would silently take the last, and replaces `${VARIABLE}` in values."""
+
+    env: Mapping[str, str] = {}
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -31,6 +36,28 @@ class _Loader(yaml.SafeLoader):
                 if key.value in seen:
                     raise yaml.composer.ComposerError(None, None, _TWICE, key.start_mark)
                 seen.add(key.value)
+        return node
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        node = super().compose_scalar_node(anchor)
+        if "$" not in node.value:
+            return node
+
+        def replace(match: re.Match[str]) -> str:
+            name, default = match["name"], match["default"]
+            if name is None:
+                return "$"
+            value = self.env.get(name) or default
+            if value is None:
+                problem = f"{_UNSET}{name} is not set; write ${{{name}:-}} for an empty default, or $${{…}} for the text itself"
+                raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
+            return str(value)
+
+        value = _VARIABLE.sub(replace, node.value)
+        if value != node.value and node.style is None:
+            # As if it stood there: a number is a number.
+            node.tag = self.resolve(yaml.ScalarNode, value, (True, False))  # type: ignore[no-untyped-call]
+        node.value = value
         return node
 
 
@@ -46,11 +73,13 @@ for _kind, _pattern, _first in (
     _Loader.add_implicit_resolver(_TAG + _kind, re.compile(_pattern), _first)
 
 
-def read_document(path: Path) -> dict[str, Any]:
+def read_document(path: Path, env: Mapping[str, str]) -> dict[str, Any]:
     """Read the mapping in a YAML file; an empty file gives an empty mapping.
 
+    `${NAME}` and `${NAME:-default}` are replaced by variables of the environment, as by Compose; `$${` is `${`.
+
     Raises:
-        ReadError: There is no such file, it is not YAML, or its top level is no mapping.
+        ReadError: There is no such file, it is not YAML, its top level is no mapping, or a variable is not set.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -58,7 +87,7 @@ def read_document(path: Path) -> dict[str, Any]:
         raise ReadError(f"can't be read: {error.strerror}") from None
     except ValueError:
         raise ReadError("is not text in UTF-8") from None
-    document = _parse(text)
+    document = _parse(text, env)
     if document is None:
         return {}
     if not isinstance(document, dict):
@@ -68,21 +97,36 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str, env: Mapping[str, str]) -> Any:
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - it is a SafeLoader
+        loader = _Loader(text)
+        loader.env = env
+        return loader.get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         position = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        if (error.problem or "").startswith(_UNSET):
+            raise ReadError(f"{position.removeprefix(' at ')}: {error.problem}") from None
         problem = _QUOTED.sub(_without_content, error.problem or "").removeprefix("but ")
-        hint = "" if problem == _TWICE else "; text with special characters needs quotes"
-        raise ReadError(f"is not valid YAML{position}: {problem}{hint}") from None
+        line = text.splitlines()[mark.line : mark.line + 1] if mark else []
+        raise ReadError(f"is not valid YAML{position}: {problem}{_hint(problem, ''.join(line))}") from None
     except yaml.YAMLError:
         raise ReadError("has control characters, which YAML does not allow") from None
     except RecursionError:
         raise ReadError("is nested too deeply") from None
     except Exception:  # noqa: BLE001 - a wrong value after an explicit tag makes PyYAML raise anything, with the value in it
         raise ReadError("has a value that does not fit its tag (!!) or is too long a number") from None
+
+
+def _hint(problem: str, line: str) -> str:
+    """Return what would help, by what PyYAML says and the line at which it gave up."""
+    if problem == _TWICE:
+        return ""
+    if "\t" in line[: len(line) - len(line.lstrip())] or "'\\t'" in problem:
+        return "; indent with spaces, not with tabs"
+    if "mapping values are not allowed" in problem or "<block" in problem:
+        return "; is this line, or the one before it, indented as its neighbours are? Text with a colon needs quotes"
+    return "; text with special characters needs quotes"
 
 
 def _without_content(quoted: re.Match[str]) -> str:

@@ -202,12 +202,12 @@ class _Connection(BaseHTTPRequestHandler):
         route = self.server.routes.get(path, self.server.not_found)
         response = self._refusal(method, route)
         if response is not None or (
-            method == "GET" and ("Content-Length" in self.headers or "Transfer-Encoding" in self.headers)
+            (method == "GET") is ("Content-Length" in self.headers) or "Transfer-Encoding" in self.headers
         ):
-            # Bytes after the headers stay unread, and must not be taken for the next request.
+            # Bytes after the headers may stay unread, and must not be taken for the next request.
             self.close_connection = True
         if response is None:
-            body = self.rfile.read(int(self.headers["Content-Length"])) if method == "POST" else b""
+            body = self.rfile.read(int(self.headers.get("Content-Length", "0"))) if method == "POST" else b""
             self.server.waiting[self.connection] = time.monotonic(), False
             if route.refuse:
                 # An operator's: it may take long, and is not given up for others.
@@ -286,7 +286,9 @@ def _respond(route: Route, request: Request) -> Response:
 
 
 def _unreadable(headers: Message) -> Response | None:
-    """Return why the body of a request can't be read; None if it can."""
+    """Return why the body of a request can't be read; None if it can, or if there is none."""
+    if headers.get("Content-Length", "0") == "0" and "Transfer-Encoding" not in headers:
+        return None
     if "Content-Type" not in headers or headers.get_content_type() != "application/json":
         # A form of a web page can't send this type.
         return text_response(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body must be application/json")

@@ -5,6 +5,7 @@ start of the bridge, which commands of the same user read from the journal's loc
 """
 
 import hmac
+import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from urllib.parse import parse_qsl
 import msgspec
 import structlog
 
+from bridge.admin.health import Health
 from bridge.admin.route import JSON, Request, Response, Route, text_response
 from bridge.field_types import parse_time
 from bridge.journal import (
@@ -31,8 +33,12 @@ from bridge.journal import (
     SeqOrId,
     UnknownSinkError,
 )
+from bridge.pipeline.supervisor import Requests
 
 log = structlog.get_logger(__name__)
+
+_RELOAD_SECONDS: Final = 10.0
+"""How long a client waits for the outcome of a reload."""
 
 Limit = Annotated[int, msgspec.Meta(ge=1)]
 Ids = Annotated[list[SeqOrId], msgspec.Meta(min_length=1, max_length=DEAD_LETTERS_PER_PAGE)]
@@ -75,6 +81,23 @@ def operation_routes(journal: Journal, access: "Access") -> dict[str, Route]:
         path: Route(method, partial(_respond, operation, journal), access.refuse)
         for path, (method, operation) in _OPERATIONS.items()
     }
+
+
+def reload_route(health: Health, requests: Requests, access: "Access") -> Route:
+    """Return the route that reads the configuration again, as SIGHUP does, and tells how it went. Its path is Prometheus's."""
+
+    def reload(request: Request) -> Response:
+        before, until = health.reloaded, time.monotonic() + _RELOAD_SECONDS
+        log.warning("an operator asked for the configuration to be read again", client=request.client)
+        requests.put("reload")
+        while health.reloaded is before and time.monotonic() < until:
+            time.sleep(0.05)
+        if health.reloaded is before or health.reloaded is None:
+            return text_response(HTTPStatus.ACCEPTED, "the configuration will be read again; see `reload` in /status")
+        problems = health.reloaded.problems
+        return text_response(HTTPStatus.INTERNAL_SERVER_ERROR if problems else HTTPStatus.OK, "\n".join(problems) or "ok")
+
+    return Route("POST", reload, access.refuse)
 
 
 class Access:

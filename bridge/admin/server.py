@@ -26,7 +26,7 @@ _INDEX: Final = b"""event-bridge
 /status   everything, as JSON
 
 for the commands dead-letters, backlog, journal and quarantine, and for clients with http.token:
-/dead-letters  /quarantine  /journal  /journal/events  /journal/verify  /journal/check
+/dead-letters  /quarantine  /journal  /journal/events  /journal/verify  /journal/check  POST /-/reload
 """
 
 

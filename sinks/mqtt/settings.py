@@ -52,6 +52,9 @@ def read_address(url: str) -> Address:
     return Address(host, port or _PORTS[parts.scheme], parts.scheme in {"mqtts", "wss"}, path)
 
 
+_PROCESS: Final = secrets.token_hex(3)
+
+
 class MqttSettings(SinkSettings):
     """Settings of an `mqtt` sink."""
 
@@ -91,7 +94,7 @@ class MqttSettings(SinkSettings):
         default=None,
         min_length=1,
         max_length=1000,
-        description="Our name at the broker, used by nobody else. Made of the host's and the sink's name if not set.",
+        description="Our name at the broker, used by nobody else. Made of the host, the sink and chance if not set.",
     )
     username: str | None = Field(default=None, max_length=MAX_TEXT_BYTES, description="User name.")
     password: SecretStr | None = Field(default=None, description="Password.")
@@ -188,5 +191,9 @@ class MqttSettings(SinkSettings):
         return self.max_in_flight or (1000 if self.protocol == "5" else 20)
 
     def client_id_of(self, name: str) -> str:
-        """Return the client id of the sink `name`."""
-        return self.client_id or f"event-bridge-{socket.gethostname()}-{name}"
+        """Return the client id of the sink `name`.
+
+        It is another one in each process: two bridges with a sink of one name would end each other's connection for ever. No
+        session is kept, so that nothing is lost by it.
+        """
+        return self.client_id or f"event-bridge-{socket.gethostname()}-{name}-{_PROCESS}"

@@ -40,15 +40,20 @@ BYTES: TypeAdapter[int] = TypeAdapter(Bytes)
         ("24h", 86400.0),
         ("1.5h", 5400.0),
         ("3d", 259200.0),
+        ("1h30m", 5400.0),
+        ("1d12h", 129600.0),
+        ("1m500ms", 60.5),
     ],
 )
 def test_a_duration_is_a_number_or_a_text_with_a_unit(written: object, seconds: float) -> None:
     assert SECONDS.validate_python(written) == seconds
 
 
-@pytest.mark.parametrize("written", ["", "s", "soon", "-5s", "1h30m", "5 weeks", "5M", "1e3", "inf", "\u0663s", True, False])
+@pytest.mark.parametrize(
+    "written", ["", "s", "soon", "-5s", "1h30", "1h 30m x", "5 weeks", "5M", "1e3", "inf", "\u0663s", True, False]
+)
 def test_what_is_no_duration_is_refused_with_the_way_to_write_one(written: object) -> None:
-    with pytest.raises(ValidationError, match=r"not a duration: write seconds .* \(500ms, 24h\)"):
+    with pytest.raises(ValidationError, match=r"not a duration: write seconds .* \(500ms, 24h, 1h30m\)"):
         SECONDS.validate_python(written)
 
 
@@ -166,3 +171,14 @@ def test_loopback_has_many_names(host: str) -> None:
 @pytest.mark.parametrize("host", ["10.0.0.5", "2001:db8::1", "::ffff:10.0.0.5", "fe80::1%eth0", "localhost.evil.example", ""])
 def test_everything_else_is_no_loopback(host: str) -> None:
     assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    ("written", "size"), [("2Gi", 2 << 30), ("64Ki", 64 << 10), ("1.5Mi", 3 << 19), ("2GiB", 2 << 30), (7, 7)]
+)
+def test_a_size_is_written_as_by_kubernetes_too(written: object, size: int) -> None:
+    assert BYTES.validate_python(written) == size
+
+
+def test_a_port_alone_is_that_of_all_addresses() -> None:
+    assert TypeAdapter(Listen).validate_python(":9477") == "0.0.0.0:9477"

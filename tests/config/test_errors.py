@@ -114,7 +114,7 @@ NO_KEY = "holds a key that does not exist, without a value; text with a colon or
         (
             STREAM + "journal: {dedup: {window: 1 day}}",
             {},
-            "bridge.yaml: journal.dedup.window: not a duration: write seconds (2.5) or a number with ms, s, m, h or d",
+            "bridge.yaml: journal.dedup.window: not a duration: write seconds (2.5) or numbers with ms, s, m, h or d",
         ),
         (STREAM + "journal: {max_bytes: 1MiB}", {}, "bridge.yaml: journal.max_bytes: must be at least 16777216"),
         (
@@ -139,7 +139,7 @@ NO_KEY = "holds a key that does not exist, without a value; text with a colon or
         ),
         (
             STREAM,
-            {"BRIDGE_HTTP__LISTEN": ":9477"},
+            {"BRIDGE_HTTP__LISTEN": "9477"},
             "BRIDGE_HTTP__LISTEN: must be host:port, like 127.0.0.1:9477, 0.0.0.0:9477 or [::1]:9477, or off",
         ),
         ("streams: [acme]", {}, "bridge.yaml: streams: must be a mapping: keys with values"),

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from pydantic import SecretStr
 
 from bridge.admin.settings import HttpSettings
 from bridge.sink import SinkSettings
@@ -305,3 +306,20 @@ def test_what_is_wrong_with_the_part_http_is_said(text: str, said: str) -> None:
 
     (problem,) = raised.value.problems
     assert problem.startswith(said)
+
+
+@pytest.mark.parametrize(("written", "level"), [("DEBUG", "debug"), ("warn", "warning"), ("Warn", "warning"), ("info", "info")])
+def test_a_level_is_written_as_other_programs_have_it(written: str, level: str) -> None:
+    Path("bridge.yaml").write_text(f"log: {{level: {written}}}\nstreams: {{acme: {{}}}}\n")
+
+    assert load(plugins=PLUGINS, env={"BRIDGE_SECRETS_DIR": ""}).log.level == level
+
+
+def test_a_secret_may_come_from_a_variable_of_any_name() -> None:
+    Path("bridge.yaml").write_text("streams: {acme: {username: bob, api_key: '${API_KEY}'}}\n")
+
+    settings = load(plugins=PLUGINS, env={"BRIDGE_SECRETS_DIR": "", "API_KEY": "from the environment"})
+
+    assert acme(settings).api_key == SecretStr("from the environment")
+    with pytest.raises(ConfigError, match=r"bridge\.yaml: line 1, column 42: the variable API_KEY is not set"):
+        load(plugins=PLUGINS, env={"BRIDGE_SECRETS_DIR": ""})

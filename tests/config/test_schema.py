@@ -25,7 +25,7 @@ def validator() -> Draft202012Validator:
 
 @pytest.fixture
 def example() -> dict[str, Any]:
-    return copy.deepcopy(read_document(EXAMPLE))
+    return copy.deepcopy(read_document(EXAMPLE, {}))
 
 
 def test_the_file_is_what_the_models_say_now() -> None:
@@ -76,7 +76,7 @@ def test_what_the_example_has_commented_out_is_right_as_well(validator: Draft202
         if not line.strip().startswith("# ") or not key.isidentifier() or not key.islower() or "  " not in line[:2]:
             continue
         (tmp_path / "bridge.yaml").write_text("\n".join([*lines[:index], line.replace("# ", "", 1), *lines[index + 1 :]]))
-        document = read_document(tmp_path / "bridge.yaml")
+        document = read_document(tmp_path / "bridge.yaml", {})
         assert list(validator.iter_errors(document)) == [], line
         tried += 1
     assert tried >= 15

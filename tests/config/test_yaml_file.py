@@ -48,7 +48,7 @@ def file(tmp_path: Path) -> Path:
 def test_values_are_those_of_yaml_1_2(file: Path, text: str, value: Any) -> None:
     file.write_text(f"key: {text}\n")
 
-    read = read_document(file)["key"]
+    read = read_document(file, {})["key"]
 
     assert (read, type(read)) == (value, type(value))
 
@@ -56,14 +56,64 @@ def test_values_are_those_of_yaml_1_2(file: Path, text: str, value: Any) -> None
 def test_a_mapping_can_be_merged_into_another_that_says_more(file: Path) -> None:
     file.write_text("a: &a {x: 1, y: 2}\nb: &b {<<: *a, y: 3}\nc: {<<: *b, x: 4}\n")
 
-    assert read_document(file) == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 4, "y": 3}}
+    assert read_document(file, {}) == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 4, "y": 3}}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("${NAME}", "value"),
+        ("a ${NAME} b ${NAME}", "a value b value"),
+        ("${NUMBER}", 12),
+        ('"${NUMBER}"', "12"),
+        ("${UNSET:-7}", 7),
+        ("${UNSET:-}", None),
+        ("${EMPTY:-default}", "default"),
+        ("${NAME:-default}", "value"),
+        ("'$${NAME} ${NAME}'", "${NAME} value"),
+        ("$NAME $ $$ {x}", "$NAME $ $$ {x}"),
+        ("['${NAME}', x]", ["value", "x"]),
+        ("${COLON}", "a: b # c"),
+        ("|\n  x ${NAME}\n", "x value\n"),
+    ],
+)
+def test_variables_are_replaced_in_values(file: Path, text: str, value: Any) -> None:
+    file.write_text(f"key: {text}\n")
+
+    read = read_document(file, {"NAME": "value", "NUMBER": "12", "EMPTY": "", "COLON": "a: b # c"})
+
+    assert (read["key"], type(read["key"])) == (value, type(value))
+
+
+def test_a_variable_that_is_not_set_is_an_error_with_its_place(file: Path) -> None:
+    file.write_text("a: 1\nb: {token: '${HOOK_TOKEN}'}\n")
+
+    with pytest.raises(ReadError, match=r"^line 2, column 12: the variable HOOK_TOKEN is not set; write \$\{HOOK_TOKEN:-\}"):
+        read_document(file, {"HOOK_TOKEN": ""})
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("a:\n\tb: 1\n", "indent with spaces, not with tabs"),
+        ("a:\n  b: 1\n   c: 2\n", "indented as its neighbours are"),
+        ("a:\n   b: 1\n  c: 2\n", "indented as its neighbours are"),
+        ("a: b: c\n", "Text with a colon needs quotes"),
+        ("a: @x\n", "text with special characters needs quotes"),
+    ],
+)
+def test_a_mistake_gets_the_hint_that_helps(file: Path, text: str, hint: str) -> None:
+    file.write_text(text)
+
+    with pytest.raises(ReadError, match=hint):
+        read_document(file, {})
 
 
 @pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "---\n", "\ufeff"])
 def test_an_empty_file_holds_nothing(file: Path, text: str) -> None:
     file.write_text(text)
 
-    assert read_document(file) == {}
+    assert read_document(file, {}) == {}
 
 
 @pytest.mark.parametrize(
@@ -93,7 +143,7 @@ def test_what_is_wrong_is_said_in_one_line_that_shows_nothing_of_the_content(fil
     file.write_text(text)
 
     with pytest.raises(ReadError) as caught:
-        read_document(file)
+        read_document(file, {})
 
     assert says in str(caught.value)
     assert "hunter2" not in str(caught.value)
@@ -105,8 +155,8 @@ def test_a_file_must_be_there_and_be_text(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"a: \xff\xfe")
 
     with pytest.raises(ReadError, match="No such file"):
-        read_document(tmp_path / "missing.yaml")
+        read_document(tmp_path / "missing.yaml", {})
     with pytest.raises(ReadError, match="Is a directory"):
-        read_document(tmp_path)
+        read_document(tmp_path, {})
     with pytest.raises(ReadError, match="UTF-8"):
-        read_document(tmp_path / "binary")
+        read_document(tmp_path / "binary", {})

@@ -2,6 +2,8 @@
 
 import signal
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -342,3 +344,25 @@ def test_what_is_watched_on_a_terminal_ends_with_it(tmp_path: Path, command: str
             process.stdout.readline()
             process.send_signal(signal.SIGHUP)
             assert process.wait(20) == -signal.SIGHUP
+
+
+def test_the_configuration_is_read_again_over_http_as_by_prometheus(tmp_path: Path) -> None:
+    with Receiver() as receiver, Bridge(tmp_path, {"streams": {"acme": {"url": "ws://127.0.0.1:1"}}}) as bridge:
+        secret = (tmp_path / "journal.db.lock").read_text().split()[2]
+
+        def reload(**headers: str) -> tuple[int, str]:
+            request = urllib.request.Request(f"http://127.0.0.1:{bridge.port}/-/reload", method="POST", headers=headers)
+            try:
+                with urllib.request.urlopen(request, timeout=20) as answer:
+                    return answer.status, answer.read().decode()
+            except urllib.error.HTTPError as error:
+                return error.code, error.read().decode()
+
+        assert reload()[0] == 401
+        bridge.configure({"streams": {"acme": {"url": "ws://127.0.0.1:1"}}, "sinks": {"new": hook(receiver)}})
+        assert reload(Authorization=f"Bearer {secret}") == (200, "ok\n")
+        assert bridge.status()["sinks"].keys() == {"new"}
+        bridge.configure({"streams": {"acme": {"url": "nonsense"}}})
+        status, words = reload(Authorization=f"Bearer {secret}")
+        assert (status, "streams.acme.url" in words) == (500, True)
+        assert len(bridge.said("an operator asked for the configuration to be read again")) == 2

@@ -129,7 +129,7 @@ def yaml(data: bytes) -> None:
         file.write(data)
         file.flush()
         with suppress(ReadError):
-            read_document(Path(file.name))
+            read_document(Path(file.name), {"X": "y"})
 
 
 ALL_FIELDS = "{namespace}.{type}.{action}.{state}.{resource_uuid}"
@@ -287,8 +287,8 @@ PARSERS = {
     "token": Parser(access, [b"Bearer token", b"Basic eA=="], _text),
     "yaml": Parser(
         yaml,
-        [b"sinks: {a: {type: stdout}}\n", b"a: &x [1]\nb: *x\n"],
-        lambda n: [b"a" * n, b"- a\n" * (n // 4), b"[" * min(n, 400), b"# " * (n // 2)],
+        [b"sinks: {a: {type: stdout}}\n", b"a: &x [1]\nb: *x\n", b"a: ${X:-y} $${z}\n"],
+        lambda n: [b"a" * n, b"- a\n" * (n // 4), b"[" * min(n, 400), b"# " * (n // 2), b"a: '" + b"${" * (n // 2) + b"'"],
     ),
     "sinks": Parser(sinks, [EVENT], _fields),
 }

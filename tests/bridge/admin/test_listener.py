@@ -129,7 +129,6 @@ def test_a_body_where_none_belongs_is_not_taken_for_a_request(place: Place, head
         (["Content-Length: 2"], 415),
         (["Content-Length: 2", "Content-Type: text/plain"], 415),
         (["Content-Length: 2", "Content-Type: application/x-www-form-urlencoded"], 415),
-        (["Content-Type: application/json"], 411),
         (["Content-Type: application/json", "Content-Length: -1"], 411),
         (["Content-Type: application/json", "Content-Length: 1_0"], 411),
         (["Content-Type: application/json", "Content-Length: ²"], 411),
@@ -141,6 +140,11 @@ def test_a_body_where_none_belongs_is_not_taken_for_a_request(place: Place, head
 def test_a_body_that_can_t_be_read_is_refused_in_words(place: Place, headers: list[str], status: int) -> None:
     assert place.status_of(f"POST {POST} HTTP/1.1", *headers, body=b"{}") == status
     assert place.asked == []
+
+
+def test_without_a_length_there_is_no_body_and_what_follows_is_no_request(place: Place) -> None:
+    assert place.status_of(f"POST {POST} HTTP/1.1", body=b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n") == 200
+    assert [(request.path, request.body) for request in place.asked] == [(POST, b"")]
 
 
 def test_the_largest_body_is_read(place: Place) -> None:

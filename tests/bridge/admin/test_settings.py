@@ -23,7 +23,7 @@ def test_an_address_to_listen_on_is_host_and_port_or_off(listen: Any, address: t
     assert HttpSettings(listen=listen).address == address
 
 
-@pytest.mark.parametrize("listen", ["9477", ":9477", "host", "::1:9477", "host:99999", "host:x", "a b:1", "host:1\n", True, 5])
+@pytest.mark.parametrize("listen", ["9477", ":", "host", "::1:9477", "host:99999", "host:x", "a b:1", "host:1\n", True, 5])
 def test_anything_else_is_no_address(listen: Any) -> None:
     with pytest.raises(ValidationError):
         HttpSettings(listen=listen)

@@ -1,3 +1,4 @@
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ def test_secrets_are_not_shown() -> None:
 def test_the_client_id_tells_hosts_and_sinks_apart() -> None:
     settings = MqttSettings(url="mqtt://broker")
 
-    assert settings.client_id_of("home") == f"event-bridge-{socket.gethostname()}-home"
+    assert re.fullmatch(rf"event-bridge-{socket.gethostname()}-home-[0-9a-f]{{6}}", settings.client_id_of("home"))
+    assert settings.client_id_of("home") == settings.client_id_of("home")
     assert settings.model_copy(update={"client_id": "mine"}).client_id_of("home") == "mine"
 
 
