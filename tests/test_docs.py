@@ -142,7 +142,7 @@ def test_what_an_operator_is_shown_works_line_by_line(
         said += capsys.readouterr().out
 
     assert {line.split()[1] for line in lines} == set(arguments.COMMANDS)
-    assert "alerts: 1 dead letter sent again\nalerts: 4 dead letters sent again\n" in said
+    assert "alerts: 1 dead letter queued\nalerts: 4 dead letters queued\n" in said
     for header in re.findall(r"^SINK .*", OPERATIONS, re.MULTILINE):
         assert header.split() in [line.split() for line in said.splitlines()]
 

@@ -19,6 +19,7 @@ from bridge.journal import (
     JournalExtent,
     QuarantinePage,
     Replayed,
+    RetryPage,
     SinkBacklog,
     UnknownSinkError,
     VerifyPage,
@@ -77,6 +78,10 @@ class Client:
         """See `JournalReader`."""
         asked = {key: value for key, value in msgspec.to_builtins(query).items() if value is not None}
         return self._get("/dead-letters", DeadLetterPage, **asked, after=after, limit=limit)
+
+    def retries(self, sink: str, after: int, limit: int) -> RetryPage:
+        """See `JournalReader`."""
+        return self._get("/retries", RetryPage, sink=sink, after=after, limit=limit)
 
     def quarantine(self, after: int, limit: int) -> QuarantinePage:
         """See `JournalReader`."""

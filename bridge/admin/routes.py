@@ -25,6 +25,7 @@ from bridge.journal import (
     DEAD_LETTERS_PER_PAGE,
     EVENTS_PER_PAGE,
     MESSAGES_PER_PAGE,
+    RETRIES_PER_PAGE,
     ROWS_PER_VERIFY,
     DeadLetterQuery,
     DeathReason,
@@ -64,6 +65,10 @@ class _Filter(_Page, frozen=True, forbid_unknown_fields=True):
     since: str | None = None
     uuid: str | None = None
     type: str | None = None
+
+
+class _OfSink(_Page, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    sink: str
 
 
 class _Replay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,6 +158,11 @@ def _dead_letters(journal: Journal, request: Request) -> object:
     return journal.dead_letters(query, asked.after, min(asked.limit, DEAD_LETTERS_PER_PAGE))
 
 
+def _retries(journal: Journal, request: Request) -> object:
+    asked = _parameters(request, _OfSink)
+    return journal.retries(asked.sink, asked.after, min(asked.limit, RETRIES_PER_PAGE))
+
+
 def _replay(journal: Journal, request: Request) -> object:
     asked = _body(request, _Replay)
     return journal.replay(asked.sink, asked.ids)
@@ -196,6 +206,7 @@ _OPERATIONS: Final[dict[str, tuple[str, Callable[[Journal, Request], object]]]] 
     "/dead-letters": ("GET", _dead_letters),
     "/dead-letters/replay": ("POST", _replay),
     "/dead-letters/drop": ("POST", _drop),
+    "/retries": ("GET", _retries),
     "/quarantine": ("GET", _quarantine),
     "/journal": ("GET", _extent),
     "/journal/events": ("GET", _events),

@@ -27,8 +27,9 @@ Where it looks: at the journal of the configuration. If a bridge runs on it, tha
 otherwise the file is opened. Run it as the user that the bridge runs as."""
 
 _REPLAY: Final = """\
-Send dead letters to their sinks once more: they wait in the sink's retry queue and go out in the order of the journal. What
-fails again becomes a dead letter again. To replay twice sends nothing twice: what was sent is no dead letter any more.
+Queue dead letters for their sinks once more: they wait in the sink's retry queue and go out in the order of the journal. What
+fails again becomes a dead letter again. To replay twice sends nothing twice: what is queued is no dead letter any more. With
+--wait, the command ends when each is delivered or a dead letter again; its exit status is 0 only if all were delivered.
 
 The retry queue is filled to half of the sink's retry.max_pending at most; beside a running bridge, replay waits until there
 is room for the rest."""
@@ -119,6 +120,7 @@ def _add_dead_letters(parser: argparse.ArgumentParser) -> None:
     again.add_argument(
         "--patience", type=_seconds, default=60.0, metavar="TIME", help="give a sink up that took none for so long (60s)"
     )
+    again.add_argument("--wait", action="store_true", help="follow them until each is delivered or a dead letter again")
     gone.add_argument("--yes", action="store_true", help="do not ask")
     for each in (listing, one):
         each.add_argument("--json", action="store_true", help="a line of JSON for each, with the event")
@@ -232,7 +234,7 @@ def _chosen(args: argparse.Namespace) -> Selection:
 
 
 def _replay(args: argparse.Namespace) -> int:
-    return dead_letters.replay(_target(args), _chosen(args), dry_run=args.dry_run, patience=args.patience)
+    return dead_letters.replay(_target(args), _chosen(args), dry_run=args.dry_run, patience=args.patience, wait=args.wait)
 
 
 def _drop(args: argparse.Namespace) -> int:

@@ -29,9 +29,9 @@ Operations
     part of it means that some events are delivered again. The next `append` or the next `prune` makes it durable.
     `next_work` returns due retries and the events after a sink's cursor, and does not move it. `prune` deletes old rows.
     `replay` sends dead letters back to the retry queue, `discard` deletes them; both are one short transaction a call.
-    `dead_letters`, `quarantine`, `events` and `verify` look inside, in pages: each looks at a bounded part, and tells up to
-    where, so that one goes on from there until nothing more was looked at. `JournalReader` does the same on the file of
-    another process, running or dead, and changes nothing in it.
+    `dead_letters`, `retries`, `quarantine`, `events` and `verify` look inside, in pages: each looks at a bounded part, and
+    tells up to where, so that one goes on from there until nothing more was looked at. `JournalReader` does the same on the
+    file of another process, running or dead, and changes nothing in it.
     Damaged rows are never delivered: a batch or a retry is dropped, counted and logged; a dead letter stays for inspection.
     When the disk fails, `append` and `settle` wait and try again; when the journal is full or little is left on the disk,
     only `append` does, so that what is delivered can make room. `counters().last_error` says why.
@@ -60,6 +60,7 @@ from bridge.journal.pages import (
     DEAD_LETTERS_PER_PAGE,
     EVENTS_PER_PAGE,
     MESSAGES_PER_PAGE,
+    RETRIES_PER_PAGE,
     ROWS_PER_VERIFY,
     DeadLetterPage,
     DeadLetterQuery,
@@ -68,6 +69,7 @@ from bridge.journal.pages import (
     QuarantinedMessage,
     QuarantinePage,
     Replayed,
+    RetryPage,
     SeqOrId,
     SinkBacklog,
     StoredDeadLetter,
@@ -81,6 +83,7 @@ __all__ = [
     "DEAD_LETTERS_PER_PAGE",
     "EVENTS_PER_PAGE",
     "MESSAGES_PER_PAGE",
+    "RETRIES_PER_PAGE",
     "ROWS_PER_VERIFY",
     "Appended",
     "Batch",
@@ -104,6 +107,7 @@ __all__ = [
     "QuarantinedMessage",
     "Replayed",
     "Retry",
+    "RetryPage",
     "SeqOrId",
     "Settlement",
     "SinkBacklog",

@@ -15,6 +15,7 @@ DEAD_LETTERS_PER_PAGE: Final = 500
 """Most dead letters in one page, and in one replay or drop."""
 
 EVENTS_PER_PAGE: Final = 5_000
+RETRIES_PER_PAGE: Final = 50_000
 MESSAGES_PER_PAGE: Final = 50
 ROWS_PER_VERIFY: Final = 500
 
@@ -76,6 +77,13 @@ class DeadLetterPage(msgspec.Struct, frozen=True):
     """
 
     dead_letters: list[StoredDeadLetter]
+    next: int | None
+
+
+class RetryPage(msgspec.Struct, frozen=True):
+    """Sequence numbers of events that wait in a sink's retry queue, in order; `next` as in `DeadLetterPage`."""
+
+    retries: list[int]
     next: int | None
 
 

@@ -126,6 +126,12 @@ def count_retries(db: sqlite3.Connection) -> dict[str, int]:
     return dict(db.execute("SELECT sink, count(*) FROM retries GROUP BY sink"))
 
 
+def waiting(db: sqlite3.Connection, sink: str, after: int, limit: int) -> list[int]:
+    """Return the sequence numbers of at most so many events of a retry queue, in order, from the one after `after` on."""
+    found = db.execute("SELECT seq FROM retries WHERE sink = ? AND seq > ? ORDER BY seq LIMIT ?", (sink, after, limit))
+    return [seq for (seq,) in found]
+
+
 def heads(db: sqlite3.Connection, sink: str) -> tuple[dict[str, float], int]:
     """Return the ordering keys of a retry queue, each with the due time of its first event; and the bytes of all events."""
     # With min(), SQLite takes the bare column `due` from the row that has the minimum.

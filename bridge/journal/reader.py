@@ -21,6 +21,7 @@ from bridge.journal.pages import (
     EventPage,
     JournalExtent,
     QuarantinePage,
+    RetryPage,
     SinkBacklog,
     StoredEvent,
     VerifyPage,
@@ -64,6 +65,18 @@ class JournalReader:
         """Return the dead letters that fit a query, of any sink, with ids larger than `after`."""
         with self._looking() as db:
             return queues.dead_letters(db, query, min(max(0, after), _MAX_SEQ), limit)
+
+    def retries(self, sink: str, after: int = 0, limit: int = 1000) -> RetryPage:
+        """Return the events in a sink's retry queue after a sequence number.
+
+        Raises:
+            UnknownSinkError: There is no such sink, or none any more.
+        """
+        with self._looking() as db:
+            if sink not in tables.sinks(db):
+                raise file.UnknownSinkError(f"there is no sink {sink}")
+            found = queues.waiting(db, sink, min(max(0, after), _MAX_SEQ), limit)
+            return RetryPage(found, found[-1] if len(found) == limit else None)
 
     def quarantine(self, after: int = 0, limit: int = 250) -> QuarantinePage:
         """Return the kept malformed messages with ids larger than `after`."""

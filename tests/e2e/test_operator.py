@@ -101,14 +101,14 @@ def look_at(bridge: Bridge, bad: set[str], rejected: set[str]) -> None:
     shown = command(bridge, "dead-letters", "show", str(one["id"])).stdout
     assert one["event"]["uuid"] in shown
     assert "answered 4" in shown or "answered 5" in shown
-    assert "would be sent again" in command(bridge, "dead-letters", "replay", "--all", "--dry-run").stderr
+    assert "would be queued" in command(bridge, "dead-letters", "replay", "--all", "--dry-run").stderr
     assert "--yes" in command(bridge, "dead-letters", "drop", "--all", expect=2).stderr
     assert lines(command(bridge, "dead-letters", "list", "--sink", "alerts", "--json")) == letters
 
 
 def replay_beside_the_bridge(bridge: Bridge, receiver: Receiver, sent: list[str], bad: set[str]) -> None:
     done = command(bridge, "dead-letters", "replay", "--sink", "alerts")
-    assert done.stdout == f"alerts: {len(bad)} dead letters sent again\n"
+    assert done.stdout == f"alerts: {len(bad)} dead letters queued\n"
     until(lambda: receiver.count() == len(sent), "they arrive")
     assert Counter(uuids(receiver.events())) == Counter(sent)
     assert command(bridge, "dead-letters", "replay", "--sink", "alerts").stderr == "no dead letters\n"
@@ -123,12 +123,12 @@ def replay_on_the_file(bridge: Bridge, receiver: Receiver, sent: list[str], bad:
     assert command(bridge, "dead-letters", "drop", str(dropped["id"]), "--yes").stdout == "deleted 1 dead letter\n"
     left = len(bad) - 1 - 5
     done = command(bridge, "dead-letters", "replay", "--sink", "audit", expect=1)
-    assert f"audit: 5 dead letters sent again, {left} left: audit has 5 events waiting for a retry" in done.stderr
+    assert f"audit: 5 dead letters queued, {left} left: audit has 5 events waiting for a retry" in done.stderr
     assert command(bridge, "backlog").stdout.count("stopped") == 3
     assert receiver.count() == before
     with bridge:
         until(lambda: receiver.count() == before + 5, "those that were sent on the file arrive")
-        assert command(bridge, "dead-letters", "replay", "--all").stdout == f"audit: {left} dead letters sent again\n"
+        assert command(bridge, "dead-letters", "replay", "--all").stdout == f"audit: {left} dead letters queued\n"
         until(lambda: receiver.count() == len(sent) - 1, "the others arrive")
         until(lambda: bridge.status()["sinks"]["audit"]["pending"] == 0, "nothing waits")
         assert Counter(uuids(receiver.events())) == Counter(set(sent) - {dropped["event"]["uuid"]})

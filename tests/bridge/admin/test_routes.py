@@ -47,7 +47,7 @@ def told(answer: Response) -> Any:
 
 
 def test_every_path_has_a_method_and_others_have_none(routes: dict[str, Route]) -> None:
-    gets = ["/dead-letters", "/quarantine", "/journal", "/journal/events", "/journal/verify", "/journal/check"]
+    gets = ["/dead-letters", "/retries", "/quarantine", "/journal", "/journal/events", "/journal/verify", "/journal/check"]
     posts = ["/dead-letters/replay", "/dead-letters/drop", "/journal/prune"]
 
     assert {routes[path].method for path in gets} == {"GET"}
@@ -62,6 +62,15 @@ def test_dead_letters_are_listed_with_their_events(routes: dict[str, Route]) -> 
     assert page["next"] == 3
     assert page["dead_letters"][0]["event"]["uuid"] == uuid(2)
     assert page["dead_letters"][0]["received"] == "2026-11-23T10:00:00Z"
+
+
+def test_the_retry_queue_is_read_in_pages(routes: dict[str, Route]) -> None:
+    post(routes, "/dead-letters/replay", {"sink": "alerts", "ids": [2, 5, 9]})
+
+    assert get(routes, "/retries?sink=alerts&limit=2") == {"retries": [2, 5], "next": 5}
+    assert get(routes, "/retries?sink=alerts&limit=2&after=5") == {"retries": [9], "next": None}
+    assert get(routes, "/retries?sink=audit") == {"retries": [], "next": None}
+    assert get(routes, "/retries?sink=gone") == (409, "there is no sink gone")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from bridge.journal import DeadLetterQuery
 UUID = "093ba3bb-08dd-48f0-8f12-4d3b85ef85b3"
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
 
+REPLAY = {"dry_run": False, "patience": 60.0, "wait": False}
+
 
 @pytest.fixture(autouse=True)
 def _logs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,17 +77,25 @@ def test_the_exit_status_is_the_commands_own(calls: Calls) -> None:
         ("dead-letters show 17", (Target(), "17"), {"as_json": False}),
         (f"dead-letters show {UUID.upper()} --json", (Target(), UUID), {"as_json": True}),
         (f"dead-letters show {'1' * 32}", (Target(), "11111111-1111-1111-1111-111111111111"), {"as_json": False}),
-        ("dead-letters replay --all", (Target(), Selection(DeadLetterQuery())), {"dry_run": False, "patience": 60.0}),
+        (
+            "dead-letters replay --all",
+            (Target(), Selection(DeadLetterQuery())),
+            REPLAY,
+        ),
         (
             "dead-letters replay --sink a --dry-run --patience 5m --url http://h:1",
             (Target(None, "http://h:1"), Selection(DeadLetterQuery("a"))),
-            {"dry_run": True, "patience": 300.0},
+            {"dry_run": True, "patience": 300.0, "wait": False},
         ),
-        ("dead-letters replay 3 4", (Target(), Selection(DeadLetterQuery(), [3, 4])), {"dry_run": False, "patience": 60.0}),
+        (
+            "dead-letters replay 3 4",
+            (Target(), Selection(DeadLetterQuery(), [3, 4])),
+            REPLAY,
+        ),
         (
             "dead-letters replay --all --limit 3",
             (Target(), Selection(DeadLetterQuery(), None, 3)),
-            {"dry_run": False, "patience": 60.0},
+            REPLAY,
         ),
         (
             "dead-letters drop --type node --yes",

@@ -141,7 +141,7 @@ def test_a_replay_on_the_file_sends_what_there_is_room_for(capsys: pytest.Captur
 
     output = capsys.readouterr()
     assert output.err == (
-        "alerts: 4 dead letters sent again, 6 left: alerts has 4 events waiting for a retry and takes no more now;"
+        "alerts: 4 dead letters queued, 6 left: alerts has 4 events waiting for a retry and takes no more now;"
         " replay the rest while the bridge runs\n"
     )
     assert ids(ALERTS, capsys) == [5, 6, 7, 8, 9, 10]
@@ -150,7 +150,7 @@ def test_a_replay_on_the_file_sends_what_there_is_room_for(capsys: pytest.Captur
 def test_a_replay_by_numbers_takes_those_that_are_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert replay(Target(), Selection(DeadLetterQuery(), [3, 99, 1, 3]), dry_run=False, patience=60.0) == 0
 
-    assert capsys.readouterr() == ("alerts: 2 dead letters sent again\n", "there is no dead letter 99\n")
+    assert capsys.readouterr() == ("alerts: 2 dead letters queued\n", "there is no dead letter 99\n")
     assert ids(ALERTS, capsys) == [2, *range(4, 11)]
 
 
@@ -158,9 +158,9 @@ def test_what_a_sink_that_is_not_configured_has_stays(capsys: pytest.CaptureFixt
     assert replay(Target(), ALL, dry_run=False, patience=60.0) == 1
 
     output = capsys.readouterr()
-    assert output.out == "alerts: 10 dead letters sent again\n"
+    assert output.out == "alerts: 10 dead letters queued\n"
     assert output.err == (
-        "audit: 0 dead letters sent again, 10 left: no sink audit is configured, so that nothing can be sent to it again\n"
+        "audit: 0 dead letters queued, 10 left: no sink audit is configured, so that nothing can be sent to it again\n"
     )
     assert ids(ALL, capsys) == list(range(11, 21))
 
@@ -177,7 +177,7 @@ def test_a_dry_run_shows_which_and_changes_nothing(capsys: pytest.CaptureFixture
     assert replay(Target(), ALL._replace(limit=12), dry_run=True, patience=60.0) == 0
     output = capsys.readouterr()
     assert len(output.out.splitlines()) == 13
-    assert output.err == "would be sent again: 10 dead letters of alerts, 2 dead letters of audit; nothing was changed\n"
+    assert output.err == "would be queued: 10 dead letters of alerts, 2 dead letters of audit; nothing was changed\n"
 
     assert drop(Target(), ALERTS, dry_run=True, yes=True, ask=None) == 0
     output = capsys.readouterr()
@@ -191,8 +191,8 @@ def test_damaged_ones_are_not_sent_but_dropped(journal: Path, capsys: pytest.Cap
 
     assert replay(Target(), ALERTS._replace(limit=3), dry_run=False, patience=60.0) == 1
     output = capsys.readouterr()
-    assert output.out == "alerts: 1 dead letter sent again\n"
-    assert output.err == "damaged, and can't be sent again: 2 dead letters of alerts\n"
+    assert output.out == "alerts: 1 dead letter queued\n"
+    assert output.err == "damaged, and can't be queued: 2 dead letters of alerts\n"
 
     show_one(Target(), "2", as_json=False)
     assert "its bytes changed on the disk" in capsys.readouterr().out

@@ -6,10 +6,20 @@ from typing import cast
 
 import pytest
 
-from bridge.admin.client import OperationError
-from bridge.cli.dead_letters import INTERRUPTED, Replay
+from bridge.admin.client import Client, OperationError
 from bridge.cli.output import Progress
-from bridge.journal import DEAD_LETTERS_PER_PAGE, Journal, Replayed, UnknownSinkError
+from bridge.cli.replay import INTERRUPTED, Replay, follow
+from bridge.journal import (
+    DEAD_LETTERS_PER_PAGE,
+    DeadLetterPage,
+    DeadLetterQuery,
+    Journal,
+    Replayed,
+    RetryPage,
+    SinkBacklog,
+    StoredDeadLetter,
+    UnknownSinkError,
+)
 
 
 class Sinks:
@@ -70,7 +80,7 @@ def test_what_there_is_room_for_goes_at_once(capsys: pytest.CaptureFixture[str])
     assert run(sinks, alerts=500) == (0, "")
     assert sinks.sent == [("alerts", number) for number in range(1, 501)]
     assert sinks.now == 0.0
-    assert capsys.readouterr() == ("alerts: 500 dead letters sent again\n", "")
+    assert capsys.readouterr() == ("alerts: 500 dead letters queued\n", "")
 
 
 def test_the_rest_waits_until_there_is_room_and_everything_goes_once_in_order() -> None:
@@ -98,7 +108,7 @@ def test_a_sink_that_takes_nothing_is_told_of_and_given_up(capsys: pytest.Captur
     )
     assert said.count("Ctrl-C") == 1
     assert capsys.readouterr().err == (
-        "alerts: 500 dead letters sent again, 700 left: alerts has 500 events waiting for a retry, and none was delivered for"
+        "alerts: 500 dead letters queued, 700 left: alerts has 500 events waiting for a retry, and none was delivered for"
         " 10 s; see what is wrong with it, then replay the rest\n"
     )
 
@@ -118,7 +128,7 @@ def test_a_sink_that_stands_still_keeps_no_other_waiting(capsys: pytest.CaptureF
 
     assert status == 1
     assert sum(sink == "fast" for sink, _ in sinks.sent) == 1000
-    assert capsys.readouterr().out == "fast: 1,000 dead letters sent again\n"
+    assert capsys.readouterr().out == "fast: 1,000 dead letters queued\n"
 
 
 def test_a_sink_that_is_not_configured_is_told_and_the_others_go_on(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,8 +137,8 @@ def test_a_sink_that_is_not_configured_is_told_and_the_others_go_on(capsys: pyte
     assert run(sinks, gone=3, alerts=2)[0] == 1
     assert sinks.now == 0.0
     output = capsys.readouterr()
-    assert output.out == "alerts: 2 dead letters sent again\n"
-    assert output.err == "gone: 0 dead letters sent again, 3 left: no sink gone is configured\n"
+    assert output.out == "alerts: 2 dead letters queued\n"
+    assert output.err == "gone: 0 dead letters queued, 3 left: no sink gone is configured\n"
 
 
 def test_on_a_file_nothing_drains_so_that_the_rest_is_left_at_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,7 +147,7 @@ def test_on_a_file_nothing_drains_so_that_the_rest_is_left_at_once(capsys: pytes
     assert run(sinks, alerts=501)[0] == 1
     assert sinks.now == 0.0
     assert capsys.readouterr().err == (
-        "alerts: 500 dead letters sent again, 1 left: alerts has 500 events waiting for a retry and takes no more now;"
+        "alerts: 500 dead letters queued, 1 left: alerts has 500 events waiting for a retry and takes no more now;"
         " replay the rest while the bridge runs\n"
     )
 
@@ -149,9 +159,7 @@ def test_when_the_bridge_goes_away_one_is_told_what_was_done(capsys: pytest.Capt
     status, said = run(sinks, alerts=1000)
 
     assert (status, said) == (1, "event-bridge: connection refused\n")
-    assert capsys.readouterr().out.startswith(
-        f"alerts: {len(sinks.sent)} dead letters sent again, {1000 - len(sinks.sent)} left"
-    )
+    assert capsys.readouterr().out.startswith(f"alerts: {len(sinks.sent)} dead letters queued, {1000 - len(sinks.sent)} left")
 
 
 def test_ctrl_c_leaves_the_rest_and_says_what_was_done(capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,4 +167,56 @@ def test_ctrl_c_leaves_the_rest_and_says_what_was_done(capsys: pytest.CaptureFix
     sinks.interrupt_at = 2.0
 
     assert run(sinks, alerts=15)[0] == INTERRUPTED
-    assert capsys.readouterr().out == "alerts: 10 dead letters sent again, 5 left\n"
+    assert capsys.readouterr().out == "alerts: 10 dead letters queued, 5 left\n"
+
+
+class Outcomes:
+    """A bridge with three queued events, of which each look at the retry queue sees fewer."""
+
+    def __init__(self, *retries: list[int], dead: int | None = None) -> None:
+        self.now = 0.0
+        self._retries = list(retries)
+        self._dead = dead
+
+    def retries(self, sink: str, after: int, limit: int) -> RetryPage:
+        """In pages of two."""
+        left = [seq for seq in self._retries[0] if seq > after]
+        if len(self._retries) > 1 and len(left) <= 2:
+            del self._retries[0]
+        return RetryPage(left[:2], left[1] if len(left) > 2 else None)
+
+    def dead_letters(self, query: DeadLetterQuery, after: int, limit: int) -> DeadLetterPage:
+        assert query == DeadLetterQuery(sink="alerts")
+        letters = [StoredDeadLetter(90, "alerts", seq=self._dead), StoredDeadLetter(91, "alerts", seq=77)] if self._dead else []
+        return DeadLetterPage([letter for letter in letters if letter.id > after], None)
+
+    def backlog(self) -> dict[str, SinkBacklog]:
+        return {"alerts": SinkBacklog(3, 0, 3, 3, 0, up=False, error="connection \x1brefused")}
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize(
+    ("bridge", "status", "told"),
+    [
+        (Outcomes([11, 12, 13], [12], []), 0, "alerts: 3 delivered\n"),
+        (Outcomes([1, 11, 12, 13, 99], [1, 99], dead=12), 1, "alerts: 2 delivered, 1 dead letter again\n"),
+        (Outcomes([11, 12, 13], [12, 13]), 1, "alerts: 1 delivered, 2 waiting\n"),
+    ],
+)
+def test_what_is_queued_is_followed_to_its_end(
+    bridge: Outcomes, status: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = io.StringIO()
+    progress = Progress("deliver", 3, stream=stream, live=False, monotonic=lambda: bridge.now)
+    letters = {"alerts": {21: 11, 22: 12, 23: 13}}
+    client = cast("Client", bridge)
+
+    found = follow(client, letters, patience=30, progress=progress, pause=bridge.sleep, monotonic=lambda: bridge.now)
+
+    output = capsys.readouterr()
+    assert (found, output.out) == (status, told)
+    assert ("none was delivered for 30 s" in stream.getvalue()) == ("waiting" in told)
+    assert (" 33% 1 of 3; alerts: 1 delivered, 2 waiting" in stream.getvalue()) or "waiting" not in told
+    assert output.err == ("alerts is down and delivers when it is back: connection ·refused\n" if "waiting" in told else "")
