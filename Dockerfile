@@ -29,7 +29,6 @@ USER 65532:65532
 VOLUME /var/lib/event-bridge
 EXPOSE 9477
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9477/healthz', timeout=2)"]
+HEALTHCHECK --interval=30s --timeout=5s --start-period=10s CMD ["event-bridge", "health"]
 ENTRYPOINT ["event-bridge"]
 CMD ["run"]

@@ -169,6 +169,20 @@ class Client:
         return f"{self._url}: {shown}"
 
 
+def probe(url: str, timeout: float = 2.0) -> tuple[bool, str]:
+    """Ask a probe of a bridge on this machine, without a proxy of the environment; return whether it says yes, and its text.
+
+    A certificate is not checked: it names the bridge as other machines know it.
+    """
+    with warnings.catch_warnings(category=InsecureRequestWarning, action="ignore"):
+        try:
+            with urllib3.PoolManager(retries=False, cert_reqs="CERT_NONE") as pool:
+                response = pool.request("GET", url, timeout=timeout, redirect=False)
+        except urllib3.exceptions.HTTPError as error:
+            return False, f"{url}: {_explain(error, timeout)}"
+    return response.status == HTTPStatus.OK, response.data.decode(errors="replace").strip()
+
+
 def _explain(error: urllib3.exceptions.HTTPError, timeout: float) -> str:
     cause = error.__cause__ or error
     if isinstance(error, urllib3.exceptions.ProtocolError) and isinstance(error.args[-1], Exception):

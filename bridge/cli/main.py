@@ -20,6 +20,7 @@ from bridge.cli import check as checking
 from bridge.cli import run as commands
 from bridge.cli.check import ConnectFailed
 from bridge.cli.dead_letters import Refused
+from bridge.cli.health import health
 from bridge.cli.listen import Filters, listen
 from bridge.cli.run import INTERRUPTED, OptionError
 from bridge.journal import JournalError
@@ -32,7 +33,7 @@ BAD_ARGUMENTS: Final = 2
 BAD_CONFIGURATION: Final = 78
 """EX_CONFIG of sysexits.h: to try again without a change is no use."""
 
-COMMANDS: Final = ("run", "check", "listen", "demo", "simulate", "schema", *inspect_arguments.COMMANDS)
+COMMANDS: Final = ("run", "check", "health", "listen", "demo", "simulate", "schema", *inspect_arguments.COMMANDS)
 
 _DESCRIPTION: Final = """\
 Listens to Docker Cloud event streams and Docker Engines, commits every event to a durable journal, and delivers it to
@@ -98,6 +99,8 @@ def _run(args: argparse.Namespace) -> int:
             commands.simulate(_simulator_settings(args))
         case "check":
             checking.check(args.config, connect=args.connect)
+        case "health":
+            return health(args.config, ready=args.ready)
         case "schema":
             print(json.dumps(json_schema(), indent=2))
     if not all_ended:
@@ -139,6 +142,7 @@ def parser() -> argparse.ArgumentParser:
         {
             "run": ("run the bridge until SIGTERM or Ctrl-C", "event-bridge run --config bridge.yaml"),
             "check": ("validate the configuration", "event-bridge check --config bridge.yaml --connect"),
+            "health": ("say whether the bridge works, for probes", "event-bridge health || exit 1"),
             "listen": (
                 "print live events of one namespace, one line of JSON each, until Ctrl-C",
                 "event-bridge listen --namespace acme --type container,service",
@@ -152,7 +156,8 @@ def parser() -> argparse.ArgumentParser:
     inspect_arguments.add_commands(subparsers, {"schema": schema})
     run, check, live, demo = (commands[name] for name in ("run", "check", "listen", "demo"))
     check.add_argument("--connect", action="store_true", help="try to reach every stream and every sink, too")
-    for config_user in (run, check, live):
+    commands["health"].add_argument("--ready", action="store_true", help="whether it can do its job, too (/readyz)")
+    for config_user in (run, check, live, commands["health"]):
         config_user.add_argument("--config", type=Path, metavar="FILE", help="the configuration (see event-bridge --help)")
     run.add_argument("--log-format", choices=("auto", "human", "json"), help="human on a terminal, JSON elsewhere (auto)")
     live.add_argument(
