@@ -15,7 +15,7 @@ of a partition become one batch, too.
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from typing import Any, Final, cast
@@ -27,12 +27,14 @@ from kafka.future import Future  # type: ignore[import-untyped]
 from bridge.sink import Unavailable
 from sinks.kafka.connections import connect
 from sinks.kafka.errors import LOGIN_REFUSED, NO_ANSWER, NOT_AT_FAULT, LogCapture, Refusal, logged_reason, without
-from sinks.kafka.metadata import IDLE_SECONDS, Liveness, Metadata
+from sinks.kafka.metadata import Metadata
 from sinks.kafka.records import Partition, Record, looks_as_expected, whole_batch
 from sinks.kafka.settings import KafkaSettings, connection_options, producer_options
 
 Refused = Sequence[tuple[Record, Refusal]]
 """Records of one batch that were not acknowledged."""
+IDLE_SECONDS: Final = 10.0
+"""An idle client asks the brokers after this long."""
 _MARGIN_SECONDS: Final = 1.0
 """Seconds beyond the delivery timeout after which the producer is not trusted any more."""
 
@@ -43,16 +45,22 @@ class Client:
     Args:
         settings: The sink's settings.
         interval: Idle seconds before the brokers are asked for an answer.
+        clock: Monotonic clock for that.
     """
 
-    def __init__(self, settings: KafkaSettings, interval: float = IDLE_SECONDS) -> None:
+    def __init__(
+        self, settings: KafkaSettings, interval: float = IDLE_SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._settings = settings
         self._log = LogCapture()
         self._interval = interval
         self._net: Any = None
         self._manager: Any = None
         self._producer: Any = None
-        self._answered = False
+        self._clock = clock
+        # Since when nothing was heard, unless a delivery was `answered` after that; and the request that is to end it.
+        self._silent_since, self._answered = clock(), False
+        self._question: Any = None
         self._silence = Refusal(None, f"no acknowledgement within {settings.delivery_timeout:g} s")
 
     def connect(self) -> None:
@@ -68,7 +76,6 @@ class Client:
         self._log.listen([threading.current_thread(), self._producer._sender])
         self._whole_batches = looks_as_expected(self._producer)
         self._metadata = Metadata(self._settings, self._producer._metadata, self.ask)
-        self._liveness = Liveness(self._send_question, self._settings.connect_timeout, self._interval)
 
     def ask(self, topics: Collection[str] = ()) -> None:
         """Ask a broker about these topics and those in use, and connect to a leader; raise Unavailable if none answers."""
@@ -82,12 +89,14 @@ class Client:
 
     def notice(self) -> None:
         """Check that a leader still answers, without waiting; raise Unavailable if none does."""
-        if self._answered or self._throttled() > 0:
+        now, question = self._clock(), self._question
+        if self._answered or self._throttled() > 0 or (question and question.succeeded()):
             # Throttling brokers do not answer.
-            self._liveness.heard()
-            self._answered = False
-        elif self._liveness.is_gone():
+            self._silent_since, self._question, self._answered = now, None, False
+        elif question and (question.is_done or now - self._silent_since >= self._settings.connect_timeout):
             raise self.unavailable(f"no answer within {self._settings.connect_timeout:g} s")
+        elif not question and now - self._silent_since >= self._interval:
+            self._silent_since, self._question = now, self._send_question()
 
     def partitions(self, topics: Iterable[str]) -> dict[str, int | Refusal]:
         """Return the number of partitions of each topic, or the refusal; raise Unavailable if the brokers do not answer."""

@@ -1,4 +1,4 @@
-"""Missing topics and brokers that do not answer: what kafka-python does not remember or notice."""
+"""Look-ups of topics, and a memory of those that are missing."""
 
 import time
 from collections.abc import Callable, Collection
@@ -15,8 +15,6 @@ _MISSING_SECONDS: Final = 30.0
 """A missing topic is not looked up again for this long."""
 _MAX_MISSING_TOPICS: Final = 10_000
 """Beyond this many, the topic that was looked up least recently is forgotten."""
-IDLE_SECONDS: Final = 10.0
-"""An idle sink asks the brokers after this long."""
 
 
 class Metadata:
@@ -91,43 +89,3 @@ class Metadata:
         self._cluster._topics = self._cluster._topics - {topic}
         self._cluster.unauthorized_topics.discard(topic)
         return Refusal(code)
-
-
-class Liveness:
-    """Checks that the brokers still answer, without waiting for them.
-
-    Args:
-        ask: Sends a request, does not wait, and returns the library's future.
-        patience: Seconds that an answer may take.
-        interval: Seconds between the last answer and the next request.
-        clock: Monotonic clock.
-    """
-
-    def __init__(
-        self, ask: Callable[[], Any], patience: float, interval: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._ask = ask
-        self._patience = patience
-        self._interval = interval
-        self._clock = clock
-        self.heard()
-
-    def heard(self) -> None:
-        """Note that a broker answered."""
-        self._since = self._clock()
-        self._answer: Any = None
-
-    def is_gone(self) -> bool:
-        """Poll the request, or send one when due; return True if no broker answers any more."""
-        waited = self._clock() - self._since
-        if self._answer is None:
-            if waited >= self._interval:
-                self._since = self._clock()
-                self._answer = self._ask()
-            return False
-        if not self._answer.is_done:
-            return waited >= self._patience
-        if self._answer.succeeded():
-            self.heard()
-            return False
-        return True

@@ -15,9 +15,8 @@ from typing import ClassVar
 
 from bridge.sink import Entry, Failure, Unavailable
 from sinks.classification import Classification
-from sinks.kafka.client import Client, Refused
+from sinks.kafka.client import IDLE_SECONDS, Client, Refused
 from sinks.kafka.errors import NOT_AT_FAULT, UNAUTHORIZED, Refusal, classify, is_of_the_record
-from sinks.kafka.metadata import IDLE_SECONDS
 from sinks.kafka.preflight import describe, preflight
 from sinks.kafka.records import Partition, Record, RecordMaker
 from sinks.kafka.settings import KafkaSettings, connection_options

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from kafka.errors import KafkaConnectionError  # type: ignore[import-untyped]
+from kafka.future import Future  # type: ignore[import-untyped]
 
 from bridge.sink import Failure, Unavailable
 from sinks.kafka.client import Client
@@ -293,3 +295,76 @@ def test_no_thread_is_left_behind_by_a_client_that_was_thrown_away(mock: MockKaf
     assert time.monotonic() - began < 2
     assert threading.active_count() == before
     mock.delay(0)
+
+
+class Brokers:
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.asked: list[Any] = []
+        settings = KafkaSettings(bootstrap_servers=["kafka:9092"], topic="events", connect_timeout=5)
+        self.client = Client(settings, interval=10, clock=lambda: self.now)
+
+    def ask(self) -> Any:
+        self.asked.append(Future())
+        return self.asked[-1]
+
+    def is_gone_after(self, seconds: float) -> bool:
+        self.now += seconds
+        try:
+            self.client.notice()
+        except Unavailable:
+            return True
+        return False
+
+
+@pytest.fixture
+def brokers(monkeypatch: pytest.MonkeyPatch) -> Brokers:
+    """A client that is idle, and what it asks."""
+    brokers = Brokers()
+    monkeypatch.setattr(brokers.client, "_send_question", brokers.ask)
+    monkeypatch.setattr(brokers.client, "_throttled", lambda: -1.0)
+    return brokers
+
+
+def test_it_asks_every_interval_and_who_answers_is_there(brokers: Brokers) -> None:
+    assert [brokers.is_gone_after(1) for _ in range(9)] == [False] * 9
+    assert brokers.asked == []
+
+    for turn in range(1, 4):
+        assert not brokers.is_gone_after(10)
+        assert len(brokers.asked) == turn
+        brokers.asked[-1].success(None)
+        assert not brokers.is_gone_after(1)
+
+
+def test_who_does_not_answer_in_time_is_gone(brokers: Brokers) -> None:
+    brokers.is_gone_after(10)
+
+    assert not brokers.is_gone_after(4.9)
+    assert brokers.is_gone_after(0.2)
+    assert len(brokers.asked) == 1
+
+
+def test_an_answer_counts_however_late_it_is_looked_for(brokers: Brokers) -> None:
+    brokers.is_gone_after(10)
+    brokers.asked[-1].success(None)
+
+    assert not brokers.is_gone_after(60)
+
+
+def test_when_all_brokers_failed_nobody_is_there(brokers: Brokers) -> None:
+    brokers.is_gone_after(10)
+    brokers.asked[-1].failure(KafkaConnectionError())
+
+    assert brokers.is_gone_after(0.1)
+    assert len(brokers.asked) == 1
+
+
+def test_what_is_heard_meanwhile_makes_the_question_needless(brokers: Brokers) -> None:
+    brokers.is_gone_after(10)
+    brokers.client._answered = True
+    assert not brokers.is_gone_after(0)
+    brokers.asked[-1].failure(KafkaConnectionError())
+
+    assert not brokers.is_gone_after(9)
+    assert len(brokers.asked) == 1

@@ -1,15 +1,12 @@
 """What is asked of a library that is played here; test_client.py and test_sink.py try it on brokers."""
 
 from collections.abc import Collection
-from typing import Any
 
 import pytest
-from kafka.errors import KafkaConnectionError  # type: ignore[import-untyped]
-from kafka.future import Future  # type: ignore[import-untyped]
 
 from bridge.sink import Unavailable
 from sinks.kafka.errors import MISSING, UNAUTHORIZED, Refusal
-from sinks.kafka.metadata import Liveness, Metadata
+from sinks.kafka.metadata import Metadata
 from sinks.kafka.settings import KafkaSettings
 
 
@@ -155,66 +152,3 @@ def test_of_too_many_topics_those_looked_for_least_recently_are_forgotten(
     monkeypatch.setattr("sinks.kafka.metadata._PROPAGATION_SECONDS", 0.01)
     metadata.partitions({"topic-1"})
     assert library.asked
-
-
-class Brokers:
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.asked: list[Any] = []
-        self.pulse = Liveness(self.ask, patience=5, interval=10, clock=lambda: self.now)
-
-    def ask(self) -> Any:
-        self.asked.append(Future())
-        return self.asked[-1]
-
-    def is_gone_after(self, seconds: float) -> bool:
-        self.now += seconds
-        return self.pulse.is_gone()
-
-
-@pytest.fixture
-def brokers() -> Brokers:
-    return Brokers()
-
-
-def test_it_asks_every_interval_and_who_answers_is_there(brokers: Brokers) -> None:
-    assert [brokers.is_gone_after(1) for _ in range(9)] == [False] * 9
-    assert brokers.asked == []
-
-    for turn in range(1, 4):
-        assert not brokers.is_gone_after(10)
-        assert len(brokers.asked) == turn
-        brokers.asked[-1].success(None)
-        assert not brokers.is_gone_after(1)
-
-
-def test_who_does_not_answer_in_time_is_gone(brokers: Brokers) -> None:
-    brokers.is_gone_after(10)
-
-    assert not brokers.is_gone_after(4.9)
-    assert brokers.is_gone_after(0.2)
-    assert len(brokers.asked) == 1
-
-
-def test_an_answer_counts_however_late_it_is_looked_for(brokers: Brokers) -> None:
-    brokers.is_gone_after(10)
-    brokers.asked[-1].success(None)
-
-    assert not brokers.is_gone_after(60)
-
-
-def test_when_all_brokers_failed_nobody_is_there(brokers: Brokers) -> None:
-    brokers.is_gone_after(10)
-    brokers.asked[-1].failure(KafkaConnectionError())
-
-    assert brokers.is_gone_after(0.1)
-    assert len(brokers.asked) == 1
-
-
-def test_what_is_heard_meanwhile_makes_the_question_needless(brokers: Brokers) -> None:
-    brokers.is_gone_after(10)
-    brokers.pulse.heard()
-    brokers.asked[-1].failure(KafkaConnectionError())
-
-    assert not brokers.is_gone_after(9)
-    assert len(brokers.asked) == 1
