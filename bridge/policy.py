@@ -138,19 +138,16 @@ class Brake:
 
     def limit(self, now: float) -> int:
         """Return the size of the retry queue at which no new events are to be read now."""
-        return self._max_pending if self._takes_nothing and now < self._try_at else 10 * self._max_pending
+        return self._max_pending if self.takes_nothing and now < self._try_at else 10 * self._max_pending
 
     def paused_at(self, retrying: int) -> int | None:
         """Return the limit that the retry queue has reached; None if the sink gets new events."""
-        limit = self._max_pending if self._takes_nothing else 10 * self._max_pending
+        limit = self._max_pending if self.takes_nothing else 10 * self._max_pending
         return limit if retrying >= limit else None
 
-    def is_crowded(self, retrying: int) -> bool:
-        """Return True if events that fail again and again have to go, since the sink takes others."""
-        return not self._takes_nothing and retrying >= 10 * self._max_pending
-
     @property
-    def _takes_nothing(self) -> bool:
+    def takes_nothing(self) -> bool:
+        """True if as many new events failed in a row."""
         return self._in_vain >= self._max_pending
 
 

@@ -168,7 +168,7 @@ class Forwarder:
     def _limits(self, now: float) -> Limits:
         retry, batch = self.settings.retry, self.settings.batch
         horizon = 2 * retry.max_delay
-        if self._brake.is_crowded(self._retrying):
+        if self._is_crowded():
             # Those that were tried so often do not wait for their time: they go, or go through.
             horizon = min(horizon, retry.first_delay * 2.0**CROWDED_ATTEMPTS)
         return Limits(batch.max_events, batch.max_bytes, self._brake.limit(self._monotonic()), now + horizon)
@@ -254,8 +254,11 @@ class Forwarder:
             check_connection()
 
     def _decide(self, failed: Iterable[tuple[Retry, Failure]]) -> tuple[list[Retry], list[DeadLetter]]:
-        crowded = self._brake.is_crowded(self._retrying)
-        return decide(failed, self.settings.retry, self._clock(), self._uniform, crowded=crowded)
+        return decide(failed, self.settings.retry, self._clock(), self._uniform, crowded=self._is_crowded())
+
+    def _is_crowded(self) -> bool:
+        """Return True if events that fail again and again have to go: the retry queue is full, and the sink takes others."""
+        return self._paused == "retry_queue_full" and not self._brake.takes_nothing
 
     def _settle(self, delivery: NewEvents | DueRetries, outcome: Settlement | None) -> None:
         """Record an outcome, if there is one."""

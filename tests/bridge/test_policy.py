@@ -299,11 +299,10 @@ def test_a_sink_that_takes_others_is_paused_at_ten_times_as_many() -> None:
     brake = Brake(max_pending=10, pause=60.0, now=0.0)
     brake.tried(1, 5, 1.0, new=True)
     assert (brake.limit(1.0), brake.paused_at(99), brake.paused_at(100)) == (100, None, 100)
-    assert (brake.is_crowded(99), brake.is_crowded(100)) == (False, True)
     brake.tried(0, 1000, 1.0, new=False)
-    assert brake.is_crowded(100), "retries that fail again say nothing of the sink"
+    assert not brake.takes_nothing, "retries that fail again say nothing of the sink"
     brake.tried(0, 10, 1.0, new=True)
-    assert (brake.paused_at(10), brake.is_crowded(100)) == (10, False)
+    assert (brake.paused_at(10), brake.takes_nothing) == (10, True)
 
 
 def test_an_event_that_loses_the_connection_is_offered_alone_and_to_blame_after_five_times() -> None:

@@ -1,6 +1,7 @@
 """Events that fail by themselves: retries, their order and their end as dead letters."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -284,12 +285,19 @@ def test_a_clock_that_is_set_back_delays_retries_by_little(make: Make, set_back:
         assert waited <= 2 * 600
 
 
-def test_one_event_that_fails_for_ever_and_a_busy_resource_do_not_stop_the_sink(make: Make) -> None:
-    bench = make(retry={"max_pending": 5, "max_delay": 600}, batch={"max_events": 20})
+@pytest.mark.parametrize(
+    ("limits", "max_pending", "busy"),
+    [({}, 5, "/busy/"), ({"max_bytes": 1_500_000}, 1000, f"/{'x' * 5000}/")],
+    ids=["by their number", "by their bytes"],
+)
+def test_one_event_that_fails_for_ever_and_a_busy_resource_do_not_stop_the_sink(
+    make: Make, limits: dict[str, Any], max_pending: int, busy: str
+) -> None:
+    bench = make(limits, retry={"max_pending": max_pending, "max_delay": 600}, batch={"max_events": 20})
     bench.sink.bad = {1: retry}
-    bench.send((1, "/busy/"))
+    bench.send((1, busy))
     for number in range(2, 400, 2):
-        bench.send((number, "/busy/"), (number + 1, "/others/"))
+        bench.send((number, busy), (number + 1, "/others/"))
         for _ in range(3):
             bench.step()
         bench.clock.pass_(1.0)
