@@ -71,11 +71,6 @@ def topic_template(text: str) -> Template:
     return template
 
 
-def key_template(text: str) -> Template:
-    """Parse the template of a key; raise ValueError if it can't be understood."""
-    return Template(text, KEY_FIELDS)
-
-
 def topic_problem(topic: str) -> str | None:
     """Return why this can't be the name of a topic; None if it can."""
     if len(topic) > _MAX_TOPIC_CHARS:
@@ -99,7 +94,7 @@ class RecordMaker:
     def __init__(
         self, topic: str, key: str, ordering: Literal["resource", "none"] = "resource", timestamp: Timestamp = "received"
     ) -> None:
-        topics, keys = topic_template(topic), key_template(key)
+        topics, keys = topic_template(topic), Template(key, KEY_FIELDS)
         self.topic = None if topics.names else topics.literals
         self._topic_values = topics.values
         self._topic_of = lru_cache(16_384)(lambda values: topics.render([_ILLEGAL.sub("_", it) or "_" for it in values]))
@@ -157,18 +152,13 @@ def spread(key: bytes) -> int:
     """Hash a key to choose its partition: murmur2, as in Java's client (Utils.murmur2, Utils.toPositive)."""
     mix, mask = 0x5BD1E995, 0xFFFFFFFF
     value = 0x9747B28C ^ len(key)
-    for word in _words(len(key) // 4)(key):
+    for word in struct.unpack_from(f"<{len(key) // 4}I", key):
         mixed = word * mix & mask
         value = (value * mix ^ (mixed ^ mixed >> 24) * mix) & mask
     if rest := len(key) % 4:
         value = (value ^ int.from_bytes(key[-rest:], "little")) * mix & mask
     value = (value ^ value >> 13) * mix & mask
     return (value ^ value >> 15) & 0x7FFFFFFF
-
-
-@lru_cache(1024)
-def _words(number: int) -> Callable[[bytes], tuple[int, ...]]:
-    return struct.Struct(f"<{number}I").unpack_from
 
 
 def encode(records: Sequence[Record]) -> tuple[bytes, int, int]:

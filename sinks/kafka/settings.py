@@ -14,7 +14,8 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, WithJson
 from bridge.field_types import Bytes, OptionalFile, Seconds
 from bridge.sink import SinkSettings
 from bridge.tls import tls_context
-from sinks.kafka.records import Timestamp, key_template, topic_template
+from sinks.kafka.records import KEY_FIELDS, Timestamp, topic_template
+from sinks.template import Template
 
 _SERVER: Final = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+)(?::(?P<port>\d{1,5}))?")
 _CODECS: Final = {"lz4": "lz4", "snappy": "snappy", "zstd": "zstandard"}
@@ -110,7 +111,7 @@ class KafkaSettings(SinkSettings):
     @field_validator("topic", "key")
     @classmethod
     def _is_template(cls, text: str, field: ValidationInfo) -> str:
-        (topic_template if field.field_name == "topic" else key_template)(text)
+        topic_template(text) if field.field_name == "topic" else Template(text, KEY_FIELDS)
         return text
 
     @field_validator("compression")
