@@ -66,7 +66,8 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]  # The library 
 
     def unreachable(self) -> list[str]:
         """Return the addresses, as the brokers advertise them, to which the last connection attempt failed."""
-        return [f"{broker.host}:{broker.port}" for broker in self.cluster.brokers() if broker.node_id in self._backoff]
+        failed = [broker for broker in self.cluster.brokers() if broker.node_id in self._backoff]
+        return [f"[{it.host}]:{it.port}" if ":" in it.host else f"{it.host}:{it.port}" for it in failed]
 
     async def bootstrap_from_any(self, seconds: float) -> None:
         """Bootstrap from a broker of the settings that accepts us, or raise the cause; the library would retry one of them."""
