@@ -113,10 +113,11 @@ class Forwarder:
             if self.status.reason != "internal":
                 log.exception("the sink has a bug; its events wait", sink=self.name)
             return self._failed("internal", f"{type(error).__name__} in the sink, see the log", None)
-        paused, limit = self._paused, self._brake.paused_at(self._retrying)
+        paused, limit = self._paused, self._brake.paused_at(self._retrying) if self._retrying else None
         if limit or (paused == "retry_queue_full" and self.busy):
             paused = "retry_queue_full" if limit else None  # The delivery may have made room.
-        self._availability.works(paused, limit or self._retrying)
+        if paused or not self.status.up:
+            self._availability.works(paused, limit or self._retrying)
         return wait
 
     def record_progress(self) -> None:
@@ -171,7 +172,8 @@ class Forwarder:
         if self._is_crowded():
             # Those that were tried so often do not wait for their time: they go, or go through.
             horizon = min(horizon, retry.first_delay * 2.0**CROWDED_ATTEMPTS)
-        return Limits(batch.max_events, batch.max_bytes, self._brake.limit(self._monotonic()), now + horizon)
+        most = self._brake.limit(self._monotonic()) if self._retrying else retry.max_pending
+        return Limits(batch.max_events, batch.max_bytes, most, now + horizon)
 
     def _filled(self, work: Work, limits: Limits, now: float) -> Work:
         """Wait until a batch of new events is full, for `batch.max_wait` at most.
@@ -234,7 +236,8 @@ class Forwarder:
             delivered, failed = len(offered) - len(failures), sum(failure.outcome != "held" for failure in failures)
             self._availability.acknowledged |= delivered > 0
             self._brake.tried(delivered, failed, self._monotonic(), new=isinstance(delivery, NewEvents))
-            losses.delivered()
+            if losses.limit:
+                losses.delivered()
         self._settle(delivery, delivery.end(failures, self._decide))
 
     def _offer(self, delivery: NewEvents | DueRetries) -> Sequence[Failure]:

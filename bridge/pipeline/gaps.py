@@ -7,15 +7,14 @@ not run, from the last one that the journal recorded, and the time in which it d
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Final, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Final, Literal
 
 import msgspec
 
 from bridge.source import Ended, EndReason
 
-_LONG_SECONDS: Final = 1.0
+LONG_SECONDS: Final = 1.0
 """A stream that waits for the journal so long is not read; the kernel keeps what arrives in less."""
 
 
@@ -35,30 +34,6 @@ class Gap(msgspec.Struct, frozen=True):
     error: str
 
 
-class Mark(NamedTuple):
-    """The state of a stream as the journal keeps it, in the text that it calls a position.
-
-    Attributes:
-        position: From where the source resumes; None if it has no replay.
-        heard: When the stream was last known to work, in seconds since the epoch; None if that was not recorded.
-    """
-
-    position: str | None = None
-    heard: float | None = None
-
-    def __str__(self) -> str:
-        return f"{self.position or ''}@{self.heard:.3f}"
-
-    @classmethod
-    def parse(cls, text: str | None) -> "Mark":
-        """Read what `str` wrote, or a bare position, which earlier versions recorded."""
-        position, _, heard = (text or "").rpartition("@")
-        try:
-            return cls(position or None, float(heard))
-        except ValueError:
-            return cls(text or None)
-
-
 class GapTracker:
     """Counts open sessions and the time without one. Thread-safe.
 
@@ -70,6 +45,7 @@ class GapTracker:
 
     Attributes:
         latest: The last twenty gaps.
+        waits_since: The monotonic time since which the stream is not read because it waits for the journal.
     """
 
     def __init__(
@@ -92,7 +68,7 @@ class GapTracker:
         self._why: tuple[EndReason | Literal["not_running"], str] | None = None
         if heard is not None:
             self._why = "not_running", "the bridge was not running"
-        self._waits_since: float | None = None
+        self.waits_since: float | None = None
 
     def opened(self) -> float:
         """Note a new session; return the seconds of the gap that ends with it."""
@@ -121,19 +97,14 @@ class GapTracker:
         with self._lock:
             self._why = end.reason, end.error
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Note that the stream is not read meanwhile, which is a gap if it takes long."""
-        self._waits_since = self._monotonic()
-        try:
-            yield
-        finally:
-            with self._lock:
-                seconds, self._waits_since = self._waiting_seconds(), None
-                self._seconds += seconds
-                if seconds:
-                    now = self._clock()
-                    self.latest.append(Gap(now - seconds, now, "journal", "not read, since the journal took no events"))
+    def waited(self) -> None:
+        """Note that the stream can be read again."""
+        with self._lock:
+            if seconds := self._waiting_seconds():
+                now = self._clock()
+                self.latest.append(Gap(now - seconds, now, "journal", "not read, since the journal took no events"))
+            self._seconds += seconds
+            self.waits_since = None
 
     def total_seconds(self) -> float:
         """Return the seconds of all gaps, the present one included."""
@@ -142,5 +113,5 @@ class GapTracker:
             return self._seconds + present + self._waiting_seconds()
 
     def _waiting_seconds(self) -> float:
-        seconds = 0.0 if self._waits_since is None else self._monotonic() - self._waits_since
-        return seconds if seconds >= _LONG_SECONDS else 0.0
+        seconds = 0.0 if self.waits_since is None else self._monotonic() - self.waits_since
+        return seconds if seconds >= LONG_SECONDS else 0.0

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 import structlog
@@ -18,7 +18,7 @@ import structlog
 from bridge.event import OLDEST, Control, Event, Malformed, age_seconds, fields_of, normalize_all
 from bridge.journal import Batch
 from bridge.metrics import StreamMetrics
-from bridge.pipeline.gaps import GapTracker, Mark
+from bridge.pipeline.gaps import LONG_SECONDS, GapTracker
 from bridge.policy import Uniform, backoff
 from bridge.source import Ended, EndReason, Read, Session, Source, SourceSettings
 
@@ -42,6 +42,30 @@ class Destination(Protocol):
 
     def position(self, stream: str) -> str | None:
         """Return the position from which the stream resumes, or None."""
+
+
+class Mark(NamedTuple):
+    """The state of a stream as the journal keeps it, in the text that it calls a position.
+
+    Attributes:
+        position: From where the source resumes; None if it has no replay.
+        heard: When the stream was last known to work, in seconds since the epoch; None if that was not recorded.
+    """
+
+    position: str | None = None
+    heard: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.position or ''}@{self.heard:.3f}"
+
+    @classmethod
+    def parse(cls, text: str | None) -> "Mark":
+        """Read what `str` wrote, or a bare position, which earlier versions recorded."""
+        position, _, heard = (text or "").rpartition("@")
+        try:
+            return cls(position or None, float(heard))
+        except ValueError:
+            return cls(text or None)
 
 
 class StreamStatus(msgspec.Struct, frozen=True):
@@ -186,10 +210,15 @@ class Stream:
         return self._monotonic() - self._recorded_at >= pause
 
     def _commit(self, events: list[Event], malformed: list[Malformed], mark: Mark, now: float) -> None:
-        with self.gaps.waiting():
+        self.gaps.waits_since = began = self._monotonic()
+        try:
             self._journal.append(Batch(self.name, now, events, malformed, str(mark), self._settings.namespace))
-        self._recorded, self._recorded_at = mark, self._monotonic()
-        self._heard = self._recorded_at  # The time of a long wait is a gap of its own.
+            self._recorded, self._recorded_at = mark, self._monotonic()
+            if self._recorded_at - began >= LONG_SECONDS:
+                self.gaps.waited()
+                self._heard = self._recorded_at
+        finally:
+            self.gaps.waits_since = None
 
     def _observe(self, events: Sequence[Event], now: float) -> None:
         undated = sum(not event.dated for event in events) + any(fields_of(e.json).datetime < OLDEST for e in events[:1])
@@ -230,7 +259,8 @@ class Stream:
         )
         if self._stopping:
             mark = self._mark._replace(heard=self._clock() - silent)
-            if was_open and self._mark.heard is not None and mark != self._recorded and end.reason != "internal":
+            long_ago = self._monotonic() - self._recorded_at >= _MOVED_SECONDS
+            if was_open and long_ago and self._mark.heard is not None and end.reason != "internal":
                 self._commit([], [], mark, self._clock())
             return 0.0
         self._metrics.reconnects[end.reason].inc()

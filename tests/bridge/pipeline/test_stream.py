@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from bridge.field_types import Backoff
 from bridge.journal import Batch, Closed, Journal, JournalSettings
 from bridge.metrics import Metrics, StreamMetrics
-from bridge.pipeline.stream import Destination, Stream
+from bridge.pipeline.stream import Destination, Mark, Stream
 from bridge.source import END_REASONS, Ended, EndReason, Read, Session, SourceSettings
 from tests.support.journal_work import read
 from tests.support.messages import message
@@ -344,6 +344,19 @@ def test_a_read_that_could_not_be_committed_is_read_again() -> None:
     bench.stream.step()
 
     assert source.positions == [None, "7"]
+
+
+@pytest.mark.parametrize("mark", [Mark(None, 1_700_000_000.125), Mark("7", 0.5), Mark("17@5+", 1_700_000_000.0)])
+def test_a_mark_is_read_as_it_was_written(mark: Mark) -> None:
+    assert Mark.parse(str(mark)) == mark
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(None, Mark()), ("", Mark()), ("1700000000000000007+", Mark("1700000000000000007+")), ("a@b", Mark("a@b"))],
+)
+def test_a_position_of_an_earlier_version_has_no_time(text: str | None, expected: Mark) -> None:
+    assert Mark.parse(text) == expected
 
 
 # --- how long to wait --------------------------------------------------------------------------------------------------
