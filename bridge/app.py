@@ -135,7 +135,7 @@ def build(settings: Settings, reader: ConfigReader, requests: Requests | None = 
     journal = Journal(settings.journal, metrics.journal_commit.observe)
     journal.forget_sinks_except(set(settings.sinks))
     for name, sink in settings.sinks.items():
-        journal.add_sink(name, sink.start_at, sink.retry.max_pending)
+        journal.add_sink(name, sink.start, sink.retry.max_pending)
     supervisor = Supervisor(
         journal,
         [factory.stream(name, journal, metrics) for name in settings.streams],

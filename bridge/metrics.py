@@ -1,9 +1,9 @@
 """The names of all metrics.
 
-The counters of the journal (`received = accepted + duplicate + malformed`; per sink `accepted + replayed = delivered +
-filtered + dead + dropped + pending` and `dead = dead_letters + replayed + discarded`) live in the journal and are read at the
-scrape, all at one instant, so they balance and survive restarts. The rest is counted here, once per batch and never per event;
-a histogram gets the oldest event of each batch.
+The counters of the journal live in the journal and are read at the scrape, all at one instant, so they balance and survive
+restarts: `received = accepted + duplicate + malformed`; per sink `dead = dead_letters + replayed + discarded` and
+`accepted + replayed + rewound = delivered + filtered + dead + dropped + pending`. The rest is counted here, once per batch and
+never per event; a histogram gets the oldest event of each batch.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -198,6 +198,7 @@ def _sinks(counters: Counters) -> Iterator[Metric]:
         ("events_dead", "dead", "Events that became dead letters."),
         ("events_dropped", "dropped", "Events that were given up to make room, or were damaged on disk."),
         ("events_replayed", "replayed", "Dead letters that were sent back to the retry queue."),
+        ("events_rewound", "rewound", "Events that the sink got again, since its cursor was set back."),
         ("dead_letters_discarded", "discarded", "Dead letters that were deleted, by an operator or to make room."),
     ):
         family = CounterMetricFamily(f"event_bridge_sink_{metric}", text, labels=["sink"])

@@ -79,7 +79,7 @@ class Reload:
     def _add_cursors(self, new: Settings, sinks: Changes) -> None:
         try:
             for name in (*sinks.added, *sinks.changed):
-                self._bridge.journal.add_sink(name, new.sinks[name].start_at, new.sinks[name].retry.max_pending)
+                self._bridge.journal.add_sink(name, new.sinks[name].start, new.sinks[name].retry.max_pending)
         except JournalError:
             self._bridge.supervisor.forget_sinks()
             raise

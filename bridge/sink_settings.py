@@ -1,12 +1,31 @@
 """Settings that all sinks share. Plug-ins import them from `bridge.sink`."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, WithJsonSchema, field_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
-from bridge.field_types import Backoff, Bytes, Seconds, Strict
+from bridge.field_types import Backoff, Bytes, Seconds, Strict, parse_time
 from bridge.policy import FILTER_FIELDS
+
+
+def _start_at(value: Any) -> Any:
+    if value not in {"latest", "earliest"} and isinstance(value, str):
+        try:
+            parse_time(value, datetime.now(UTC))
+        except ValueError as error:
+            raise ValueError(f"must be latest or earliest, or {str(error).removeprefix('must be ')}") from None
+    return value
+
+
+StartAt = Annotated[
+    str,
+    BeforeValidator(_start_at),
+    WithJsonSchema(
+        {"type": "string", "pattern": r"^(latest|earliest|\d{4}-\d{2}-\d{2}.*|[\d.]+ *(ms|s|m|h|d)|(\d+(ms|s|m|h|d))+)$"}
+    ),
+]
 
 
 class BatchSettings(Strict):
@@ -57,10 +76,17 @@ class SinkSettings(Strict):
     ordering: Literal["resource", "none"] = Field(
         default="resource", description="Whether events of one resource wait for an earlier one that failed."
     )
-    start_at: Literal["latest", "earliest"] = Field(
+    start_at: StartAt = Field(
         default="latest",
-        description="Where a sink that is new begins: with what comes next, or with all that is there.",
+        description="Where a new sink begins: latest (what comes next), earliest (all that is there), or a time or age.",
     )
+
+    @property
+    def start(self) -> Literal["latest", "earliest"] | float:
+        """The same as the journal has it: a time is in seconds since the epoch, an age counts from now."""
+        if self.start_at in {"latest", "earliest"}:
+            return self.start_at  # type: ignore[return-value]
+        return parse_time(self.start_at, datetime.now(UTC)).timestamp()
 
     def for_preflight(self) -> Self:
         """Return the settings of the temporary sink that `check --connect` opens and closes.

@@ -14,6 +14,7 @@ EVERYWHERE: Final = {"msgspec", "pydantic", "structlog"}
 """Libraries that any module may use: JSON and values, settings, logs."""
 
 WITHOUT_TESTS: Final = {
+    "bridge/cli/argument_types.py": "a part of arguments; the tests of that test it",
     "bridge/admin/route.py": "values; nothing in it decides",
     "bridge/cli/dead_letter_table.py": "a part of dead_letters; the tests of that test it",
     "bridge/sink_settings.py": "a part of bridge.sink; the tests of that test it",

@@ -4,6 +4,7 @@ import http.client
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import urlencode, urlsplit
@@ -20,6 +21,7 @@ from bridge.journal import (
     QuarantinePage,
     Replayed,
     RetryPage,
+    Rewound,
     SinkBacklog,
     UnknownSinkError,
     VerifyPage,
@@ -34,6 +36,10 @@ class _Dropped(msgspec.Struct):
 
 class _Freed(msgspec.Struct):
     freed: int
+
+
+class _Skipped(msgspec.Struct):
+    skipped: int | None
 
 
 class _Damage(msgspec.Struct):
@@ -114,6 +120,16 @@ class Client:
     def discard(self, ids: Sequence[int]) -> int:
         """See `Journal`."""
         return self._post("/dead-letters/drop", _Dropped, ids=ids).dropped
+
+    def rewind(self, sink: str, to: int | datetime, *, dry_run: bool = False) -> Rewound:
+        """See `Journal`."""
+        return self._post(
+            "/sinks/rewind", Rewound, sink=sink, to=to if isinstance(to, int) else to.isoformat(), dry_run=dry_run
+        )
+
+    def skip(self, sink: str) -> int | None:
+        """See `Journal`."""
+        return self._post("/sinks/skip", _Skipped, sink=sink).skipped
 
     def prune_all(self) -> int:
         """See `Journal`."""

@@ -83,6 +83,7 @@ class SinkReport(SinkBacklog, kw_only=True):
     dead: int
     dropped: int
     replayed: int
+    rewound: int
     discarded: int
     since: str
     reason: str | None

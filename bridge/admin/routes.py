@@ -80,6 +80,16 @@ class _Drop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ids: Ids
 
 
+class _Rewind(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    sink: str
+    to: SeqOrId | str
+    dry_run: bool = False
+
+
+class _Skip(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    sink: str
+
+
 def operation_routes(journal: Journal, access: "Access") -> dict[str, Route]:
     """Return the routes by path."""
     return {
@@ -154,7 +164,9 @@ def _bearer(headers: Message) -> bytes:
 
 def _dead_letters(journal: Journal, request: Request) -> object:
     asked = _parameters(request, _Filter)
-    query = DeadLetterQuery(asked.sink, asked.reason, _since(asked.since), _uuid(asked.uuid), asked.type)
+    query = DeadLetterQuery(
+        asked.sink, asked.reason, None if asked.since is None else _time("since", asked.since), _uuid(asked.uuid), asked.type
+    )
     return journal.dead_letters(query, asked.after, min(asked.limit, DEAD_LETTERS_PER_PAGE))
 
 
@@ -170,6 +182,16 @@ def _replay(journal: Journal, request: Request) -> object:
 
 def _drop(journal: Journal, request: Request) -> object:
     return {"dropped": journal.discard(_body(request, _Drop).ids)}
+
+
+def _rewind(journal: Journal, request: Request) -> object:
+    asked = _body(request, _Rewind)
+    to = asked.to if isinstance(asked.to, int) else _time("to", asked.to)
+    return journal.rewind(asked.sink, to, dry_run=asked.dry_run)
+
+
+def _skip(journal: Journal, request: Request) -> object:
+    return {"skipped": journal.skip(_body(request, _Skip).sink)}
 
 
 def _quarantine(journal: Journal, request: Request) -> object:
@@ -207,6 +229,8 @@ _OPERATIONS: Final[dict[str, tuple[str, Callable[[Journal, Request], object]]]] 
     "/dead-letters/replay": ("POST", _replay),
     "/dead-letters/drop": ("POST", _drop),
     "/retries": ("GET", _retries),
+    "/sinks/rewind": ("POST", _rewind),
+    "/sinks/skip": ("POST", _skip),
     "/quarantine": ("GET", _quarantine),
     "/journal": ("GET", _extent),
     "/journal/events": ("GET", _events),
@@ -259,11 +283,11 @@ def _explain(error: msgspec.ValidationError) -> str:
     return f"{place.rstrip('`')}: {text}" if place else text
 
 
-def _since(text: str | None) -> datetime | None:
+def _time(name: str, text: str) -> datetime:
     try:
-        return None if text is None else parse_time(text, datetime.now(UTC))
+        return parse_time(text, datetime.now(UTC))
     except ValueError as error:
-        raise _BadRequestError(f"since: {error}") from None
+        raise _BadRequestError(f"{name}: {error}") from None
 
 
 def _uuid(text: str | None) -> str | None:

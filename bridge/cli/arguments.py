@@ -1,25 +1,19 @@
 """The arguments of the commands that look inside: what they take, what `--help` teaches, and what is called then."""
 
 import argparse
-import uuid
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeAlias, get_args
 
-from bridge.admin.client import Client, OperationError
-from bridge.cli import backlog, dead_letters, journal
+from bridge.cli import backlog, dead_letters, journal, sinks
+from bridge.cli.argument_types import key, moment, number, place_or_moment, seconds, url, uuid_text
 from bridge.cli.dead_letters import Refused, Selection
 from bridge.cli.journal import Wanted
 from bridge.cli.output import confirmation
 from bridge.cli.target import Target
-from bridge.field_types import duration, parse_time
 from bridge.journal import DeadLetterQuery, DeathReason
 
-COMMANDS: Final = ("dead-letters", "backlog", "journal", "quarantine")
-
-_MORE: Final = 16
-"""Digits of a number of a dead letter at most."""
+COMMANDS: Final = ("dead-letters", "backlog", "journal", "quarantine", "rewind", "skip")
 
 _WHERE: Final = """
 
@@ -49,6 +43,14 @@ _BACKLOG: Final = """\
 What waits at each sink: events that it has not got yet (pending, and of those retrying), its dead letters, the age of the
 oldest pending event, how many it is given per second, and when nothing will be pending any more if it goes on like that."""
 
+_REWIND: Final = """\
+Deliver events to a sink again that it has had, in order, from a time of reception or a place in the journal on. There is as
+much as journal.retention keeps, or as another sink has not got yet. New events follow them."""
+
+_SKIP: Final = """\
+Set the event after a sink's cursor aside as a dead letter. For an event at which a receiver breaks whenever it is sent, so that
+the sink gets no further. Asks at a terminal; a script has to say --yes."""
+
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - argparse has no public name for it
 
 
@@ -74,6 +76,8 @@ def add(subparsers: Subparsers) -> None:
             "dead-letters": ("look at, replay and drop what sinks could not deliver", _EXAMPLES_LETTERS),
             "backlog": ("show what waits at each sink, and for how long", "event-bridge backlog"),
             "journal": ("verify, export and prune the journal", _EXAMPLES_JOURNAL),
+            "rewind": ("deliver stored events to a sink again", "event-bridge rewind --sink audit --to 2h --dry-run"),
+            "skip": ("set the event aside that a sink can't get past", "event-bridge skip --sink alerts"),
             "quarantine": ("look at messages that are no events", "event-bridge quarantine list"),
         },
     )
@@ -81,6 +85,7 @@ def add(subparsers: Subparsers) -> None:
     _add_backlog(parsers["backlog"])
     _add_journal(parsers["journal"])
     _add_quarantine(parsers["quarantine"])
+    _add_moves(parsers["rewind"], parsers["skip"])
 
 
 _EXAMPLES_LETTERS: Final = """\
@@ -105,7 +110,7 @@ def _add_dead_letters(parser: argparse.ArgumentParser) -> None:
     listing = add("list", "print them, oldest first", "event-bridge dead-letters list --sink alerts --since 2h")
     listing.set_defaults(do=lambda a: dead_letters.show_list(_target(a), _selection(a), as_json=a.json))
     one = add("show", "print everything about one", "event-bridge dead-letters show 17")
-    one.add_argument("key", type=_key, metavar="UUID|ID", help="the event's uuid, or the number that list shows")
+    one.add_argument("key", type=key, metavar="UUID|ID", help="the event's uuid, or the number that list shows")
     one.set_defaults(do=lambda a: dead_letters.show_one(_target(a), a.key, as_json=a.json))
     again = add("replay", "send them to their sinks once more", "event-bridge dead-letters replay --sink alerts", _REPLAY)
     again.set_defaults(do=_replay)
@@ -114,11 +119,11 @@ def _add_dead_letters(parser: argparse.ArgumentParser) -> None:
     for each in (listing, again, gone):
         _add_filters(each)
     for each in (again, gone):
-        each.add_argument("ids", nargs="*", type=_id, metavar="ID", help="only these, by the numbers that list shows")
+        each.add_argument("ids", nargs="*", type=number, metavar="ID", help="only these, by the numbers that list shows")
         each.add_argument("--all", action="store_true", help="all of them; needed if nothing says which")
         each.add_argument("--dry-run", action="store_true", help="only show which")
     again.add_argument(
-        "--patience", type=_seconds, default=60.0, metavar="TIME", help="give a sink up that took none for so long (60s)"
+        "--patience", type=seconds, default=60.0, metavar="TIME", help="give a sink up that took none for so long (60s)"
     )
     again.add_argument("--wait", action="store_true", help="follow them until each is delivered or a dead letter again")
     gone.add_argument("--yes", action="store_true", help="do not ask")
@@ -133,7 +138,7 @@ def _add_backlog(parser: argparse.ArgumentParser) -> None:
     parser.description = _BACKLOG + _WHERE
     parser.add_argument("--json", action="store_true", help="a line of JSON for each sink")
     parser.add_argument(
-        "--interval", type=_seconds, default=2.0, metavar="TIME", help="between the two looks that tell the rates (2s)"
+        "--interval", type=seconds, default=2.0, metavar="TIME", help="between the two looks that tell the rates (2s)"
     )
     _add_target(parser, with_journal=True)
     parser.set_defaults(do=lambda a: backlog.backlog(_target(a), interval=a.interval, as_json=a.json))
@@ -145,8 +150,8 @@ def _add_journal(parser: argparse.ArgumentParser) -> None:
     verify.set_defaults(do=lambda a: journal.verify(_target(a)))
     export = add("export", "write stored events as lines of JSON", "event-bridge journal export --output events.jsonl", _EXPORT)
     export.add_argument("--output", type=Path, metavar="FILE", help="where to (standard output)")
-    export.add_argument("--after", type=_id, default=0, metavar="PLACE", help="only events after this place in the journal")
-    export.add_argument("--since", type=_moment, metavar="TIME", help="only events received then or later; as for dead letters")
+    export.add_argument("--after", type=number, default=0, metavar="PLACE", help="only events after this place in the journal")
+    export.add_argument("--since", type=moment, metavar="TIME", help="only events received then or later; as for dead letters")
     export.add_argument("--type", action="append", default=[], metavar="TYPE", help="only of this type; repeatable, or a,b")
     export.set_defaults(do=lambda a: journal.export(_target(a), _wanted(a), a.output))
     prune = add("prune", "delete now what nobody needs, as a running bridge does every second", "event-bridge journal prune")
@@ -165,6 +170,24 @@ def _add_quarantine(parser: argparse.ArgumentParser) -> None:
     export.set_defaults(do=lambda a: journal.quarantine(_target(a), as_json=True))
     for each in (listing, export):
         _add_target(each, with_journal=True)
+
+
+def _add_moves(rewind: argparse.ArgumentParser, skip: argparse.ArgumentParser) -> None:
+    rewind.description, skip.description = _REWIND + _WHERE, _SKIP + _WHERE
+    for each in (rewind, skip):
+        each.add_argument("--sink", required=True, metavar="NAME", help="the sink")
+        _add_target(each, with_journal=False)
+    rewind.add_argument(
+        "--to",
+        required=True,
+        type=place_or_moment,
+        metavar="TIME|PLACE",
+        help="from there: 2026-11-23T10:00:00Z, 2h, or a place",
+    )
+    rewind.add_argument("--dry-run", action="store_true", help="only say how many events that are")
+    skip.add_argument("--yes", action="store_true", help="do not ask")
+    rewind.set_defaults(do=lambda a: sinks.rewind(_target(a), a.sink, a.to, dry_run=a.dry_run))
+    skip.set_defaults(do=lambda a: sinks.skip(_target(a), a.sink, yes=a.yes, ask=confirmation()))
 
 
 def _subcommands(parser: argparse.ArgumentParser) -> Callable[..., argparse.ArgumentParser]:
@@ -187,7 +210,7 @@ def _add_target(parser: argparse.ArgumentParser, *, with_journal: bool) -> None:
     group.add_argument("--config", type=Path, metavar="FILE", help="the configuration (see event-bridge --help)")
     other = group.add_mutually_exclusive_group()
     other.add_argument(
-        "--url", type=_url, metavar="URL", help="ask this bridge, like http://10.0.0.5:9477; its token from the configuration"
+        "--url", type=url, metavar="URL", help="ask this bridge, like http://10.0.0.5:9477; its token from the configuration"
     )
     if with_journal:
         other.add_argument("--journal", type=Path, metavar="FILE", help="read this file; needs no configuration")
@@ -198,11 +221,11 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sink", metavar="NAME", help="of this sink")
     group.add_argument("--reason", choices=get_args(DeathReason), help="given up for this reason")
     group.add_argument(
-        "--since", type=_moment, metavar="TIME", help="given up then or later: 2026-11-23T10:00:00Z, or an age: 2h, 3d"
+        "--since", type=moment, metavar="TIME", help="given up then or later: 2026-11-23T10:00:00Z, or an age: 2h, 3d"
     )
-    group.add_argument("--uuid", type=_uuid, metavar="UUID", help="of this event")
+    group.add_argument("--uuid", type=uuid_text, metavar="UUID", help="of this event")
     group.add_argument("--type", metavar="TYPE", help="of events of this type")
-    group.add_argument("--limit", type=_id, metavar="N", help="so many at most, oldest first")
+    group.add_argument("--limit", type=number, metavar="N", help="so many at most, oldest first")
 
 
 def _target(args: argparse.Namespace) -> Target:
@@ -244,53 +267,3 @@ def _drop(args: argparse.Namespace) -> int:
 def _wanted(args: argparse.Namespace) -> Wanted:
     types = frozenset(value for option in args.type for value in option.split(",") if value)
     return Wanted(args.after, args.since, types)
-
-
-def _moment(text: str) -> datetime:
-    try:
-        return parse_time(text, datetime.now(UTC))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    if not seconds:
-        raise argparse.ArgumentTypeError("must be more than 0")
-    return seconds
-
-
-def _url(text: str) -> str:
-    try:
-        Client(text, None)
-    except OperationError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
-
-
-def _uuid(text: str) -> str:
-    try:
-        return str(uuid.UUID(text))
-    except ValueError:
-        raise argparse.ArgumentTypeError("must be a uuid") from None
-
-
-def _id(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= _MORE):
-        raise argparse.ArgumentTypeError("must be a whole number")
-    return int(text)
-
-
-def _key(text: str) -> str:
-    """A uuid or a number; a uuid of 32 digits is not taken for a number."""
-    try:
-        return _uuid(text)
-    except argparse.ArgumentTypeError:
-        pass
-    try:
-        return str(_id(text))
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError("must be a uuid, or the number that list shows") from None

@@ -70,7 +70,7 @@ class Target:
             logs.configure(settings.log.format, settings.log.level)
             with closing(Journal(settings.journal)) as journal:
                 for name, sink in settings.sinks.items():
-                    journal.add_sink(name, sink.start_at, sink.retry.max_pending)
+                    journal.add_sink(name, sink.start, sink.retry.max_pending)
                 yield journal
 
     @cached_property

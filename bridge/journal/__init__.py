@@ -7,7 +7,8 @@ Invariants
        its retry queue. `settle` records outcomes and moves the cursor in one transaction.
     4. The counts are written in the transactions that they count, so they survive restarts, and they balance at any instant:
        `received = accepted + duplicate + malformed`; per sink
-       `accepted + replayed = delivered + filtered + dead + dropped + pending` and `dead = dead_letters + replayed + discarded`.
+       `accepted + replayed + rewound = delivered + filtered + dead + dropped + pending` and
+       `dead = dead_letters + replayed + discarded`.
     5. Nothing is deleted that a cursor has not passed, except by the policy `drop_oldest`, which counts what it drops: dead
        letters first, then events. No dead letter is deleted but by that policy, by `discard`, or when it is sent back.
     6. What waits in the retry queue lies before the cursor, and once: a dead letter of an event that waits is not sent back.
@@ -53,6 +54,7 @@ from bridge.journal.model import (
     Retry,
     Settlement,
     SinkCounters,
+    StartAt,
     StreamCounters,
     Work,
 )
@@ -70,6 +72,7 @@ from bridge.journal.pages import (
     QuarantinePage,
     Replayed,
     RetryPage,
+    Rewound,
     SeqOrId,
     SinkBacklog,
     StoredDeadLetter,
@@ -108,10 +111,12 @@ __all__ = [
     "Replayed",
     "Retry",
     "RetryPage",
+    "Rewound",
     "SeqOrId",
     "Settlement",
     "SinkBacklog",
     "SinkCounters",
+    "StartAt",
     "StoredDeadLetter",
     "StoredEvent",
     "StreamCounters",

@@ -3,14 +3,15 @@
 import sqlite3
 import sys
 import threading
-from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import structlog
 from crc32c import crc32c
 
 from bridge.journal import file, queues, tables
-from bridge.journal.model import Limits, Paused, Settlement, SinkCounters, Work
+from bridge.journal.model import Limits, Paused, Settlement, SinkCounters, StartAt, Work
+from bridge.journal.pages import Replayed, Rewound
 from bridge.journal.queues import Letters
 from bridge.journal.tables import SinkRow
 from bridge.journal.writer import Store
@@ -146,13 +147,48 @@ class Cursor:
             self.row = after
             if outcome.dead:
                 self.dead_letters += queues.letters_of([dead.json for dead in outcome.dead])
-            self.retrying += new - outcome.delivered - outcome.filtered - len(outcome.dead)
-            # After the count: a thread that sees this number sees that one.
-            self.queue_version += 1
+            self._queue_grew(new - outcome.delivered - outcome.filtered - len(outcome.dead))
         return self.retrying
 
+    def replay(self, store: Store, ids: Sequence[int], now: float) -> Replayed:
+        """Send dead letters back to the retry queue; see `Journal.replay`. With the write lock held."""
+        row, room = self.row, max(1, self.max_pending // 2)
+        taken = list(ids[: max(0, room - self.retrying)])
+        with store.write("dead letters") as db:
+            found, moved = queues.replay(db, self._sink, taken, row.cursor, now)
+            row = row._replace(replayed=row.replayed + moved, discarded=row.discarded + found.count - moved)
+            db.execute(tables.SAVE_SINK, (self._sink, *row))
+        with store.changed:
+            self.row = row
+            self.dead_letters -= found
+            self._queue_grew(moved)
+            store.changed.notify_all()
+        return Replayed(len(taken), moved, self.retrying, room)
 
-def add(store: Store, name: str, start_at: Literal["latest", "earliest"], next_seq: int) -> Cursor:
+    def rewind(self, store: Store, seq: int, *, dry_run: bool) -> Rewound:
+        """Set the cursor back to `seq`, or to the oldest stored event; see `Journal.rewind`. With the write lock held."""
+        first = max(seq, tables.oldest_first(store.db) or self.row.cursor)
+        again = self.row.cursor - first
+        if again <= 0 or dry_run:
+            return Rewound(first, max(0, again))
+        with store.write("rewind") as db:
+            # What waits for a retry lies before the cursor, and once.
+            taken = db.execute("DELETE FROM retries WHERE sink = ? AND seq >= ?", (self._sink, first)).rowcount
+            row = self.row._replace(cursor=first, rewound=self.row.rewound + again - taken)
+            db.execute(tables.SAVE_SINK, (self._sink, *row))
+        with store.changed:
+            self.row, self.next_unread = row, first
+            self._queue_grew(-taken)
+            store.changed.notify_all()
+        return Rewound(first, again)
+
+    def _queue_grew(self, count: int) -> None:
+        self.retrying += count
+        # After the count: a thread that sees this number sees that one.
+        self.queue_version += 1
+
+
+def add(store: Store, name: str, start_at: StartAt, next_seq: int) -> Cursor:
     """Read or create a sink's cursor, and correct its counts if they do not add up; `next_seq` is that of the next event.
 
     Raises:
@@ -164,7 +200,8 @@ def add(store: Store, name: str, start_at: Literal["latest", "earliest"], next_s
         letters = queues.weigh_dead_letters(db).get(name, Letters())
         oldest = tables.oldest_first(db) or next_seq
         if row is None:
-            start = oldest if start_at == "earliest" else next_seq
+            at = tables.seq_at(db, start_at) if isinstance(start_at, float) else oldest if start_at == "earliest" else None
+            start = at or next_seq
             row = SinkRow(start, start, 0, 0, 0, 0)
         row = row.balanced(next_seq, retrying, letters.count)
         if row != before:

@@ -2,21 +2,20 @@
 
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
-from bridge.journal import file, queues, scan, tables
+from bridge.journal import scan
 from bridge.journal.appender import Appender
 from bridge.journal.cursor import Cursor, add, forget_except
 from bridge.journal.dedup import Remembered
 from bridge.journal.file import JournalError
-from bridge.journal.model import Appended, Batch, Closed, Counters, Limits, Settlement, StreamCounters, Work
-from bridge.journal.pages import Replayed
+from bridge.journal.model import Appended, Batch, Closed, Counters, Limits, Settlement, StartAt, StreamCounters, Work
+from bridge.journal.operations import OperableReader
 from bridge.journal.pruning import Space
-from bridge.journal.reader import ConcurrentReader
 from bridge.journal.settings import JournalSettings
 from bridge.journal.writer import Store
 
@@ -24,7 +23,7 @@ _RETRY_SECONDS: Final = 0.25
 """Seconds between attempts while the disk fails or the journal is full."""
 
 
-class Journal(ConcurrentReader):
+class Journal(OperableReader):
     """The durable log. Every method may be called from any thread; `next_work` from one thread per sink.
 
     Args:
@@ -85,7 +84,7 @@ class Journal(ConcurrentReader):
 
     # Sinks
 
-    def add_sink(self, name: str, start_at: Literal["latest", "earliest"], max_pending: int = 1000) -> None:
+    def add_sink(self, name: str, start_at: StartAt, max_pending: int = 1000) -> None:
         """Give a sink its cursor: the one that it had, or for a new sink the end or the beginning of the stored events.
 
         A replay fills half of `max_pending`, the number of events in the retry queue at which nothing new is read.
@@ -192,40 +191,6 @@ class Journal(ConcurrentReader):
                     return retrying
             if store.closing.wait(_RETRY_SECONDS):
                 raise Closed
-
-    def replay(self, sink: str, ids: Sequence[int]) -> Replayed:
-        """Send a sink's dead letters back to its retry queue, due at once, as far as there is room.
-
-        The queue is filled to half of `max_pending`: at `max_pending`, live events would wait. Dead letters that are gone,
-        damaged or another sink's are left alone. An event that waits already is not queued twice: its letter is discarded.
-
-        Raises:
-            Closed: The journal was closed.
-            JournalError: It can't be recorded; `UnknownSinkError` if the sink is not configured.
-        """
-        with self._store.lock:
-            cursor = self._sinks.get(sink)
-            if cursor is None:
-                raise file.UnknownSinkError(f"no sink {sink} is configured, so that nothing can be sent to it again")
-            row, room = cursor.row, max(1, cursor.max_pending // 2)
-            taken = list(ids[: max(0, room - cursor.retrying)])
-            with self._store.write("dead letters") as db:
-                found, moved = queues.replay(db, sink, taken, row.cursor, self._clock())
-                row = row._replace(replayed=row.replayed + moved, discarded=row.discarded + found.count - moved)
-                db.execute(tables.SAVE_SINK, (sink, *row))
-            with self._store.changed:
-                cursor.row = row
-                cursor.dead_letters -= found
-                cursor.retrying += moved
-                # After the count: a thread that sees this number sees that one.
-                cursor.queue_version += 1
-                self._store.changed.notify_all()
-            return Replayed(len(taken), moved, cursor.retrying, room)
-
-    def discard(self, ids: Sequence[int]) -> int:
-        """Delete dead letters for ever, in one transaction; return how many were there. Raises as `replay` does."""
-        with self._store.lock:
-            return sum(self._space.discard(ids).values())
 
     # Everybody
 

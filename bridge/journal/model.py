@@ -8,12 +8,16 @@ import msgspec
 from bridge.event import Event, Malformed
 from bridge.sink import Entry, Reason
 
-DeathReason = Literal["rejected", "too_large", "too_old", "too_many_attempts"]
+DeathReason = Literal["rejected", "too_large", "too_old", "too_many_attempts", "skipped"]
 """Why an event became a dead letter, a small fixed set."""
 
 
 Paused = Literal["retry_queue_full", "dead_letters_full"]
 """Why a sink gets no new events."""
+
+
+StartAt = Literal["latest", "earliest"] | float
+"""Where a new sink begins: with the next event, the oldest stored one, or the first one received at a time (epoch seconds)."""
 
 
 class Closed(Exception):
@@ -168,7 +172,8 @@ class StreamCounters(msgspec.Struct):
 class SinkCounters(msgspec.Struct):
     """The counters of one sink.
 
-    `accepted + replayed = delivered + filtered + dead + dropped + pending`, and `dead = dead_letters + replayed + discarded`.
+    `accepted + replayed + rewound = delivered + filtered + dead + dropped + pending`, and
+    `dead = dead_letters + replayed + discarded`.
 
     Attributes:
         accepted: How many events the journal took since the sink exists, and those whose dead letters it found then.
@@ -178,6 +183,7 @@ class SinkCounters(msgspec.Struct):
         dead_letters: How many dead letters lie there now.
         replayed: How many dead letters were sent back to the retry queue.
         discarded: How many dead letters were deleted, by an operator or for room.
+        rewound: How many events were given to the sink again, since its cursor was set back.
     """
 
     accepted: int
@@ -190,6 +196,7 @@ class SinkCounters(msgspec.Struct):
     dead_letters: int
     replayed: int = 0
     discarded: int = 0
+    rewound: int = 0
 
 
 class Counters(msgspec.Struct):

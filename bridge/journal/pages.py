@@ -103,6 +103,18 @@ class Replayed(msgspec.Struct, frozen=True):
     room: int
 
 
+class Rewound(msgspec.Struct, frozen=True):
+    """Result of setting a sink's cursor back.
+
+    Attributes:
+        first: The sequence number from which the sink gets events again.
+        events: How many there are up to where it was; 0 if it was not past that.
+    """
+
+    first: int
+    events: int
+
+
 class QuarantinedMessage(msgspec.Struct, frozen=True):
     """A malformed message: its bytes, of which only the first are kept if it is long."""
 

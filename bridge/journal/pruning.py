@@ -54,6 +54,7 @@ class Space:
         self._sinks = sinks
         self._drops = settings.when_full == "drop_oldest"
         self._letters = settings.dead_letters
+        self._retention = settings.retention
         self._clock = clock
         self._monotonic = monotonic
         self._began = clock() - monotonic()
@@ -65,11 +66,13 @@ class Space:
             cursor.retries_limit = quarter // len(self._sinks)
             cursor.letters_limit = (self._letters.max_bytes or quarter) // len(self._sinks)
 
-    def prune_some(self, oldest_seq: int) -> bool:
+    def prune_some(self, oldest_seq: int, *, retained: bool = False) -> bool:
         """Delete some rows behind all cursors, out of the window, or too old; return whether there may be more.
 
-        The uuids of events before `oldest_seq` are not remembered.
+        The uuids of events before `oldest_seq` are not remembered. Events that `retention` keeps go only if `retained`.
         """
+        # A clock that was set forward makes nothing old.
+        now = min(self._clock(), self._began + self._monotonic())
         deleted = 0
         with suppress(JournalError):
             if not self._store.empties_log():
@@ -77,10 +80,12 @@ class Space:
             with self._store.write("prune") as db:
                 # The table, not memory: sinks that are not added yet keep their events, too.
                 passed = tables.least_cursor(db) or tables.next_seq(db)
-                deleted = max(tables.delete_batches(db, passed, _PRUNE_ROWS), tables.delete_seen(db, oldest_seq, _PRUNE_ROWS))
+                if self._retention and not retained:
+                    deleted = tables.delete_received(db, now - self._retention, passed, _PRUNE_ROWS)
+                else:
+                    deleted = tables.delete_batches(db, passed, _PRUNE_ROWS)
+                deleted = max(deleted, tables.delete_seen(db, oldest_seq, _PRUNE_ROWS))
             if self._letters.max_age is not None:
-                # A clock that was set forward makes nothing old.
-                now = min(self._clock(), self._began + self._monotonic())
                 oldest = queues.oldest_dead_letters(self._store.db, _PRUNE_ROWS)
                 expired = [id_ for id_, _, died in oldest if died < now - self._letters.max_age]
                 if expired:
@@ -164,7 +169,7 @@ class Space:
         limit = store.limit() * 15 // 16
         # Well below it, so that a sink that is a little too slow does not make it full and not full all the time.
         enough = limit - limit // _ENOUGH_SHARE
-        while store.used > enough and self.prune_some(oldest_seq):
+        while store.used > enough and self.prune_some(oldest_seq, retained=True):
             pass
         if self._drops:
             # What a disk has left that others fill does not count: nothing would be gained.

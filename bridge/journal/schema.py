@@ -30,7 +30,7 @@ CREATE TABLE quarantine (id INTEGER PRIMARY KEY AUTOINCREMENT, stream TEXT NOT N
     reason TEXT NOT NULL, frame BLOB NOT NULL);
 CREATE TABLE sinks (name TEXT PRIMARY KEY, start INTEGER NOT NULL, cursor INTEGER NOT NULL, delivered INTEGER NOT NULL,
     filtered INTEGER NOT NULL, dead INTEGER NOT NULL, dropped INTEGER NOT NULL, replayed INTEGER NOT NULL DEFAULT 0,
-    discarded INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+    discarded INTEGER NOT NULL DEFAULT 0, rewound INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE retries (sink TEXT, seq INTEGER, received REAL NOT NULL, json BLOB NOT NULL, lane TEXT NOT NULL,
     attempts INTEGER NOT NULL, due REAL NOT NULL, since REAL NOT NULL, reason TEXT NOT NULL, error TEXT NOT NULL,
     crc INTEGER NOT NULL DEFAULT -1, PRIMARY KEY (sink, seq));
@@ -55,6 +55,7 @@ def create(db: sqlite3.Connection) -> None:
     elif version(db) < SCHEMA_VERSION:
         db.executescript(
             "BEGIN; ALTER TABLE meta ADD COLUMN clock_offset REAL NOT NULL DEFAULT 0;"
+            " ALTER TABLE sinks ADD COLUMN rewound INTEGER NOT NULL DEFAULT 0;"
             f" ALTER TABLE seen ADD COLUMN namespace TEXT; PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
         )
 
@@ -112,8 +113,8 @@ def _of_books(db: sqlite3.Connection) -> Iterator[str]:
         if stream.received != stream.accepted + stream.duplicate + sum(stream.malformed.values()):
             yield f"the books of stream {name} do not balance"
     for name, row in tables.sinks(db).items():
-        counts = (row.delivered, row.filtered, row.dead, row.dropped, row.replayed, row.discarded)
-        missing = row.cursor + row.replayed - row.start - sum(counts[:4]) - retrying.get(name, 0)
+        counts = (row.delivered, row.filtered, row.dead, row.dropped, row.replayed, row.discarded, row.rewound)
+        missing = row.cursor + row.replayed + row.rewound - row.start - sum(counts[:4]) - retrying.get(name, 0)
         # What is missing will count as dropped. Nothing can be there that was never accepted: it would be delivered again.
-        if min(counts) < 0 or not row.start <= row.cursor <= following or missing < 0:
+        if min(counts) < 0 or not row.start - row.rewound <= row.cursor <= following or missing < 0:
             yield f"the books of sink {name} do not balance"

@@ -46,6 +46,12 @@ class JournalSettings(Strict):
         default="block",
         description="block: stop reading the streams until there is room. drop_oldest: the slowest sink loses its oldest.",
     )
+    retention: Seconds = Field(
+        default=0.0,
+        ge=0,
+        description="How long events are kept that all sinks have passed, so that a sink can be turned back. Space that new"
+        " events need is taken from them first.",
+    )
     dedup: DedupSettings = DedupSettings()
     dead_letters: DeadLetterSettings = DeadLetterSettings()
     max_event_bytes: Bytes = Field(

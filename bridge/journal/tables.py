@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 from bridge.journal.model import SinkCounters, StreamCounters
 from bridge.journal.pages import QuarantinedMessage, time_of
 
-SAVE_SINK: Final = "INSERT OR REPLACE INTO sinks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+SAVE_SINK: Final = "INSERT OR REPLACE INTO sinks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 """Takes a sink's name and `SinkRow`."""
 
 LATEST: Final = 253_402_300_799.0
@@ -24,6 +24,7 @@ class SinkRow(NamedTuple):
     dropped: int
     replayed: int = 0
     discarded: int = 0
+    rewound: int = 0
 
     def counters(self, next_seq: int, retrying: int, dead_letters: int) -> SinkCounters:
         """Return the counters; `next_seq` is the sequence number of the journal's next event."""
@@ -38,6 +39,7 @@ class SinkRow(NamedTuple):
             dead_letters=dead_letters,
             replayed=self.replayed,
             discarded=self.discarded,
+            rewound=self.rewound,
         )
 
     def dropping(self, count: int) -> "SinkRow":
@@ -53,7 +55,7 @@ class SinkRow(NamedTuple):
         gone = self.dead - dead_letters - self.replayed - self.discarded
         row = self._replace(dead=self.dead + max(0, -gone), discarded=self.discarded + max(0, gone))
         exits = row.delivered + row.filtered + row.dead + row.dropped + next_seq - row.cursor + retrying
-        lost = next_seq - row.start + row.replayed - exits
+        lost = next_seq - row.start + row.replayed + row.rewound - exits
         return row._replace(start=row.start + min(0, lost), dropped=row.dropped + max(0, lost))
 
 
@@ -151,6 +153,21 @@ def oldest_end(db: sqlite3.Connection, rows: int) -> int | None:
         "SELECT max(first + count) FROM (SELECT first, count FROM batches ORDER BY first LIMIT ?)", (rows,)
     ).fetchone()[0]
     return end
+
+
+def seq_at(db: sqlite3.Connection, received: float) -> int | None:
+    """Return the first sequence number that was received at a time or later; None if none was."""
+    found = db.execute("SELECT first FROM batches WHERE received >= ? ORDER BY first LIMIT 1", (received,)).fetchone()
+    return None if found is None else int(found[0])
+
+
+def delete_received(db: sqlite3.Connection, received: float, before: int, limit: int) -> int:
+    """Delete those of the oldest `limit` batches that lie wholly before a sequence number and a time; return how many."""
+    return db.execute(
+        "DELETE FROM batches WHERE first IN (SELECT first FROM (SELECT first, count, received FROM batches ORDER BY first"
+        " LIMIT ?) WHERE first + count <= ? AND received < ?)",
+        (limit, before, received),
+    ).rowcount
 
 
 def delete_batches(db: sqlite3.Connection, before: int, limit: int) -> int:

@@ -46,6 +46,7 @@ EXPECTED = {
     ("event_bridge_sink_pending_events", "gauge", ("sink",)),
     ("event_bridge_sink_retry_events", "gauge", ("sink",)),
     ("event_bridge_sink_events_replayed", "counter", ("sink",)),
+    ("event_bridge_sink_events_rewound", "counter", ("sink",)),
     ("event_bridge_sink_dead_letters_discarded", "counter", ("sink",)),
     ("event_bridge_sink_dead_letters", "gauge", ("sink",)),
     ("event_bridge_sink_lag_seconds", "gauge", ("sink",)),

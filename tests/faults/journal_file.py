@@ -68,7 +68,7 @@ def problems(look: Look) -> list[str]:
     for name, sink in look.sinks.items():
         pending = look.next_seq - sink["cursor"] + sink["retrying"]
         ends = sum(sink[end] for end in ("delivered", "filtered", "dead", "dropped"))
-        if look.next_seq - sink["start"] + sink["replayed"] != ends + pending:
+        if look.next_seq - sink["start"] + sink["replayed"] + sink["rewound"] != ends + pending:
             wrong.append(f"sink {name}: {pending} are pending, next is {look.next_seq}, and it says {sink}")
         if sink["dead"] != sink["dead_letters"] + sink["replayed"] + sink["discarded"]:
             wrong.append(f"sink {name}: its dead letters do not add up: {sink}")

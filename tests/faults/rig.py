@@ -227,7 +227,7 @@ class Rig:
 _EVER: Final = frozenset(
     {
         *(f"events_{what}_total" for what in ("received", "accepted", "duplicate", "malformed")),
-        *(f"sink_events_{what}_total" for what in ("delivered", "filtered", "dead", "dropped", "replayed")),
+        *(f"sink_events_{what}_total" for what in ("delivered", "filtered", "dead", "dropped", "replayed", "rewound")),
     }
 )
 """The counts that live in the journal, so that they survive everything."""

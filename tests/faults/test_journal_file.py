@@ -11,7 +11,7 @@ from tests.faults import journal_file
 from tests.faults.journal_file import Look, counts, look, problems
 from tests.support.journal_work import read
 
-_BOOKED = ("cursor", "delivered", "filtered", "dead", "dropped", "replayed", "discarded", "dead_letters", "retrying")
+_BOOKED = ("cursor", "delivered", "filtered", "dead", "dropped", "replayed", "discarded", "rewound", "dead_letters", "retrying")
 
 
 def uuid(number: int) -> str:

@@ -173,7 +173,7 @@ class Bench:
         seconds = self.forwarder.step()
         counters = self.counters
         exits = counters.delivered + counters.filtered + counters.dead + counters.dropped
-        assert counters.accepted + counters.replayed == exits + counters.pending
+        assert counters.accepted + counters.replayed + counters.rewound == exits + counters.pending
         assert counters.dead == counters.dead_letters + counters.replayed + counters.discarded
         return seconds
 

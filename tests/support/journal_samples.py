@@ -73,5 +73,8 @@ def assert_balanced(counters: Counters) -> None:
     for stream in counters.streams.values():
         assert stream.received == stream.accepted + stream.duplicate + sum(stream.malformed.values())
     for sink in counters.sinks.values():
-        assert sink.accepted + sink.replayed == sink.delivered + sink.filtered + sink.dead + sink.dropped + sink.pending
+        assert (
+            sink.accepted + sink.replayed + sink.rewound
+            == sink.delivered + sink.filtered + sink.dead + sink.dropped + sink.pending
+        )
         assert sink.dead == sink.dead_letters + sink.replayed + sink.discarded

@@ -48,7 +48,7 @@ def told(answer: Response) -> Any:
 
 def test_every_path_has_a_method_and_others_have_none(routes: dict[str, Route]) -> None:
     gets = ["/dead-letters", "/retries", "/quarantine", "/journal", "/journal/events", "/journal/verify", "/journal/check"]
-    posts = ["/dead-letters/replay", "/dead-letters/drop", "/journal/prune"]
+    posts = ["/dead-letters/replay", "/dead-letters/drop", "/journal/prune", "/sinks/rewind", "/sinks/skip"]
 
     assert {routes[path].method for path in gets} == {"GET"}
     assert {routes[path].method for path in posts} == {"POST"}
@@ -105,6 +105,14 @@ def test_dead_letters_are_replayed_and_dropped(routes: dict[str, Route]) -> None
         ("/dead-letters/drop", "10.0.0.5", '{"dropped":0}'),
     ]
     assert [letter["id"] for letter in get(routes, "/dead-letters")["dead_letters"]] == [5, 6, 7, 8, 9, 10]
+
+
+def test_a_sink_is_set_back_and_an_event_set_aside(routes: dict[str, Route]) -> None:
+    assert post(routes, "/sinks/rewind", {"sink": "alerts", "to": 8, "dry_run": True}) == {"first": 8, "events": 3}
+    assert post(routes, "/sinks/rewind", {"sink": "alerts", "to": "2026-11-23T09:00:00Z"}) == {"first": 1, "events": 10}
+    assert post(routes, "/sinks/skip", {"sink": "alerts"}) == {"skipped": 1}
+    assert post(routes, "/sinks/rewind", {"sink": "alerts", "to": "soon"})[0] == 400
+    assert post(routes, "/sinks/skip", {"sink": "other"})[0] == 409
 
 
 def test_stored_events_and_malformed_messages_are_shown(routes: dict[str, Route]) -> None:

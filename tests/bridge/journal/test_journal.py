@@ -284,6 +284,7 @@ def test_uuids_of_an_earlier_format_are_known_in_every_namespace(open_journal: O
     open_journal().close()
     with closing(sqlite3.connect(path)) as db:
         db.execute("ALTER TABLE seen DROP COLUMN namespace")
+        db.execute("ALTER TABLE sinks DROP COLUMN rewound")
         db.execute("ALTER TABLE meta DROP COLUMN clock_offset")
         db.execute("PRAGMA user_version=2")
     journal = open_journal()
