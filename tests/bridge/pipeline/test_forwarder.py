@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from itertools import pairwise
 from typing import Any
@@ -623,9 +623,10 @@ breaks = st.sampled_from(["no", "no", "no", "told", "silent", "bug"])
 class FickleSink(ScriptedSink):
     """Does anything that the contract allows; what it has rejected once, it always rejects."""
 
-    def __init__(self, data: st.DataObject) -> None:
+    def __init__(self, data: st.DataObject, record_progress: Callable[[], None]) -> None:
         super().__init__()
         self._data = data
+        self._record_progress = record_progress
 
     def open(self) -> None:
         if self._data.draw(breaks) == "told":
@@ -634,7 +635,9 @@ class FickleSink(ScriptedSink):
     def deliver(self, entries: Sequence[Entry]) -> Sequence[Failure]:
         end = self._data.draw(breaks)
         upto = len(entries) if end == "no" else self._data.draw(st.integers(0, len(entries)))
-        failures, failed, acknowledged = list[Failure](), set[str](), list[int]()
+        failures, failed, acknowledged = list[Failure](), set[str](), set[int]()
+        self.delivered = acknowledged
+        looks = self._data.draw(st.booleans())
         for entry in entries[:upto]:
             fate = self._data.draw(fates)
             if entry.fields.resource_uri in failed:
@@ -642,8 +645,10 @@ class FickleSink(ScriptedSink):
             elif fate == "rejected" or number_of(entry) in self.bad:
                 fate, self.bad[number_of(entry)] = "rejected", rejected
             if fate == "ok":
-                acknowledged.append(entry.seq)
+                acknowledged.add(entry.seq)
                 self.got.append(number_of(entry))
+                if looks:
+                    self._record_progress()
                 continue
             if fate != "rejected":
                 failed.add(entry.fields.resource_uri)
@@ -668,7 +673,7 @@ def test_whatever_a_sink_does_every_event_is_delivered_in_order_or_a_dead_letter
 ) -> None:
     retries = {"max_attempts": max_attempts, "max_pending": 6, "first_delay": 1, "max_delay": 8}
     bench = Bench(tmp_path_factory.mktemp("fickle"), {}, {"ordering": ordering, "retry": retries, "batch": {"max_events": 5}})
-    bench.forwarder._sink = fickle = FickleSink(data)
+    bench.forwarder._sink = fickle = FickleSink(data, bench.forwarder.record_progress)
     resources: dict[int, str] = {}
     with capture_logs():
         for _ in range(data.draw(st.integers(1, 30))):
