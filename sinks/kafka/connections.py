@@ -43,7 +43,7 @@ class _EveryAddress(KafkaNetSocket):  # type: ignore[misc]  # The library has no
                 result = deadline.connect(host, port, timeout_at, socket_options)
                 result.settimeout(0)
             except OSError as error:
-                settle, result = outcome.failure, error
+                settle, result = outcome.failure, error if str(error) else TimeoutError("the look-up timed out")
             with suppress(RuntimeError):  # The loop has ended.
                 net.call_soon_threadsafe(lambda: settle(result))
 

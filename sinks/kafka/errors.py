@@ -109,6 +109,7 @@ _SIGNS: Final[tuple[tuple[str, Reason, str], ...]] = (
     (r"Name or service not known|name resolution|nodename nor|DNS", "unreachable", "no address for the name"),
     (r"Connection refused|ECONNREFUSED", "unreachable", "connection refused"),
     (r"ENETUNREACH|EHOSTUNREACH|No route|Network is unreachable", "unreachable", "no route to the address"),
+    (r"look-up timed out", "timeout", "the name server does not answer"),
     (r"unable to connect: timed out|Connection timed out", "timeout", "no answer to the connection attempt"),
     (r"Request timed out|RequestTimedOut|KafkaTimeoutError: Timed out", "timeout", NO_ANSWER),
     (r"disconnected", "unreachable", "the broker closed the connection; does it expect TLS or a login?"),

@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -116,6 +117,19 @@ def test_a_name_whose_addresses_are_all_silent_is_called_so_in_time(
         "timeout",
         f"{NAME}:9092: no answer to the connection attempt",
     )
+    assert time.monotonic() - began < 4
+
+
+def test_a_look_up_that_hangs_is_given_up_in_time(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [released.wait(30)][1:])
+    began = time.monotonic()
+
+    with pytest.raises(Unavailable) as unavailable:
+        make(f"{NAME}:9092").open()
+    released.set()
+
+    assert (unavailable.value.reason, str(unavailable.value)) == ("timeout", f"{NAME}:9092: the name server does not answer")
     assert time.monotonic() - began < 4
 
 
