@@ -21,8 +21,7 @@ class About(NamedTuple):
 
     exists: bool | None = None
     may_write: bool | None = None
-    limit: int | None = None  # Its `max.message.bytes`.
-    default_limit: int | None = None  # The brokers' `message.max.bytes`, which counts for topics that are to be created.
+    limit: int | None = None  # Its `max.message.bytes`, or if it does not exist the brokers' `message.max.bytes`.
     compacted: bool = False
     max_age_ms: int | None = None  # Of records when they arrive: `message.timestamp.before.max.ms`.
 
@@ -49,8 +48,7 @@ def describe(options: Mapping[str, Any], topic: str | None) -> About:
         # Most of a topic's settings have a broker's default `log.…`.
         values = {setting.removeprefix("log."): each["value"] for setting, each in found.items()}
         limit = int(values["max.message.bytes" if about.exists else "message.max.bytes"])
-        about = about._replace(limit=limit) if about.exists else about._replace(default_limit=limit)
-        about = about._replace(compacted="compact" in values["cleanup.policy"])
+        about = about._replace(limit=limit, compacted="compact" in values["cleanup.policy"])
         if values["message.timestamp.type"] == "CreateTime":
             about = about._replace(max_age_ms=int(values["message.timestamp.before.max.ms"]))  # Since Kafka 3.6.
     return about
@@ -71,11 +69,9 @@ def preflight(settings: KafkaSettings, about: About, max_event_bytes: int) -> It
     template = topic_template(settings.topic)
     topic = None if template.names else template.literals
     yield _existence(settings.topic, topic, about)
+    owner, whose = "the brokers'", "the brokers' `message.max.bytes`, which topics without their own limit have,"
     if topic is not None and about.exists:
-        limit, whose, owner = about.limit, f"topic {topic}'s `max.message.bytes`", f"topic {topic}'s"
-    else:
-        limit, owner = about.default_limit, "the brokers'"
-        whose = "the brokers' `message.max.bytes`, which topics without their own limit have,"
+        owner, whose = f"topic {topic}'s", f"topic {topic}'s `max.message.bytes`"
     if about.compacted and not settings.key:
         yield f"every event will become a dead letter: {owner} `cleanup.policy` is `compact`, so records need a key; set `key`"
     wanted_age_ms = int(settings.retry.max_age * 1000)
@@ -84,13 +80,13 @@ def preflight(settings: KafkaSettings, about: About, max_event_bytes: int) -> It
             f"events that wait too long will become dead letters: {owner} `message.timestamp.before.max.ms` is "
             f"{about.max_age_ms}; set it to {wanted_age_ms} (`retry.max_age`) or more, or set `timestamp: sent`"
         )
-    if limit is None:
+    if about.limit is None:
         yield (
             f"how large events may be is not known: {whose} could not be read; allow us DescribeConfigs there, "
             f"or see to it that it is {max_event_bytes + _OVERHEAD_BYTES} or more"
         )
     else:
-        yield from _sizes(settings, limit, whose, max_event_bytes)
+        yield from _sizes(settings, about.limit, whose, max_event_bytes)
 
 
 def _existence(template: str, topic: str | None, about: About) -> str:

@@ -56,7 +56,7 @@ def test_of_what_is_fine_it_is_said_that_it_is_there() -> None:
     [
         (FINE._replace(may_write=None), "topic events exists; whether we may write to it is not known"),
         (FINE._replace(exists=None), "whether topic events exists is not known"),
-        (About(exists=False, default_limit=ENOUGH), "topic events does not exist; with `allow_auto_create_topics`"),
+        (About(exists=False, limit=ENOUGH), "topic events does not exist; with `allow_auto_create_topics`"),
     ],
 )
 def test_what_is_not_known_is_said(about: About, words: str) -> None:
@@ -90,7 +90,7 @@ def test_records_may_become_as_old_as_retries_do() -> None:
 
 def test_topics_that_are_not_there_yet_have_the_brokers_limit() -> None:
     for topic in ("events", "docker.{type}"):
-        _, size = said(About(exists=False, default_limit=1000), topic=topic, record_batch_bytes=1000)
+        _, size = said(About(exists=False, limit=1000), topic=topic, record_batch_bytes=1000)
         assert "the brokers' `message.max.bytes`, which topics without their own limit have, is 1000" in size
 
 
