@@ -3,10 +3,10 @@
 The counters of the journal live in the journal and are read at the scrape, all at one instant, so they balance and survive
 restarts: `received = accepted + duplicate + malformed`; per sink `dead = dead_letters + replayed + discarded` and
 `accepted + replayed + rewound = delivered + filtered + dead + dropped + pending`. The rest is counted here, once per batch and
-never per event; a histogram gets the oldest event of each batch.
+never per event.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from platform import python_version
 from typing import Final, Protocol, get_args
 
@@ -44,6 +44,21 @@ class Observed(Protocol):
     def damaged_journals(self) -> int:
         """Return the number of damaged journals that were set aside and are still there."""
 
+    def problems(self) -> Sequence[str]:
+        """Return the reasons why the process is not ready."""
+
+
+class EventHistogram(Histogram):
+    """A histogram of events that come in batches: a quantile of it is one of events, not of batches."""
+
+    def observe_all(self, seconds: float, count: int) -> None:
+        """Observe the same value for so many events, as `observe` of the library does for one."""
+        self._sum.inc(seconds * count)
+        for bound, bucket in zip(self._upper_bounds, self._buckets, strict=True):
+            if seconds <= bound:
+                bucket.inc(count)
+                break
+
 
 class StreamMetrics:
     """The metrics of one stream, ready to be counted without a look-up."""
@@ -51,6 +66,7 @@ class StreamMetrics:
     def __init__(self, metrics: "Metrics", name: str) -> None:
         self.connected = metrics.stream_connected.labels(name)
         self.last_frame = metrics.stream_last_frame.labels(name)
+        self.last_event = metrics.stream_last_event.labels(name)
         self.lag = metrics.stream_lag.labels(name)
         self.undated = metrics.events_undated.labels(name)
         self.ignored = metrics.stream_ignored.labels(name)
@@ -63,6 +79,7 @@ class SinkMetrics:
 
     def __init__(self, metrics: "Metrics", name: str) -> None:
         self.up = metrics.sink_up.labels(name)
+        self.last_delivery = metrics.sink_last_delivery.labels(name)
         self.latency = metrics.sink_latency.labels(name)
         self.delivery = metrics.sink_delivery.labels(name)
         self.failures = {reason: metrics.sink_failures.labels(name, reason) for reason in REASONS}
@@ -84,8 +101,8 @@ class Metrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"event_bridge_{name}", text, labels, registry=registry)
 
-        def histogram(name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
-            return Histogram(f"event_bridge_{name}", text, labels, registry=registry, buckets=tuple(buckets))
+        def histogram(name: str, text: str, buckets: Iterable[float], *labels: str) -> EventHistogram:
+            return EventHistogram(f"event_bridge_{name}", text, labels, registry=registry, buckets=tuple(buckets))
 
         self.stream_connected = gauge("stream_connected", "1 while the stream is connected.", "stream")
         self.stream_reconnects = counter(
@@ -95,17 +112,22 @@ class Metrics:
             "stream_last_frame_timestamp_seconds", "When anything at all arrived last, a pong for example.", "stream"
         )
         self.stream_lag = histogram(
-            "stream_lag_seconds", "Time from an event to its reception; the oldest of each batch.", _SLOW_SECONDS, "stream"
+            "stream_lag_seconds", "Time from an event to its reception, by the oldest of each read.", _SLOW_SECONDS, "stream"
         )
         self.stream_control = counter("stream_control_frames", "Messages that are no events, by type.", "stream", "type")
         self.stream_ignored = counter("stream_ignored", "What has no counterpart among the events of Docker Cloud.", "stream")
         self.events_undated = counter("events_undated", "Events without a readable time; they got that of reception.", "stream")
+        self.stream_last_event = gauge("stream_last_event_timestamp_seconds", "When an event arrived last.", "stream")
+        self.sink_last_delivery = gauge("sink_last_delivery_timestamp_seconds", "When an event was acknowledged last.", "sink")
         self.sink_up = gauge("sink_up", "1 while the sink is able to deliver.", "sink")
         self.sink_failures = counter(
             "sink_failures", "Deliveries that failed as a whole, and events that failed by themselves.", "sink", "reason"
         )
         self.sink_latency = histogram(
-            "sink_latency_seconds", "Time from reception to acknowledgement; the oldest of each batch.", _SLOW_SECONDS, "sink"
+            "sink_latency_seconds",
+            "Time from reception to acknowledgement, by the oldest of each delivery.",
+            _SLOW_SECONDS,
+            "sink",
         )
         self.sink_delivery = histogram("sink_delivery_seconds", "Duration of one delivery.", _FAST_SECONDS, "sink")
         self.journal_commit = histogram("journal_commit_seconds", "Duration of one commit of events.", _FAST_SECONDS)
@@ -129,6 +151,7 @@ class Metrics:
         for metric in (
             self.stream_connected,
             self.stream_last_frame,
+            self.stream_last_event,
             self.stream_lag,
             self.events_undated,
             self.stream_ignored,
@@ -139,7 +162,7 @@ class Metrics:
 
     def forget_sink(self, name: str) -> None:
         """A sink left the configuration."""
-        for metric in (self.sink_up, self.sink_failures, self.sink_latency, self.sink_delivery):
+        for metric in (self.sink_up, self.sink_failures, self.sink_latency, self.sink_delivery, self.sink_last_delivery):
             metric.remove_by_labels({"sink": name})
 
 
@@ -166,6 +189,7 @@ class _CountersCollector(Collector):
             ),
             self._observed.lag_seconds(),
         )
+        yield GaugeMetricFamily("event_bridge_ready", "1 if /readyz says yes.", value=not self._observed.problems())
         yield GaugeMetricFamily("event_bridge_journal_bytes", "How much of the journal is in use.", value=counters.bytes)
         yield GaugeMetricFamily(
             "event_bridge_journal_damaged_files",

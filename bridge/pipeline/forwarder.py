@@ -271,7 +271,9 @@ class Forwarder:
         if outcome.retries or outcome.resolved:
             self._log_retry_reasons(outcome.retries)
         if outcome.delivered:
-            self._metrics.latency.observe(max(0.0, self._clock() - delivery.received))
+            now = self._clock()
+            self._metrics.latency.observe_all(max(0.0, now - delivery.received), outcome.delivered)
+            self._metrics.last_delivery.set(now)
         self._log_deaths(outcome.dead)
 
     def _log_deaths(self, dead: Sequence[DeadLetter]) -> None:

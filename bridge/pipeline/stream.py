@@ -225,7 +225,8 @@ class Stream:
         if undated:
             self._metrics.undated.inc(undated)
         if events:
-            self._metrics.lag.observe(age_seconds(events[0].json, now))
+            self._metrics.lag.observe_all(age_seconds(events[0].json, now), len(events))
+            self._metrics.last_event.set(now)
 
     def _control(self, control: Control) -> None:
         self._metrics.control[control.type].inc()

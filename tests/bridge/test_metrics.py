@@ -17,7 +17,7 @@ from bridge.admin.health import Health
 from bridge.admin.settings import HealthSettings
 from bridge.event import CONTROL_TYPES
 from bridge.journal import Counters, Journal, JournalSettings, SinkCounters, StreamCounters
-from bridge.metrics import MALFORMED_REASONS, Metrics, SinkMetrics, StreamMetrics
+from bridge.metrics import MALFORMED_REASONS, EventHistogram, Metrics, SinkMetrics, StreamMetrics
 from bridge.pipeline.forwarder import Forwarder
 from bridge.pipeline.stream import Stream
 from bridge.pipeline.supervisor import Running
@@ -52,6 +52,9 @@ EXPECTED = {
     ("event_bridge_sink_lag_seconds", "gauge", ("sink",)),
     ("event_bridge_sink_latency_seconds", "histogram", ("sink",)),
     ("event_bridge_sink_up", "gauge", ("sink",)),
+    ("event_bridge_sink_last_delivery_timestamp_seconds", "gauge", ("sink",)),
+    ("event_bridge_stream_last_event_timestamp_seconds", "gauge", ("stream",)),
+    ("event_bridge_ready", "gauge", ()),
     ("event_bridge_sink_failures", "counter", ("reason", "sink")),
     ("event_bridge_sink_delivery_seconds", "histogram", ("sink",)),
     ("event_bridge_journal_bytes", "gauge", ()),
@@ -70,6 +73,9 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 class Observed:
     """Books of one stream and one sink that have done nothing yet."""
+
+    def problems(self) -> list[str]:
+        return []
 
     def counters(self) -> Counters:
         return Counters({"acme": StreamCounters(malformed={})}, {"audit": SinkCounters(0, 0, 0, 0, 0, 0, 0, 0)}, 4096, None)
@@ -136,6 +142,7 @@ def test_everything_is_there_with_its_first_value_before_anything_happens(metric
         "event_bridge_config_last_reload_successful": 1,
         "event_bridge_journal_bytes": 4096,
         "event_bridge_journal_damaged_files": 2,
+        "event_bridge_ready": 1,
         "event_bridge_stream_gap_seconds_total": 1.5,
     }
     by_reason = {
@@ -295,3 +302,25 @@ def test_the_books_balance_in_a_scrape(journal: Journal) -> None:
         assert of("sink_retry_events", sink=sink) == (of("sink_pending_events", sink=sink) if sink != "idle" else 0)
         assert of("sink_lag_seconds", sink=sink) > 3600
         assert of("sink_failures_total", sink=sink, reason="rejected") == exits[2]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.001, 0.3, 99_999.0])
+def test_many_events_are_observed_as_one_by_one(seconds: float) -> None:
+    """The library's own way is the oracle: what is added here reaches into it."""
+    found = []
+    for at_once in (True, False):
+        metrics = Metrics("1")
+        latency = metrics.sink_latency.labels("audit")
+        assert isinstance(latency, EventHistogram)
+        if at_once:
+            latency.observe_all(seconds, 7)
+        else:
+            for _ in range(7):
+                latency.observe(seconds)
+        lines = scrape(metrics).splitlines()
+        found.append([line for line in lines if line.startswith("event_bridge_sink_latency_seconds")])
+
+    assert [line.rpartition(" ")[0] for line in found[0]] == [line.rpartition(" ")[0] for line in found[1]]
+    values = [[float(line.rpartition(" ")[2]) for line in lines] for lines in found]
+    assert values[0] == pytest.approx(values[1])
+    assert max(values[0]) >= 7
