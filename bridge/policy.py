@@ -4,7 +4,9 @@ Time comes in as seconds of a monotonic clock, chance as a function like `random
 """
 
 import fnmatch
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -187,20 +189,20 @@ class Summary:
     _LONGEST_SECONDS: Final = 3600.0
 
     def __init__(self) -> None:
-        self._count = 0
-        self._next = 0.0
+        self._counts: Counter[str] = Counter()
+        self._next = -math.inf
         self._pause = self._FIRST_SECONDS
 
-    def add(self, count: int, now: float) -> int:
-        """Count, at monotonic time `now`; return the count to be logged now, 0 if none is."""
-        self._count += count
-        if not self._count or now < self._next:
-            return 0
+    def add(self, counts: Mapping[str, int], now: float) -> dict[str, int]:
+        """Count by names, at monotonic time `now`; return the sums to be logged now, empty if none are."""
+        self._counts += Counter(counts)
+        if not self._counts or now < self._next:
+            return {}
         if now - self._next > self._pause:
             self._pause = self._FIRST_SECONDS
-        count, self._count = self._count, 0
+        sums, self._counts = dict(self._counts), Counter()
         self._next, self._pause = now + self._pause, min(self._LONGEST_SECONDS, 2 * self._pause)
-        return count
+        return sums
 
 
 FILTER_FIELDS: Final = ("type", "action", "state", "resource_uri", "parents", "namespace")

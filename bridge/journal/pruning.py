@@ -13,6 +13,7 @@ from bridge.journal.cursor import Cursor
 from bridge.journal.file import JournalError
 from bridge.journal.settings import JournalSettings
 from bridge.journal.writer import RESERVE, Store
+from bridge.policy import Summary
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +59,8 @@ class Space:
         self._clock = clock
         self._monotonic = monotonic
         self._began = clock() - monotonic()
+        # Under constant overflow, these happen with every commit.
+        self._expired, self._discarded, self._dropped = Summary(), Summary(), Summary()
 
     def share(self) -> None:
         """Give every sink an equal share of the bytes that retries and dead letters may take."""
@@ -88,8 +91,8 @@ class Space:
             if self._letters.max_age is not None:
                 oldest = queues.oldest_dead_letters(self._store.db, _PRUNE_ROWS)
                 expired = [id_ for id_, _, died in oldest if died < now - self._letters.max_age]
-                if expired:
-                    log.warning("dead letters were discarded, they are older than max_age", dead_letters=self.discard(expired))
+                if gone := self._expired.add(self.discard(expired) if expired else {}, self._monotonic()):
+                    log.warning("dead letters were discarded, they are older than max_age", dead_letters=gone)
                 deleted = max(deleted, len(expired))
         return deleted == _PRUNE_ROWS
 
@@ -217,8 +220,8 @@ class Space:
             if not ids:
                 break
             all_gone.update(self.discard(ids))
-        if all_gone:
-            log.error("there is no room, the oldest dead letters were discarded", dead_letters=dict(all_gone))
+        if gone := self._discarded.add(all_gone, self._monotonic()):
+            log.error("there is no room, the oldest dead letters were discarded", dead_letters=gone)
 
     def _drop_oldest(self, enough: int) -> None:
         """Drop the oldest batches, which the slowest sinks have not delivered, until no more than enough is in use."""
@@ -233,5 +236,5 @@ class Space:
                 for cursor in self._sinks.values():
                     cursor.dropped_before = end
         dropped = {name: cursor.gone - before[name] for name, cursor in self._sinks.items()}
-        if any(dropped.values()):
-            log.error("the journal is full, the oldest undelivered events were dropped", events=dropped)
+        if gone := self._dropped.add(dropped, self._monotonic()):
+            log.error("the journal is full, the oldest undelivered events were dropped", events=gone)

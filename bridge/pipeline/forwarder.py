@@ -278,8 +278,10 @@ class Forwarder:
 
     def _log_deaths(self, dead: Sequence[DeadLetter]) -> None:
         last = self._last_death = dead[0] if dead else self._last_death
-        if last and (count := self._deaths.add(len(dead), self._monotonic())):
-            log.error("events became dead letters", sink=self.name, count=count, reason=last.reason, error=last.error)
+        if last and (counts := self._deaths.add(Counter(one.reason for one in dead), self._monotonic())):
+            log.error(
+                "events became dead letters", sink=self.name, count=sum(counts.values()), reason=last.reason, error=last.error
+            )
 
     def _log_retry_reasons(self, retries: Sequence[Retry]) -> None:
         """Log each new reason for a retry, and the end of the retry queue."""

@@ -67,7 +67,7 @@ class GapTracker:
         self._since: float | None = monotonic() - (clock() - self._start)
         self._why: tuple[EndReason | Literal["not_running"], str] | None = None
         if heard is not None:
-            self._why = "not_running", "the bridge was not running"
+            self._why = "not_running", "the bridge did not run, or not this stream"
         self.waits_since: float | None = None
 
     def opened(self) -> float:

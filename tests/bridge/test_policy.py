@@ -334,9 +334,13 @@ def test_another_event_is_not_to_blame_for_the_losses_of_the_one_before() -> Non
 def test_what_happens_again_and_again_is_told_at_once_and_then_as_sums() -> None:
     summary, told = Summary(), {}
     for second in range(10_000):
-        if count := summary.add(1, float(second)):
-            told[second] = count
-
+        if counts := summary.add({"a": 1, "b": 0}, float(second)):
+            told[second] = counts.pop("a")
+            assert not counts
     assert told == {0: 1, 10: 10, 30: 20, 70: 40, 150: 80, 310: 160, 630: 320, 1270: 640, 2550: 1280, 5110: 2560, 8710: 3600}
-    assert summary.add(0, 12310.0) == 1289
-    assert (summary.add(0, 99_999.0), summary.add(5, 100_000.0), summary.add(5, 100_010.0)) == (0, 5, 5)
+
+    assert summary.add({}, 12310.0) == {"a": 1289}
+    assert summary.add({}, 99_999.0) == {}
+    assert summary.add({"a": 5}, 100_000.0) == {"a": 5}
+    assert summary.add({"a": 2, "b": 1}, 100_009.0) == {}
+    assert summary.add({"b": 1}, 100_010.0) == {"a": 2, "b": 2}

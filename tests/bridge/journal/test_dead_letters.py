@@ -350,7 +350,8 @@ def fill(journal: Journal, size: int = 3000, count: int = 96) -> None:
         journal.prune()
 
 
-def test_when_the_oldest_may_go_dead_letters_go_before_events(open_journal: Open) -> None:
+def test_when_the_oldest_may_go_dead_letters_go_before_events(open_journal: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridge.policy.Summary._FIRST_SECONDS", 0.0)
     journal = open_journal(max_bytes=600_000, when_full="drop_oldest", dead_letters=ALL_LETTERS)
     fill(journal)
     with capture_logs() as logs:
