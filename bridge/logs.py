@@ -1,6 +1,7 @@
 """Logs: to stderr, for people on a terminal, as JSON otherwise.
 
-The JSON has the field names of OpenTelemetry's log data model: timestamp, severity_text, severity_number, body, attributes.
+The JSON has the field names of OpenTelemetry's log data model: timestamp, severity_text, severity_number, body, attributes. The
+format `flat` has those that most log pipelines know: time, level, msg, logger, and the attributes beside them.
 Records of the client libraries look the same; below warnings they are left out.
 """
 
@@ -15,7 +16,7 @@ import structlog
 from bridge.text import MAX_CHARS, plain
 
 _SEVERITY: Final = {"debug": 5, "info": 9, "warning": 13, "error": 17, "critical": 21}
-Format = Literal["auto", "human", "json"]
+Format = Literal["auto", "human", "json", "flat"]
 
 
 _BURST: Final = 50
@@ -57,7 +58,7 @@ def configure(log_format: Format, level: str, stream: TextIO | None = None) -> N
     """Set up logging for the process.
 
     Args:
-        log_format: "auto" is "human" on a terminal and "json" elsewhere.
+        log_format: "auto" is "human" on a terminal and "json" elsewhere; "flat" is JSON without nesting.
         level: The least severity that is written: debug, info, warning or error.
         stream: Where to; standard error if None.
     """
@@ -78,7 +79,11 @@ def configure(log_format: Format, level: str, stream: TextIO | None = None) -> N
             )
         ]
         if human
-        else [structlog.processors.format_exc_info, _as_opentelemetry, structlog.processors.JSONRenderer(sort_keys=False)]
+        else [
+            structlog.processors.format_exc_info,
+            _flat if log_format == "flat" else _as_opentelemetry,
+            structlog.processors.JSONRenderer(sort_keys=False),
+        ]
     )
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -120,3 +125,10 @@ def _as_opentelemetry(_: object, __: str, event: MutableMapping[str, Any]) -> Mu
         event["exception.stacktrace"] = exception
     line["attributes"] = dict(event)
     return line
+
+
+def _flat(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    names = {"time": "timestamp", "level": "level", "msg": "event", "logger": "logger"}
+    line = {name: event.pop(old, None) for name, old in names.items()}
+    # An attribute never takes the place of these.
+    return line | {f"{name}_" if name in line else name: value for name, value in event.items()}

@@ -28,8 +28,9 @@ class LogSettings(Strict):
     level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_level)] = Field(
         default="info", description="The least severe lines that are written."
     )
-    format: Literal["auto", "human", "json"] = Field(
-        default="auto", description="auto: for people on a terminal, JSON elsewhere."
+    format: Literal["auto", "human", "json", "flat"] = Field(
+        default="auto",
+        description="auto: for people on a terminal, JSON elsewhere. flat: JSON with time, level, msg and the rest beside.",
     )
 
 

@@ -159,7 +159,9 @@ def parser() -> argparse.ArgumentParser:
     commands["health"].add_argument("--ready", action="store_true", help="whether it can do its job, too (/readyz)")
     for config_user in (run, check, live, commands["health"]):
         config_user.add_argument("--config", type=Path, metavar="FILE", help="the configuration (see event-bridge --help)")
-    run.add_argument("--log-format", choices=("auto", "human", "json"), help="human on a terminal, JSON elsewhere (auto)")
+    run.add_argument(
+        "--log-format", choices=("auto", "human", "json", "flat"), help="human on a terminal, JSON elsewhere (auto)"
+    )
     live.add_argument(
         "--url", metavar="URL", help="the service, if not the one of the configuration (wss://ws.cloud.docker.com)"
     )

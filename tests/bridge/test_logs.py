@@ -161,6 +161,25 @@ def test_an_attribute_may_have_any_name() -> None:
     assert lines(stream)[0]["body"] == "odd"
 
 
+def test_a_flat_line_has_the_fields_that_most_pipelines_know() -> None:
+    stream = configured("flat")
+
+    ours().warning("sink unavailable", sink="audit", time="noon", msg="own")
+    logging.getLogger("urllib3.connectionpool").warning("node %d is %s", 7, "gone")
+
+    first, second = lines(stream)
+    assert datetime.fromisoformat(first.pop("time")).utcoffset() is not None
+    assert first == {
+        "level": "warning",
+        "msg": "sink unavailable",
+        "logger": "bridge.some.module",
+        "sink": "audit",
+        "time_": "noon",
+        "msg_": "own",
+    }
+    assert (second["msg"], second["level"]) == ("node 7 is gone", "warning")
+
+
 # --- others' records ---------------------------------------------------------------------------------------------------
 
 
