@@ -82,46 +82,9 @@ from bridge.journal.pages import (
 from bridge.journal.reader import Holder, JournalReader, holder
 from bridge.journal.settings import JournalSettings
 
-__all__ = [
-    "DEAD_LETTERS_PER_PAGE",
-    "EVENTS_PER_PAGE",
-    "MESSAGES_PER_PAGE",
-    "RETRIES_PER_PAGE",
-    "ROWS_PER_VERIFY",
-    "Appended",
-    "Batch",
-    "Closed",
-    "Counters",
-    "DeadLetter",
-    "DeadLetterPage",
-    "DeadLetterQuery",
-    "DeathReason",
-    "DiskFullError",
-    "EventPage",
-    "Holder",
-    "Journal",
-    "JournalError",
-    "JournalExtent",
-    "JournalReader",
-    "JournalSettings",
-    "Limits",
-    "Paused",
-    "QuarantinePage",
-    "QuarantinedMessage",
-    "Replayed",
-    "Retry",
-    "RetryPage",
-    "Rewound",
-    "SeqOrId",
-    "Settlement",
-    "SinkBacklog",
-    "SinkCounters",
-    "StartAt",
-    "StoredDeadLetter",
-    "StoredEvent",
-    "StreamCounters",
-    "UnknownSinkError",
-    "VerifyPage",
-    "Work",
-    "holder",
-]
+__all__ = ["DEAD_LETTERS_PER_PAGE", "EVENTS_PER_PAGE", "MESSAGES_PER_PAGE", "RETRIES_PER_PAGE", "ROWS_PER_VERIFY"]
+__all__ += ["Appended", "Batch", "Closed", "Counters", "DeadLetter", "DeadLetterPage", "DeadLetterQuery", "DeathReason"]
+__all__ += ["DiskFullError", "EventPage", "Holder", "Journal", "JournalError", "JournalExtent", "JournalReader"]
+__all__ += ["JournalSettings", "Limits", "Paused", "QuarantinePage", "QuarantinedMessage", "Replayed", "Retry", "RetryPage"]
+__all__ += ["Rewound", "SeqOrId", "Settlement", "SinkBacklog", "SinkCounters", "StartAt", "StoredDeadLetter", "StoredEvent"]
+__all__ += ["StreamCounters", "UnknownSinkError", "VerifyPage", "Work", "holder"]

@@ -3,7 +3,7 @@
 import sqlite3
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import structlog
@@ -11,7 +11,7 @@ from crc32c import crc32c
 
 from bridge.journal import file, queues, tables
 from bridge.journal.model import Limits, Paused, Settlement, SinkCounters, StartAt, Work
-from bridge.journal.pages import Replayed, Rewound
+from bridge.journal.pages import Rewound
 from bridge.journal.queues import Letters
 from bridge.journal.tables import SinkRow
 from bridge.journal.writer import Store
@@ -147,23 +147,8 @@ class Cursor:
             self.row = after
             if outcome.dead:
                 self.dead_letters += queues.letters_of([dead.json for dead in outcome.dead])
-            self._queue_grew(new - outcome.delivered - outcome.filtered - len(outcome.dead))
+            self.queue_grew(new - outcome.delivered - outcome.filtered - len(outcome.dead))
         return self.retrying
-
-    def replay(self, store: Store, ids: Sequence[int], now: float) -> Replayed:
-        """Send dead letters back to the retry queue; see `Journal.replay`. With the write lock held."""
-        row, room = self.row, max(1, self.max_pending // 2)
-        taken = list(ids[: max(0, room - self.retrying)])
-        with store.write("dead letters") as db:
-            found, moved = queues.replay(db, self._sink, taken, row.cursor, now)
-            row = row._replace(replayed=row.replayed + moved, discarded=row.discarded + found.count - moved)
-            db.execute(tables.SAVE_SINK, (self._sink, *row))
-        with store.changed:
-            self.row = row
-            self.dead_letters -= found
-            self._queue_grew(moved)
-            store.changed.notify_all()
-        return Replayed(len(taken), moved, self.retrying, room)
 
     def rewind(self, store: Store, seq: int, *, dry_run: bool) -> Rewound:
         """Set the cursor back to `seq`, or to the oldest stored event; see `Journal.rewind`. With the write lock held."""
@@ -178,11 +163,12 @@ class Cursor:
             db.execute(tables.SAVE_SINK, (self._sink, *row))
         with store.changed:
             self.row, self.next_unread = row, first
-            self._queue_grew(-taken)
+            self.queue_grew(-taken)
             store.changed.notify_all()
         return Rewound(first, again)
 
-    def _queue_grew(self, count: int) -> None:
+    def queue_grew(self, count: int) -> None:
+        """Note a change of the retry queue."""
         self.retrying += count
         # After the count: a thread that sees this number sees that one.
         self.queue_version += 1

@@ -234,6 +234,9 @@ class Journal(OperableReader):
                 # A lock is not fair: let go and taken again at once, it keeps the others waiting.
                 store.closing.wait(0.001)
         with store.lock, suppress(Closed, JournalError):
+            if "room" in store.errors:
+                # Nobody may be waiting for it any more.
+                self._space.make_room(self._appender.window.oldest_seq)
             with store.write("clock") as db:
                 self._appender.keep_clock(db)
             store.sync()

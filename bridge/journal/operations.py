@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from bridge.journal import file, tables
+from bridge.journal import file, queues, tables
 from bridge.journal.appender import Appender
 from bridge.journal.cursor import Cursor
 from bridge.journal.model import DeadLetter, Settlement
@@ -31,7 +31,22 @@ class OperableReader(ConcurrentReader):
             JournalError: It can't be recorded; `UnknownSinkError` if the sink is not configured.
         """
         with self._store.lock:
-            return self._cursor(sink).replay(self._store, ids, self._clock())
+            if (cursor := self._sinks.get(sink)) is None:
+                raise _unknown(sink)
+            row, room = cursor.row, max(1, cursor.max_pending // 2)
+            taken = list(ids[: max(0, room - cursor.retrying)])
+            with self._store.write("dead letters") as db:
+                found, moved = queues.replay(db, sink, taken, row.cursor, self._clock())
+                letters = cursor.dead_letters - found
+                row = row._replace(replayed=row.replayed + moved, discarded=row.discarded + found.count - moved)
+                db.execute(tables.SAVE_SINK, (sink, *row))
+            with self._store.changed:
+                cursor.row, cursor.dead_letters = row, letters
+                cursor.retrying += moved
+                # After the count: a thread that sees this number sees that one.
+                cursor.queue_version += 1
+                self._store.changed.notify_all()
+            return Replayed(len(taken), moved, cursor.retrying, room)
 
     def rewind(self, sink: str, to: int | datetime, *, dry_run: bool = False) -> Rewound:
         """Set a sink's cursor back, so that it gets stored events again, in order; `dry_run` only tells how many.
@@ -68,10 +83,14 @@ class OperableReader(ConcurrentReader):
 
     def _cursor(self, sink: str) -> Cursor:
         if sink not in self._sinks:
-            raise file.UnknownSinkError(f"no sink {sink} is configured, so that nothing can be sent to it again")
+            raise _unknown(sink)
         return self._sinks[sink]
 
     def discard(self, ids: Sequence[int]) -> int:
         """Delete dead letters for ever, in one transaction; return how many were there. Raises as `replay` does."""
         with self._store.lock:
             return sum(self._space.discard(ids).values())
+
+
+def _unknown(sink: str) -> file.UnknownSinkError:
+    return file.UnknownSinkError(f"no sink {sink} is configured, so that nothing can be sent to it again")

@@ -188,11 +188,13 @@ class Space:
 
     def takes_copies(self, sink: str, oldest_seq: int) -> bool:
         """Return whether there is room for new retries and dead letters of a sink; those of one delivery may come on top."""
-        fits = self._store.empties_log() and self._store.used < self._store.limit() * 31 // 32
-        if fits or (self._drops and self.make_room(oldest_seq)):
-            return True
+        store = self._store
+        for _ in range(2):
+            if store.empties_log() and store.used < store.limit() * 31 // 32:
+                return True
+            self.make_room(oldest_seq)
         waits = f"sink {sink} waits, since there is no room for events that failed"
-        self._store.set_error(f"settle {sink}", f"{self._store.path}: {self._how_full()}; {waits}; {self._whose_fault()}")
+        store.set_error(f"settle {sink}", f"{store.path}: {self._how_full()}; {waits}; {self._whose_fault()}")
         return False
 
     def _how_full(self) -> str:
