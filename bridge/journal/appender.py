@@ -197,8 +197,8 @@ class Appender:
         counters.received += len(batch.events) + len(batch.malformed)
         counters.accepted += outcome.accepted
         counters.duplicate += outcome.duplicate
-        for malformed in batch.malformed:
-            counters.malformed[malformed.reason] = counters.malformed.get(malformed.reason, 0) + 1
+        for reason, count in Counter(message.reason for message in batch.malformed).items():
+            counters.malformed[reason] = counters.malformed.get(reason, 0) + count
         if batch.position is not None:
             counters.position = batch.position
 

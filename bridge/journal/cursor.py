@@ -175,11 +175,7 @@ class Cursor:
 
 
 def add(store: Store, name: str, start_at: StartAt, next_seq: int) -> Cursor:
-    """Read or create a sink's cursor, and correct its counts if they do not add up; `next_seq` is that of the next event.
-
-    Raises:
-        JournalError: It can't be recorded.
-    """
+    """Read or create a sink's cursor, and correct its counts if they do not add up; `next_seq` is that of the next event."""
     with store.write("sinks") as db:
         row = before = tables.sinks(db).get(name)
         retrying = queues.count_retries(db).get(name, 0)
@@ -202,16 +198,13 @@ def add(store: Store, name: str, start_at: StartAt, next_seq: int) -> Cursor:
 
 
 def forget_except(store: Store, names: set[str], next_seq: int) -> Iterable[str]:
-    """Delete the rows and retry queues of all other sinks, and log how much was pending; return their names.
-
-    Raises:
-        JournalError: It can't be recorded.
-    """
+    """Delete the rows and retry queues of all other sinks, and log how much was pending; return their names."""
     with store.write("sinks") as db:
         retrying = queues.count_retries(db)
         rows = {name: row for name, row in tables.sinks(db).items() if name not in names}
-        for name in rows:
-            tables.delete_sink(db, name)
+        # Its dead letters stay.
+        db.executemany("DELETE FROM sinks WHERE name = ?", [(name,) for name in rows])
+        db.executemany("DELETE FROM retries WHERE sink = ?", [(name,) for name in rows])
     for name, row in rows.items():
         pending = next_seq - row.cursor + retrying.get(name, 0)
         log.warning("a sink left the configuration, its cursor is forgotten", sink=name, pending_events=pending)

@@ -30,13 +30,7 @@ class Remembered:
         done: Set when all uuids are remembered, or the journal is being closed.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        settings: DedupSettings,
-        appender: Appender,
-        monotonic: Callable[[], float],
-    ) -> None:
+    def __init__(self, store: Store, settings: DedupSettings, appender: Appender, monotonic: Callable[[], float]) -> None:
         self._store = store
         self._seconds = settings.window
         # A uuid takes 40 bytes of the file at most (batches of one event), and all of them a quarter of the journal: nothing
@@ -127,16 +121,8 @@ def seen_keys(db: sqlite3.Connection, oldest: int, following: int) -> Iterator[P
         f"SELECT namespace, group_concat(CASE WHEN {whole} THEN hex(CAST(uuids AS BLOB)) END, ''), total(NOT {whole})"
         " FROM seen WHERE first >= ? AND first < ? GROUP BY namespace"
     )
-    at = _first_seen(db, oldest)
-    while at is not None and at < following:
+    for at in range(oldest, following, _PAGE):
         for namespace, joined, damaged in db.execute(page, (at, min(at + _PAGE, following))).fetchall():
             uuids = bytes.fromhex(joined or "")
             keys = [uuids[i : i + _UUID_BYTES] for i in range(0, len(uuids), _UUID_BYTES)]
             yield Page(at, namespace if isinstance(namespace, str) else None, keys, int(damaged))
-        at = _first_seen(db, at + _PAGE)
-
-
-def _first_seen(db: sqlite3.Connection, at: int) -> int | None:
-    """Return the first batch from `at` on whose uuids are stored."""
-    first: int | None = db.execute("SELECT min(first) FROM seen WHERE first >= ?", (at,)).fetchone()[0]
-    return first

@@ -209,7 +209,7 @@ def _refuse_foreign(db: sqlite3.Connection, path: Path) -> None:
 
 def _forget_the_impossible(db: sqlite3.Connection, path: Path) -> None:
     """Forget uuids of events that are yet to come: the row of such an event could not be stored."""
-    rows = tables.delete_seen_from(db, tables.next_seq(db))
+    rows = db.execute("DELETE FROM seen WHERE first >= ?", (tables.next_seq(db),)).rowcount
     if rows:
         log.error("uuids of events that do not exist were damaged and are forgotten", path=str(path), batches=rows)
 

@@ -58,11 +58,7 @@ def _warn_of_others(path: Path) -> None:
 
 
 def announce(file: TextIO, url: str = "", secret: str = "") -> None:
-    """Write into the locked file: the process, the URL of its HTTP port, and the secret that opens the operations there.
-
-    Raises:
-        OSError: It can't be written.
-    """
+    """Write into the locked file: the process, the URL of its HTTP port, and the secret that opens the operations there."""
     text = f"{os.getpid()}\n{url}\n{secret}\n".encode()
     # Not through the file's buffer: on a full disk, its rest would make trouble again when the file is closed.
     os.pwrite(file.fileno(), text, 0)

@@ -32,7 +32,7 @@ _PINNED: Final = "a process that reads it (a backup, a sqlite3 shell) keeps SQLi
 
 
 class Space:
-    """Makes room in the journal; every method belongs to the holder of the journal's write lock.
+    """Makes room in the journal; every method belongs to the holder of the journal's write lock, and may raise `JournalError`.
 
     With `when_full: block`, all pending events and dead letters are kept. With `drop_oldest`, the oldest dead letters go, then
     the oldest events.
@@ -82,12 +82,14 @@ class Space:
                 return False  # Every deletion is written to the log, and frees nothing.
             with self._store.write("prune") as db:
                 # The table, not memory: sinks that are not added yet keep their events, too.
-                passed = tables.least_cursor(db) or tables.next_seq(db)
+                passed = db.execute("SELECT min(cursor) FROM sinks").fetchone()[0] or tables.next_seq(db)
                 if self._retention and not retained:
                     deleted = tables.delete_received(db, now - self._retention, passed, _PRUNE_ROWS)
                 else:
                     deleted = tables.delete_batches(db, passed, _PRUNE_ROWS)
-                deleted = max(deleted, tables.delete_seen(db, oldest_seq, _PRUNE_ROWS))
+                forgotten = "SELECT first FROM seen WHERE first < ? ORDER BY first LIMIT ?"
+                found = db.execute(f"DELETE FROM seen WHERE first IN ({forgotten})", (oldest_seq, _PRUNE_ROWS))
+                deleted = max(deleted, found.rowcount)
             if self._letters.max_age is not None:
                 oldest = queues.oldest_dead_letters(self._store.db, _PRUNE_ROWS)
                 expired = [id_ for id_, _, died in oldest if died < now - self._letters.max_age]
@@ -97,11 +99,7 @@ class Space:
         return deleted == _PRUNE_ROWS
 
     def discard(self, ids: Sequence[int]) -> dict[str, int]:
-        """Delete dead letters; return how many there were of each sink.
-
-        Raises:
-            JournalError: It can't be recorded.
-        """
+        """Delete dead letters; return how many there were of each sink."""
         with self._store.write("dead letters") as db:
             gone = queues.delete_dead(db, ids)
             # The table, not memory: sinks that nobody has added yet count theirs, too.
@@ -147,14 +145,11 @@ class Space:
         return False
 
     def drop_retries(self, sink: str, cursor: Cursor, rows: Sequence[int]) -> None:
-        """Take damaged rows out of the retry queue, counting them as dropped.
-
-        Raises:
-            JournalError: It can't be recorded.
-        """
+        """Take damaged rows out of the retry queue, counting them as dropped."""
         after = cursor.row._replace(dropped=cursor.row.dropped + len(rows))
         with self._store.write(f"skip {sink}") as db:
-            queues.delete_damaged_retries(db, rows)
+            # By their row ids, since no other column is reliable.
+            db.executemany("DELETE FROM retries WHERE rowid = ?", [(row,) for row in rows])
             db.execute(tables.SAVE_SINK, (sink, *after))
         with self._store.changed:
             cursor.row = after
@@ -229,7 +224,8 @@ class Space:
         """Drop the oldest batches, which the slowest sinks have not delivered, until no more than enough is in use."""
         before = {name: cursor.gone for name, cursor in self._sinks.items()}
         while self._store.used > enough:
-            end = tables.oldest_end(self._store.db, _DROP_ROWS)
+            oldest = f"SELECT first, count FROM batches ORDER BY first LIMIT {_DROP_ROWS}"
+            (end,) = self._store.db.execute(f"SELECT max(first + count) FROM ({oldest})").fetchone()
             if end is None:
                 break
             with self._store.write("drop") as db:

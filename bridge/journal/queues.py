@@ -116,11 +116,6 @@ def _insert_retries(db: sqlite3.Connection, conflict: str, sink: str, retries: I
     return db.executemany(f"INSERT OR {conflict} INTO retries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows).rowcount
 
 
-def delete_damaged_retries(db: sqlite3.Connection, rows: Iterable[int]) -> None:
-    """Take rows out of the retry queue by their row ids, since no other column is reliable."""
-    db.executemany("DELETE FROM retries WHERE rowid = ?", [(row,) for row in rows])
-
-
 def count_retries(db: sqlite3.Connection) -> dict[str, int]:
     """Return the number of events in each sink's retry queue."""
     return dict(db.execute("SELECT sink, count(*) FROM retries GROUP BY sink"))
@@ -203,25 +198,16 @@ def oldest_dead_letters(db: sqlite3.Connection, limit: int, sink: str | None = N
 
 def delete_dead(db: sqlite3.Connection, ids: Sequence[int]) -> dict[str, Letters]:
     """Delete dead letters; return how many there were of each sink."""
-    gone = _weighed(db, f"WHERE {_AMONG}", (_list(ids),))
+    gone = weigh_dead_letters(db, f"WHERE {_AMONG}", (_list(ids),))
     db.execute(f"DELETE FROM dead_letters WHERE {_AMONG}", (_list(ids),))
     return gone
 
 
-def weigh_dead_letters(db: sqlite3.Connection) -> dict[str, Letters]:
+def weigh_dead_letters(db: sqlite3.Connection, where: str = "", values: tuple[str, ...] = ()) -> dict[str, Letters]:
     """Return how many dead letters each sink has, and their bytes."""
-    return _weighed(db, "", ())
-
-
-def _weighed(db: sqlite3.Connection, where: str, values: tuple[str, ...]) -> dict[str, Letters]:
     columns = f"sink, count(*), CAST(total(length(json) + {_OVERHEAD}) AS INTEGER)"
     found = db.execute(f"SELECT {columns} FROM dead_letters {where} GROUP BY sink", values)
     return {sink: Letters(*rest) for sink, *rest in found}
-
-
-def count_dead_letters(db: sqlite3.Connection) -> dict[str, int]:
-    """Return the number of dead letters of each sink."""
-    return dict(db.execute("SELECT sink, count(*) FROM dead_letters GROUP BY sink"))
 
 
 def _list(ids: Sequence[int]) -> str:

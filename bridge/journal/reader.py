@@ -27,6 +27,7 @@ from bridge.journal.pages import (
     VerifyPage,
     time_of,
 )
+from bridge.journal.queues import Letters
 from bridge.journal.writer import Store, used_bytes
 
 _MAX_SEQ: Final = 2**63 - 2
@@ -171,12 +172,12 @@ class JournalReader:
         with self._looking() as db:
             following = tables.next_seq(db)
             oldest = tables.oldest_first(db) or following
-            retrying, letters = queues.count_retries(db), queues.count_dead_letters(db)
+            retrying, letters = queues.count_retries(db), queues.weigh_dead_letters(db)
             sinks = {
                 name: row.balanced(following, *waits).counters(following, *waits)
                 for name, stored in tables.sinks(db).items()
                 for row in [stored.dropping(max(0, oldest - stored.cursor))]
-                for waits in [(retrying.get(name, 0), letters.get(name, 0))]
+                for waits in [(retrying.get(name, 0), letters.get(name, Letters()).count)]
             }
             return Counters(tables.stream_counters(db), sinks, used_bytes(db), None)
 

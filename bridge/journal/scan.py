@@ -19,11 +19,7 @@ class Stretch(NamedTuple):
 
 
 def extent(db: sqlite3.Connection) -> JournalExtent:
-    """Return the first and the next sequence number, as far as they can be read.
-
-    Raises:
-        sqlite3.Error: Neither can be read.
-    """
+    """Return the first and the next sequence number, as far as they can be read."""
     try:
         following = tables.next_seq(db)
     except sqlite3.DatabaseError as error:
@@ -53,7 +49,9 @@ def stretches(db: sqlite3.Connection, at: int, end: int) -> Iterator[Stretch]:
     while at < end:
         try:
             row = _row_from(db, at)
-            lost = (row is None or row.first > at) and tables.is_stored_before(db, at)
+            lost = (row is None or row.first > at) and db.execute(
+                "SELECT 1 FROM batches WHERE first < ? LIMIT 1", (at,)
+            ).fetchone()
         except sqlite3.DatabaseError as error:
             _only_damage(error)
             resumed = _readable_again(db, at, end)

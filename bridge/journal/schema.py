@@ -70,11 +70,7 @@ def is_damage(error: sqlite3.Error) -> bool:
 
 
 def find_damage(db: sqlite3.Connection) -> str | None:
-    """Say in words what is damaged in the tables of a journal of the present format; None if nothing is.
-
-    Raises:
-        sqlite3.Error: The file can't be read, or it is damaged as SQLite sees it.
-    """
+    """Say in words what is damaged in the tables of a journal of the present format; None if nothing is."""
     try:
         return next(_of_tables(db), None) or next(_of_books(db), None)
     except (TypeError, ValueError, KeyError) as error:

@@ -28,19 +28,10 @@ class SinkRow(NamedTuple):
 
     def counters(self, next_seq: int, retrying: int, dead_letters: int) -> SinkCounters:
         """Return the counters; `next_seq` is the sequence number of the journal's next event."""
-        return SinkCounters(
-            accepted=next_seq - self.start,
-            delivered=self.delivered,
-            filtered=self.filtered,
-            dead=self.dead,
-            dropped=self.dropped,
-            pending=next_seq - self.cursor + retrying,
-            retrying=retrying,
-            dead_letters=dead_letters,
-            replayed=self.replayed,
-            discarded=self.discarded,
-            rewound=self.rewound,
-        )
+        pending = next_seq - self.cursor + retrying
+        _, _, delivered, filtered, dead, dropped, *rest = self
+        counts = (next_seq - self.start, delivered, filtered, dead, dropped, pending, retrying, dead_letters, *rest)
+        return SinkCounters(*counts)
 
     def dropping(self, count: int) -> "SinkRow":
         """Return the row after so many events after the cursor were dropped."""
@@ -113,11 +104,6 @@ def first_after(db: sqlite3.Connection, seq: int) -> int | None:
     return first
 
 
-def is_stored_before(db: sqlite3.Connection, seq: int) -> bool:
-    """Return whether an event before `seq` is stored."""
-    return db.execute("SELECT 1 FROM batches WHERE first < ? LIMIT 1", (seq,)).fetchone() is not None
-
-
 def last_first(db: sqlite3.Connection) -> int | None:
     """Return the first sequence number of the last stored batch."""
     first: int | None = db.execute("SELECT max(first) FROM batches").fetchone()[0]
@@ -129,30 +115,10 @@ def sinks(db: sqlite3.Connection) -> dict[str, SinkRow]:
     return {name: SinkRow(*rest) for name, *rest in db.execute("SELECT * FROM sinks")}
 
 
-def least_cursor(db: sqlite3.Connection) -> int | None:
-    """Return the sequence number that all cursors have reached; None if there is no sink."""
-    cursor: int | None = db.execute("SELECT min(cursor) FROM sinks").fetchone()[0]
-    return cursor
-
-
-def delete_sink(db: sqlite3.Connection, name: str) -> None:
-    """Forget a sink with its retry queue; its dead letters stay."""
-    db.execute("DELETE FROM sinks WHERE name = ?", (name,))
-    db.execute("DELETE FROM retries WHERE sink = ?", (name,))
-
-
 def oldest_first(db: sqlite3.Connection) -> int | None:
     """Return the first stored sequence number."""
     first: int | None = db.execute("SELECT min(first) FROM batches").fetchone()[0]
     return first
-
-
-def oldest_end(db: sqlite3.Connection, rows: int) -> int | None:
-    """Return the sequence number after the oldest stored batches, so many of them; None if nothing is stored."""
-    end: int | None = db.execute(
-        "SELECT max(first + count) FROM (SELECT first, count FROM batches ORDER BY first LIMIT ?)", (rows,)
-    ).fetchone()[0]
-    return end
 
 
 def seq_at(db: sqlite3.Connection, received: float) -> int | None:
@@ -177,16 +143,4 @@ def delete_batches(db: sqlite3.Connection, before: int, limit: int) -> int:
         "DELETE FROM batches WHERE first IN"
         " (SELECT first FROM batches WHERE first < :before AND first + count <= :before ORDER BY first LIMIT :limit)",
         {"before": before, "limit": limit},
-    ).rowcount
-
-
-def delete_seen_from(db: sqlite3.Connection, at: int) -> int:
-    """Delete the uuids of all batches from a sequence number on; return how many batches."""
-    return db.execute("DELETE FROM seen WHERE first >= ?", (at,)).rowcount
-
-
-def delete_seen(db: sqlite3.Connection, before: int, limit: int) -> int:
-    """Delete the uuids of at most `limit` batches that begin before a sequence number; return how many batches."""
-    return db.execute(
-        "DELETE FROM seen WHERE first IN (SELECT first FROM seen WHERE first < ? ORDER BY first LIMIT ?)", (before, limit)
     ).rowcount

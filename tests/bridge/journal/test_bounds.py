@@ -251,3 +251,18 @@ def test_a_small_disk_of_its_own_makes_room_by_dropping_the_oldest(disk: Path, o
     assert sink.dropped + sink.pending == 1000
     assert sink.pending > 200
     assert 64 * MEBIBYTE - taken(path) >= RESERVE - MEBIBYTE // 4
+
+
+def test_what_is_kept_for_a_rewind_makes_room_for_what_failed(open_journal: Open, thread: ThreadPoolExecutor) -> None:
+    letters = DeadLetterSettings(max_bytes=Bytes(1 << 40))
+    journal = open_journal(max_bytes=16 * MEBIBYTE, retention=3600.0, dead_letters=letters)
+    stream(journal, range(120))
+    while entries := read(journal):
+        last = entries[-1].seq >= 110
+        seq = entries[0].seq
+        settled = rejected(entries) if last else Settlement(seq, seq + len(entries), delivered=len(entries))
+        # No stream asks for room meanwhile.
+        thread.submit(journal.settle, "a", settled).result(DEADLINE)
+        journal.prune()
+    assert journal.counters().sinks["a"].dead_letters >= 11
+    assert trouble(journal) == ""
