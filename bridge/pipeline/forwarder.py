@@ -41,6 +41,7 @@ class Forwarder:
         delivering_since: The monotonic time at which a delivery began that has not returned yet.
         retry_reasons: Each reason for a retry since the retry queue was empty, with its last error.
         next_due: When the next event of the retry queue is due, in seconds since the epoch; None if there was none.
+        delivery_begins: Called when `record_progress` is worth a call again and again.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Forwarder:
         self.delivering_since: float | None = None
         self.retry_reasons: Mapping[Reason, str] = {}
         self.next_due: float | None = None
+        self.delivery_begins: Callable[[], None] = lambda: None
         self.settings = settings
         self._sink = sink
         self._filter = Filter(settings.match, settings.drop) if settings.match or settings.drop else None
@@ -108,11 +110,13 @@ class Forwarder:
         except (Closed, JournalError):
             raise
         except Unavailable as error:
-            return self._failed(error.reason, str(error), error.retry_after)
+            self.close()
+            return self._availability.failed(error.reason, str(error), error.retry_after)
         except Exception as error:
             if self.status.reason != "internal":
                 log.exception("the sink has a bug; its events wait", sink=self.name)
-            return self._failed("internal", f"{type(error).__name__} in the sink, see the log", None)
+            self.close()
+            return self._availability.failed("internal", f"{type(error).__name__} in the sink, see the log", None)
         paused, limit = self._paused, self._brake.paused_at(self._retrying) if self._retrying else None
         if limit or (paused == "retry_queue_full" and self.busy):
             paused = "retry_queue_full" if limit else None  # The delivery may have made room.
@@ -120,8 +124,8 @@ class Forwarder:
             self._availability.works(paused, limit or self._retrying)
         return wait
 
-    def record_progress(self) -> None:
-        """Record what the delivery under way has brought up to now; another thread calls it again and again.
+    def record_progress(self) -> bool:
+        """Record what the delivery under way has brought up to now, in another thread; return whether there is one.
 
         Raises:
             Closed: The journal was closed.
@@ -131,6 +135,8 @@ class Forwarder:
                 if self._delivery is not None:
                     delivered: Container[int] = getattr(self._sink, "delivered", ())
                     self._settle(self._delivery, self._delivery.progress(delivered))
+                    return True
+        return False
 
     def inherit_from(self, replaced: "Forwarder") -> None:
         """Take over the acknowledged events of the replaced forwarder, which has ended, so that none is sent twice."""
@@ -138,7 +144,7 @@ class Forwarder:
 
     def close(self) -> None:
         """Close the sink."""
-        self._open = False
+        self._open = self.busy = False
         try:
             self._sink.close()
         except Exception:
@@ -170,16 +176,13 @@ class Forwarder:
         retry, batch = self.settings.retry, self.settings.batch
         horizon = 2 * retry.max_delay
         if self._is_crowded():
-            # Those that were tried so often do not wait for their time: they go, or go through.
+            # Those that were tried so often do not wait for their time.
             horizon = min(horizon, retry.first_delay * 2.0**CROWDED_ATTEMPTS)
         most = self._brake.limit(self._monotonic()) if self._retrying else retry.max_pending
         return Limits(batch.max_events, batch.max_bytes, most, now + horizon)
 
     def _filled(self, work: Work, limits: Limits, now: float) -> Work:
-        """Wait until a batch of new events is full, for `batch.max_wait` at most.
-
-        Events are read again when there are twice as many, so that each is loaded about twice.
-        """
+        """Wait until a batch is full, for `batch.max_wait` at most. It is read again when there are twice as many events."""
         until, known = self._monotonic() + self.settings.batch.max_wait, len(work.entries)
         while not is_full(work.entries, limits):
             first, enough = work.entries[0].seq, min(2 * len(work.entries), limits.max_events)
@@ -213,10 +216,7 @@ class Forwarder:
         self._acknowledged = set()
 
     def _deliver(self, delivery: NewEvents | DueRetries, *, may_blame: bool) -> None:
-        """Offer events to the sink, and settle them.
-
-        An event at which the receiver ends the connection again and again waits for a retry, if `may_blame`.
-        """
+        """Offer events, and settle them. One that ends the connection again and again waits for a retry, if `may_blame`."""
         failures: Sequence[Failure] = ()
         offered, losses = delivery.offered, self._losses[type(delivery)]
         if not offered:
@@ -244,6 +244,7 @@ class Forwarder:
         """Let the sink deliver; meanwhile, `record_progress` records what it has acknowledged."""
         began = self.delivering_since = self._monotonic()
         self._delivery = delivery
+        self.delivery_begins()
         try:
             return self._sink.deliver(delivery.offered)
         finally:
@@ -294,9 +295,3 @@ class Forwarder:
         for reason in errors.keys() - self.retry_reasons.keys():
             log.warning("events wait for a retry", sink=self.name, reason=reason, error=errors[reason])
         self.retry_reasons = {**self.retry_reasons, **errors}
-
-    def _failed(self, reason: Reason, error: str, retry_after: float | None) -> float:
-        """Close the sink, which is not available; return the seconds to wait before the next attempt."""
-        self.busy = False
-        self.close()
-        return self._availability.failed(reason, error, retry_after)

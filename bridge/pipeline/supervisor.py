@@ -85,14 +85,14 @@ class Supervisor:
         self._wake = partial(self.requests.put, "wake")
         # Read by other threads meanwhile: replaced, and never changed.
         self._streams = {stream.name: StreamThread(stream, restarts, self._wake) for stream in streams}
-        self._sinks = {forwarder.name: SinkThread(forwarder, restarts, self._wake) for forwarder in forwarders}
+        self._progress = ProgressThread(lambda: list(self._sinks.values()), restarts)
+        self._sinks = {forwarder.name: self._sink_thread(forwarder) for forwarder in forwarders}
         self._handovers: dict[str, Handover] = {}
         self._ending: list[StreamThread] = []
         # The sinks whose threads are stopping, each with the forwarder that follows, or None.
         self._replacements: dict[str, Forwarder | None] = {}
         self._to_forget = False
         self._unstarted: list[threading.Thread] = []
-        self._progress = ProgressThread(lambda: list(self._sinks.values()), restarts)
 
     def running(self) -> Running:
         """Return the streams and forwarders that run now. Any thread may ask."""
@@ -238,9 +238,13 @@ class Supervisor:
             self._to_forget = False
 
     def _begin(self, forwarder: Forwarder) -> None:
-        thread = SinkThread(forwarder, self._restarts, self._wake)
+        thread = self._sink_thread(forwarder)
         self._sinks = {**self._sinks, forwarder.name: thread}
         self._start(thread)
+
+    def _sink_thread(self, forwarder: Forwarder) -> SinkThread:
+        forwarder.delivery_begins = self._progress.wanted.set
+        return SinkThread(forwarder, self._restarts, self._wake)
 
     def _start(self, *threads: threading.Thread) -> None:
         """Start threads. If the system has no room for one, each tick tries again: a reload can't fail halfway."""
@@ -275,7 +279,7 @@ class Supervisor:
             sink.stop()
         self._join(sink_threads, time.monotonic() + _LAST_SECONDS)
         pending = {name: counters.pending for name, counters in self._journal.counters().sinks.items() if counters.pending}
-        self._progress.stopped.set()
+        self._progress.stop()
         self._journal.close()
         self._join((*stream_threads, *sink_threads), time.monotonic() + _LAST_SECONDS)
         log.info("stopped; what is pending waits in the journal", pending_events=pending)

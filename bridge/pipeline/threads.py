@@ -142,22 +142,29 @@ class SinkThread(threading.Thread):
 
 
 class ProgressThread(threading.Thread):
-    """Lets forwarders record what their deliveries have brought up to now, until `stopped` is set."""
+    """Lets forwarders record what their deliveries have brought up to now. `wanted` is to be set when a delivery begins."""
 
     def __init__(self, sinks: Callable[[], Iterable[SinkThread]], restarts: Count) -> None:
         super().__init__(name="progress", daemon=True)
-        self.stopped = threading.Event()
+        self.wanted = threading.Event()
+        self._stopped = False
         self._sinks = sinks
         self._restarts = restarts
 
     def run(self) -> None:
         """Keep going; called by `start`."""
-        _keep_going(self._step, self.stopped.wait, self._restarts)
+        _keep_going(self._step, time.sleep, self._restarts)
+
+    def stop(self) -> None:
+        """End after what is being recorded."""
+        self._stopped = True
+        self.wanted.set()
 
     def _step(self) -> float | None:
-        for sink in self._sinks():
-            sink.forwarder.record_progress()
-        return None if self.stopped.is_set() else _PROGRESS_SECONDS
+        self.wanted.clear()
+        if not sum(sink.forwarder.record_progress() for sink in self._sinks()) and not self._stopped:
+            self.wanted.wait()
+        return None if self._stopped else _PROGRESS_SECONDS
 
 
 def _keep_going(step: Callable[[], float | None], wait: Callable[[float], object], restarts: Count) -> None:

@@ -78,8 +78,8 @@ class FakeForwarder:
         self.busy = bool(self._steps)
         return self._steps.popleft()() if self._steps else 0.01
 
-    def record_progress(self) -> None:
-        """There is none."""
+    def record_progress(self) -> bool:
+        return False
 
     def inherit_from(self, other: "FakeForwarder") -> None:
         self._diary.note(f"{self.label} takes over from {other.label}")

@@ -5,9 +5,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from bridge.journal import Closed
 from bridge.pipeline.availability import SinkStatus
-from bridge.pipeline.threads import SinkThread, StreamThread
+from bridge.pipeline.threads import ProgressThread, SinkThread, StreamThread
 
 DEADLINE = 20.0
 
@@ -93,6 +95,29 @@ def test_a_sink_that_waits_for_its_next_try_ends_at_once() -> None:
     join(thread)
 
     assert steps.notes == ["step", "close"]
+
+
+def test_progress_is_recorded_while_a_delivery_goes_on_and_not_all_day() -> None:
+    looks: queue.SimpleQueue[None] = queue.SimpleQueue()
+    under_way = threading.Event()
+
+    class Delivering(Steps):
+        def record_progress(self) -> bool:
+            looks.put(None)
+            return under_way.is_set()
+
+    thread = ProgressThread(lambda: [sink_thread(Delivering())], Count())
+    thread.start()
+    looks.get(timeout=DEADLINE)
+    with pytest.raises(queue.Empty):
+        looks.get(timeout=0.1)
+    under_way.set()
+    thread.wanted.set()
+    for _ in range(5):
+        looks.get(timeout=DEADLINE)
+    under_way.clear()
+    thread.stop()
+    join(thread)
 
 
 def test_the_end_of_a_sink_is_told_when_it_is_closed() -> None:
