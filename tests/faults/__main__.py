@@ -20,7 +20,7 @@ import structlog
 from tests.faults.chaos import chaos
 from tests.faults.report import about_this_machine, keep_evidence, summary, table
 from tests.faults.rig import Rig, missing
-from tests.faults.soak import not_tried, prepared, soak
+from tests.faults.soak import BOUNDS, faults_of, not_tried, prepared, soak
 
 
 def main() -> int:
@@ -43,9 +43,11 @@ def main() -> int:
     began = time.monotonic()
     dice = random.Random(seed)
     if args.command == "chaos":
-        with Rig(directory, rate=args.rate, seed=seed) as rig:
+        facts |= {f"Not tried: {fault}": reason for fault, reason in not_tried().items()}
+        with prepared(directory, args.rate, seed) as rig:
             say = _progress(rig, began)
-            moments = chaos(rig, args.kills, dice, lambda n: say(f"{n} of {args.kills} kills") if n % 10 == 0 else None)
+            bounds = {name: fault for name, fault in faults_of(rig, directory).items() if name in BOUNDS or "rejects" in name}
+            moments = chaos(rig, args.kills, dice, lambda n: say(f"{n} of {args.kills} kills") if n % 10 == 0 else None, bounds)
         facts["Kills"] = f"{rig.oracle.kills:,} ({', '.join(f'{count} {moment}' for moment, count in moments.items())})"
     else:
         facts |= {f"Not tried: {fault}": reason for fault, reason in not_tried().items()}

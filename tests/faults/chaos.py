@@ -5,11 +5,12 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final
 
 from tests.faults.rig import Rig
+from tests.faults.troubles import Trouble
 from tests.support.waiting import until
 
 MOMENTS: Final = {"starting": 15, "running": 75, "stopping": 10}
@@ -20,9 +21,16 @@ _LONGEST_LIFE: Final = 6.0
 _START: Final = 1.5
 _STOP: Final = 0.5
 _DRAIN: Final = 180.0
+_FAULTY: Final = 0.1
 
 
-def chaos(rig: Rig, kills: int, dice: random.Random, progress: Callable[[int], None] = lambda _: None) -> Counter[str]:
+def chaos(
+    rig: Rig,
+    kills: int,
+    dice: random.Random,
+    progress: Callable[[int], None] = lambda _: None,
+    faults: Mapping[str, Trouble] | None = None,
+) -> Counter[str]:
     """Kill it, look, start it again; in the end everything has to be in order.
 
     Args:
@@ -30,6 +38,7 @@ def chaos(rig: Rig, kills: int, dice: random.Random, progress: Callable[[int], N
         kills: How often.
         dice: Chance.
         progress: Told how many kills there were.
+        faults: What else may happen to it in one of ten lives.
 
     Returns:
         How often it was killed at which moment.
@@ -41,6 +50,10 @@ def chaos(rig: Rig, kills: int, dice: random.Random, progress: Callable[[int], N
         rig.bridge.launch()
         try:
             stopped = _live(rig, moment, dice)
+            if faults and moment == "running" and dice.random() < _FAULTY:
+                name = dice.choice(sorted(faults))
+                faults[name](rig, dice)
+                moments[name] += 1
         except (AssertionError, OSError) as error:
             rig.oracle.violate("progress", f"while it is {moment}", f"{type(error).__name__}: {error}")
             break

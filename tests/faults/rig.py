@@ -24,6 +24,10 @@ SINKS: Final = ("kafka", "mqtt", "webhook", "stdout")
 DELIVERY: Final = 500
 """Events that one delivery takes at most, so that it is known what may be in flight."""
 
+MAX_BYTES: Final = 192 << 20
+RESERVE: Final = 32 << 20
+"""What the journal may take, and the bytes of the disk that it leaves for outcomes (`bridge.journal.writer`)."""
+
 _TWICE: Final = 0.02
 """The share of events that the stream sends twice."""
 
@@ -104,7 +108,7 @@ class Rig:
                 "sinks": {name: {"type": name, **common, **patience.get(name, {}), **own} for name, own in sinks.items()},
             }
             path = self._journal.pop("path", str(self._directory / "journal.db"))
-            settings["journal"] = {"path": path, **self._journal}
+            settings["journal"] = {"path": path, "max_bytes": MAX_BYTES, **self._journal}
             self.journal = Path(path)
             self.bridge = Bridge(self._directory, settings)
             self._stack.callback(self._end_bridge)
@@ -128,6 +132,11 @@ class Rig:
             if oracle.committed_count:
                 oracle.violate("journal", where, f"{self.journal} can't be read: {error}")
             return journal_file.NOTHING
+        size = sum(
+            path.stat().st_size for path in self.journal.parent.glob(self.journal.name + "*") if ".damaged" not in path.name
+        )
+        if size > MAX_BYTES + RESERVE:
+            oracle.violate("bounds", where, f"the files have {size:,} bytes, journal.max_bytes is {MAX_BYTES:,}")
         oracle.committed(look.first, look.uuids)
         oracle.balanced(journal_file.problems(look), where)
         oracle.counts(journal_file.counts(look), where)

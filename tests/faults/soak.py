@@ -11,9 +11,8 @@ from typing import Final
 from tests.faults import troubles
 from tests.faults.boundaries import Boundary, die_at, die_writing, no_strace
 from tests.faults.proxy import FAULTS
-from tests.faults.rig import Rig
-
-Trouble = Callable[[Rig, random.Random], None]
+from tests.faults.rig import RESERVE, Rig
+from tests.faults.troubles import Trouble
 
 _DISK: Final = 512 << 20
 _LONGEST: Final = 6.0
@@ -23,6 +22,10 @@ _DRAIN: Final = 180.0
 _COMMITS: Final = {"append": 50, "settle": 50, "prune": 3, "checkpoint": 3, "close": 1}
 _WRITES: Final = 300
 _DEADLY: Final = 5
+
+
+BOUNDS: Final = frozenset({"full disk", "log pinned by a reader"})
+"""Faults that push against what the journal may take."""
 
 
 def not_tried() -> dict[str, str]:
@@ -59,7 +62,7 @@ def soak(rig: Rig, directory: Path, seconds: float, dice: random.Random, progres
         How often each fault was tried.
     """
     until, tried = time.monotonic() + seconds, Counter[str]()
-    faults = _faults(rig, directory)
+    faults = faults_of(rig, directory)
     rig.hook.be_difficult(random.Random(dice.random()))
     rig.bridge.start()
     troubles.recovered(rig)
@@ -77,16 +80,19 @@ def soak(rig: Rig, directory: Path, seconds: float, dice: random.Random, progres
     return tried
 
 
-def _faults(rig: Rig, directory: Path) -> Mapping[str, Trouble]:
+def faults_of(rig: Rig, directory: Path) -> Mapping[str, Trouble]:
     faults: dict[str, Trouble] = {"kill": _kill, "commit": _commit, "bridge frozen": _freeze}
     for way in rig.proxies:
         for fault in FAULTS:
             faults[f"{fault} of {way}"] = lambda r, d, w=way, f=fault: troubles.spoil(r, w, f, _some(d))  # type: ignore[misc]
     for sink in rig.proxies.keys() & rig.oracle.sinks:
         faults[f"{sink} frozen"] = lambda r, d, s=sink: troubles.freeze_sink(r, s, _some(d))  # type: ignore[misc]
+    faults["log pinned by a reader"] = lambda r, d: troubles.pin_log(r, _some(d))
+    for sink in (rig.proxies.keys() & rig.oracle.sinks) - {"webhook"}:
+        faults[f"{sink} away, webhook rejects"] = lambda r, d, s=sink: troubles.reject_while_away(r, s, _some(d))  # type: ignore[misc]
     left_out = not_tried()
     if "full disk" not in left_out:
-        faults["full disk"] = lambda r, d: troubles.fill_disk(r, d.choice((0, troubles.RESERVE // 2)), _some(d))
+        faults["full disk"] = lambda r, d: troubles.fill_disk(r, d.choice((0, RESERVE // 2)), _some(d))
         faults["full disk for a minute"] = lambda r, _: troubles.fill_disk(r, 0, _MINUTE)
     if "clock" not in left_out:
         faults["clock"] = lambda r, d: troubles.jump_clock(

@@ -8,7 +8,7 @@ import pytest
 from tests.faults import troubles
 from tests.faults.proxy import FAULTS
 from tests.faults.report import summary
-from tests.faults.rig import Rig
+from tests.faults.rig import RESERVE, Rig
 
 MEBIBYTE = 1 << 20
 
@@ -41,7 +41,7 @@ def test_a_disk_that_is_full_for_a_while_is_waited_for(tmp_path: Path, disk: Pat
     with Rig(tmp_path, rate=500, seed=5, sinks=("webhook", "stdout"), journal={"path": str(disk / "journal.db")}) as rig:
         rig.bridge.start()
         troubles.recovered(rig)
-        for left in (troubles.RESERVE // 2, 0):
+        for left in (RESERVE // 2, 0):
             troubles.fill_disk(rig, left, 1.5)
         rig.finish()
 
@@ -58,6 +58,18 @@ def test_a_clock_that_jumps_an_hour_forth_and_back_confuses_nothing(tmp_path: Pa
         troubles.recovered(rig)
         troubles.jump_clock(rig, tmp_path / "clock", (1, -1), 1.0)
         rig.hook.answer = lambda _: (200, {})
+        rig.finish()
+
+    assert not rig.oracle.broken, summary(rig.oracle)
+
+
+@pytest.mark.timeout(240)
+def test_a_reader_that_pins_the_log_and_a_sink_that_rejects_while_another_is_away_break_no_bound(tmp_path: Path) -> None:
+    with Rig(tmp_path, rate=2000, seed=7) as rig:
+        rig.bridge.start()
+        troubles.recovered(rig)
+        troubles.pin_log(rig, 3.0)
+        troubles.reject_while_away(rig, "mqtt" if rig.mqtt else "webhook", 2.0)
         rig.finish()
 
     assert not rig.oracle.broken, summary(rig.oracle)

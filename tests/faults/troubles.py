@@ -9,12 +9,14 @@ import functools
 import json
 import math
 import os
+import random
 import signal
+import sqlite3
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -28,8 +30,8 @@ _RECOVERY: Final = 60.0
 _NEWS: Final = 30.0
 _PAGE: Final = 4096
 
-RESERVE: Final = 32 << 20
-"""Bytes of the disk that the journal leaves for outcomes (`bridge.journal.writer`)."""
+Trouble = Callable[[Rig, random.Random], None]
+"""What is done to the rig, by chance."""
 
 
 @contextmanager
@@ -149,6 +151,27 @@ def fill_disk(rig: Rig, left: int, seconds: float) -> None:
         finally:
             filler.unlink()
         until(lambda: rig.bridge.get("/readyz")[0] == 200, "it is ready again", _RECOVERY)
+
+
+def pin_log(rig: Rig, seconds: float) -> None:
+    """Read the journal in one long transaction, as a backup does: SQLite's log can't be emptied, and must not grow for ever."""
+    with disturbed(rig), closing(sqlite3.connect(f"file:{rig.journal}?mode=ro", uri=True)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM sinks").fetchone()
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            rig.looked_at("while a reader pins the log")
+            time.sleep(min(0.2, seconds))
+
+
+def reject_while_away(rig: Rig, away: str, seconds: float) -> None:
+    """The webhook rejects everything while another sink is away: dead letters grow, and nothing is pruned."""
+    with disturbed(rig, away, "webhook"):
+        rig.proxies[away].fault = "cut"
+        rig.hook.rejects_all = True
+        time.sleep(seconds)
+        rig.hook.rejects_all = False
+        rig.proxies[away].fault = None
 
 
 def _fill(filler: Path, left: int) -> None:

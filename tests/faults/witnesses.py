@@ -59,13 +59,19 @@ class Told(Simulator):
 
 
 class Hook(Receiver):
-    """A webhook receiver; the oracle hears of every event of a request that is being answered with 2xx."""
+    """A webhook receiver; the oracle hears of every event of a request that is being answered with 2xx.
+
+    Attributes:
+        rejects_all: It rejects everything now, and these events for ever.
+    """
 
     def __init__(self, oracle: Oracle, name: str) -> None:
         super().__init__()
         self._oracle = oracle
         self._name = name
         self._poison: str | None = None
+        self._rejected: set[str] = set()
+        self.rejects_all = False
 
     def be_difficult(self, dice: random.Random) -> None:
         """Refuse some requests for now, and some events for ever: there is something in the retry queue, and dead letters."""
@@ -74,10 +80,13 @@ class Hook(Receiver):
 
     def rejects(self, uuid: str) -> bool:
         """Return True if it never takes an event."""
-        return self._poison is not None and uuid.endswith(self._poison)
+        return uuid in self._rejected or (self._poison is not None and uuid.endswith(self._poison))
 
     def _judge(self, events: list[dict[str, Any]], chance: float) -> tuple[int, dict[str, str]]:
-        if any(self.rejects(event["uuid"]) for event in events):
+        uuids = {event["uuid"] for event in events}
+        if self.rejects_all:
+            self._rejected |= uuids
+        if any(map(self.rejects, uuids)):
             return 400, {}
         return (500 if chance < _REFUSED else 200), {}
 
