@@ -19,6 +19,10 @@ from sinks.mqtt import packets
 from sinks.mqtt.transport import Limits, Profile, Transport, early_hint, read_limits
 
 
+class VersionRefused(Unavailable):
+    """The broker refused the version of MQTT, or closed the connection before it answered CONNECT."""
+
+
 class Connection:
     """A connection that the broker has accepted.
 
@@ -26,16 +30,19 @@ class Connection:
         profile: The parameters of the connection.
 
     Attributes:
+        protocol: Version of MQTT.
         limits: The broker's limits.
         ended_by: The reason code with which the broker ended the connection; None without one.
         pings: Number of pings sent.
         pongs: Number of pings answered.
 
     Raises:
+        VersionRefused: Perhaps with another version.
         Unavailable: The connection can't be made.
     """
 
     def __init__(self, profile: Profile) -> None:
+        self.protocol = profile.protocol
         self.limits = Limits()
         self.ended_by: int | None = None
         self.pings = 0
@@ -156,8 +163,9 @@ class Connection:
         try:
             received = self.receive(time.monotonic() + self._profile.timeout)
         except Unavailable as error:
-            hint = early_hint(self._profile) if error.reason == "unreachable" else ""
-            raise Unavailable(f"{error}{hint}", error.reason) from error
+            if error.reason != "unreachable":
+                raise
+            raise VersionRefused(f"{error}{early_hint(self._profile)}", error.reason) from error
         if not received:
             raise self.broken("timeout", f"no answer to CONNECT within {self._profile.timeout:g} s")
         kind, body = received[0]
@@ -165,7 +173,8 @@ class Connection:
             raise self.broken("server_error", "what it answers is not MQTT")
         if body[1]:
             refusal = packets.classify(body[1])
-            raise self.broken(refusal.reason, f"the broker refused the connection: {refusal.error}")
+            refused = self.broken(refusal.reason, f"the broker refused the connection: {refusal.error}")
+            raise VersionRefused(str(refused), refused.reason) if body[1] in {1, 0x84} else refused
         if self._profile.protocol == "5":
             try:
                 self.limits, keepalive = read_limits(body[2:], self._profile.keepalive)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from bridge.sink import Entry, Failure
 from sinks.classification import Classification
-from sinks.mqtt.packets import FAILED, PUBACK, PUBCOMP, PUBREC, classify, encode_publish, encode_release
+from sinks.mqtt.packets import FAILED, PUBACK, PUBREC, classify, encode_publish, encode_release
 from sinks.mqtt.publication import Publication
 
 Group = deque[Entry]
@@ -53,12 +53,14 @@ class Delivery:
         delivered: The `seq` of events that were acknowledged.
         failures: Events that were not delivered.
         unavailable: The refusal after which no more is sent, since it concerns all events.
+        downgraded: The broker has ended a publication of QoS 2 with PUBACK.
     """
 
     def __init__(self, groups: Iterable[Group], last: Iterable[Group], publish: Publish, *, qos: int, window: int) -> None:
         self.delivered: set[int] = set()
         self.failures: list[Failure] = []
         self.unavailable: Classification | None = None
+        self.downgraded = False
         self._ready = deque(groups)
         self._last = deque(last)
         self._publish = publish
@@ -116,13 +118,15 @@ class Delivery:
             now: The monotonic time.
         """
         sent = self._in_flight.get(packet_id)
-        received = kind == PUBREC and self._qos == 2
-        if sent is None or not (received or kind == (PUBACK if self._qos == 1 else PUBCOMP)):
+        # Some brokers do QoS 2 as QoS 1, and answer PUBACK.
+        if sent is None or (kind != PUBACK and self._qos == 1):
             return b""
+        if kind == PUBACK and self._qos == 2:
+            self.downgraded = True
         del self._in_flight[packet_id]
         self._acknowledged = now
         state, _, topic = sent
-        if received and code < FAILED:
+        if kind == PUBREC and code < FAILED:
             self._in_flight[packet_id] = state, now, topic
             return encode_release(packet_id)
         self._settle(state, classify(code) if code >= FAILED else None, topic)

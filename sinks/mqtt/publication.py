@@ -23,15 +23,16 @@ class PublicationEncoder:
 
     Args:
         settings: The sink's settings.
+        protocol: Version of MQTT.
         max_packet: Largest packet in bytes that the broker accepts.
     """
 
-    def __init__(self, settings: MqttSettings, max_packet: int) -> None:
+    def __init__(self, settings: MqttSettings, protocol: str, max_packet: int) -> None:
         self._topic = Topic(settings.topic)
         self._state_topic = None if settings.state_topic is None else Topic(settings.state_topic)
         self._retain = settings.retain
         self._expiry = settings.expiry
-        self._has_properties = settings.protocol == "5"
+        self._has_properties = protocol == "5"
         self._max_packet = max_packet
 
     def __call__(self, entry: Entry) -> list[Publication] | Failure:

@@ -3,6 +3,7 @@
 import re
 import secrets
 import socket
+from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
@@ -62,9 +63,10 @@ class MqttSettings(SinkSettings):
     url: str = Field(
         description="The broker: mqtt, mqtts (TLS), ws or wss (websocket). Its port is the usual one if not given."
     )
-    protocol: Literal["5", "3.1.1"] = Field(
-        default="5",
-        description="Version of MQTT. With 3.1.1 a broker can't say that it refused an event, nor what its limits are.",
+    protocol: Literal["5", "3.1.1"] | None = Field(
+        default=None,
+        description="Version of MQTT. If not set: 5, or 3.1.1 if the broker does not know 5 and `expiry` is not set. "
+        "With 3.1.1 a broker can't say that it refused an event, nor what its limits are.",
     )
     topic: str = Field(
         default="docker/{namespace}/{type}/{action}",
@@ -160,7 +162,7 @@ class MqttSettings(SinkSettings):
                 raise ValueError(f"`{name}` is of no use without `cert_file`")
         if self.password is not None and self.username is None:
             raise ValueError("`password` is of no use without `username`")
-        if self.expiry is not None and self.protocol != "5":
+        if self.expiry is not None and self.protocol == "3.1.1":
             raise ValueError("`expiry` needs `protocol: '5'`")
         for name in ("client_id", "username"):
             if any(not character.isprintable() for character in getattr(self, name) or ""):
@@ -183,12 +185,16 @@ class MqttSettings(SinkSettings):
         ]
 
     @property
-    def window(self) -> int:
-        """Largest number of publications in flight on our side.
+    def protocols(self) -> Sequence[Literal["5", "3.1.1"]]:
+        """The versions of MQTT to try, one after another."""
+        return (self.protocol,) if self.protocol else ("5",) if self.expiry is not None else ("5", "3.1.1")
+
+    def window(self, protocol: Literal["5", "3.1.1"]) -> int:
+        """Return the largest number of publications in flight on our side.
 
         Mosquitto 2.0 acknowledges QoS 2 beyond its `max_inflight_messages` of 20, and loses what it has acknowledged.
         """
-        return self.max_in_flight or (1000 if self.protocol == "5" else 20)
+        return self.max_in_flight or (1000 if protocol == "5" else 20)
 
     def client_id_of(self, name: str) -> str:
         """Return the client id of the sink `name`.

@@ -18,6 +18,7 @@ be published again without harm; the event follows when the state was acknowledg
 would be published at every retry.
 """
 
+import contextlib
 from collections.abc import Collection, Sequence
 from time import monotonic
 from typing import ClassVar, Final
@@ -28,7 +29,7 @@ from bridge.sink import Entry, Failure, Unavailable
 from bridge.tls import tls_context
 from sinks.classification import Classification
 from sinks.mqtt import packets
-from sinks.mqtt.connection import Connection
+from sinks.mqtt.connection import Connection, VersionRefused
 from sinks.mqtt.delivery import Delivery, split_groups
 from sinks.mqtt.publication import Publication, PublicationEncoder
 from sinks.mqtt.settings import MqttSettings, read_address
@@ -62,8 +63,8 @@ class MqttSink:
         template = settings.availability_topic
         self._availability = None if template is None else Topic(template, ("name",)).fill((name,))
         self._connection: Connection | None = None
-        self._encode = PublicationEncoder(settings, 0)
-        self._refused_availability = False
+        self._encode = PublicationEncoder(settings, "", 0)
+        self._warned: set[str] = set()
         self._accepts = False  # True if the broker has accepted anything on this connection.
         self._disconnects: list[float] = []
         # By `seq`: the number of disconnects at which an event was alone in flight; those that count; the broker's reason.
@@ -78,10 +79,23 @@ class MqttSink:
             Unavailable: The broker can't be reached, refuses the connection or lacks what the settings need.
         """
         self.close()
+        connection = self._connect()
+        try:
+            with connection.in_use():
+                self._check_limits(connection)
+                self._accepts = self._announce(connection)
+        except BaseException:
+            connection.close()
+            raise
+        self._encode = PublicationEncoder(self._settings, connection.protocol, connection.limits.max_packet)
+        self._connection = connection
+
+    def _connect(self) -> Connection:
+        """Connect with the newest version of MQTT that the broker knows."""
         settings = self._settings
         profile = Profile(
             address=self._address,
-            protocol=settings.protocol,
+            protocol=settings.protocols[-1],
             client_id=settings.client_id_of(self.name),
             username=settings.username,
             password=settings.password.get_secret_value() if settings.password else None,
@@ -90,16 +104,13 @@ class MqttSink:
             keepalive=int(settings.keepalive),
             will=None if self._availability is None else (self._availability.decode(), b"offline", min(settings.qos, 1)),
         )
+        for protocol in settings.protocols[:-1]:
+            with contextlib.suppress(VersionRefused):
+                return Connection(profile._replace(protocol=protocol))
         connection = Connection(profile)
-        try:
-            with connection.in_use():
-                self._check_limits(connection)
-                self._accepts = self._announce(connection)
-        except BaseException:
-            connection.close()
-            raise
-        self._encode = PublicationEncoder(settings, connection.limits.max_packet)
-        self._connection = connection
+        if len(settings.protocols) > 1:
+            self._warn("the broker knows only MQTT 3.1.1, in which it can't say that it refused an event")
+        return connection
 
     def deliver(self, entries: Sequence[Entry]) -> Sequence[Failure]:
         """Publish all entries.
@@ -111,7 +122,7 @@ class MqttSink:
         settings = self._settings
         ordered = settings.ordering == "resource" and settings.qos > 0
         groups, last = split_groups(group(entries, ordered=ordered), self._in_flight_at_disconnect)
-        window = min(settings.window, connection.limits.receive_maximum) if settings.qos else 60_000
+        window = min(settings.window(connection.protocol), connection.limits.receive_maximum) if settings.qos else 60_000
         delivery = Delivery(groups, last, self._publications, qos=settings.qos, window=window)
         self.delivered = delivery.delivered
         try:
@@ -123,6 +134,8 @@ class MqttSink:
             self._note_disconnect(delivery, packets.classify(code) if code and code not in {0x81, 0x82} else None)
             raise self._with_hint(error, connection.ended_by, delivery.delivered) from error
         self._clear(delivery.delivered)
+        if delivery.downgraded:
+            self._warn("the broker does QoS 2 as QoS 1: events may arrive twice; set `qos: 1`")
         if delivery.unavailable is not None:
             message = f"{self._address}: the broker refused an event: {delivery.unavailable.error}"
             raise Unavailable(message, delivery.unavailable.reason, delivered=delivery.delivered)
@@ -220,7 +233,7 @@ class MqttSink:
             qos=min(self._settings.qos, 1),
             retain=connection.limits.retain,
             packet_id=_AVAILABILITY_ID,
-            properties=b"" if self._settings.protocol == "5" else None,
+            properties=b"" if connection.protocol == "5" else None,
         )
 
     def _announce(self, connection: Connection) -> bool:
@@ -234,12 +247,18 @@ class MqttSink:
         if not packet:
             return False
         code = self._await_acknowledgement(connection)
-        refused = code >= packets.FAILED
-        if refused and not self._refused_availability:
-            topic, error = (self._availability or b"").decode(), packets.classify(code).error
-            log.warning("availability can't be published", sink=self.name, topic=topic, error=error)
-        self._refused_availability = refused
-        return not refused
+        words = "availability can't be published"
+        if code >= packets.FAILED:
+            self._warn(words, topic=(self._availability or b"").decode(), error=packets.classify(code).error)
+            return False
+        self._warned.discard(words)
+        return True
+
+    def _warn(self, words: str, **context: str) -> None:
+        """Log a warning once."""
+        if words not in self._warned:
+            self._warned.add(words)
+            log.warning(words, sink=self.name, **context)
 
     def _await_acknowledgement(self, connection: Connection) -> int:
         """Wait for the only PUBACK that is due, and return its reason code."""

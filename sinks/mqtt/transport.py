@@ -245,12 +245,17 @@ def read_limits(properties: bytes, keepalive: int) -> tuple[Limits, int]:
 def early_hint(profile: Profile) -> str:
     """Return a hint for a connection that the broker closes before it answers CONNECT.
 
+    Some brokers do so at a version of MQTT, or at a will, that they do not support.
+
     With TLS 1.3 a server refuses the client's certificate after the client has finished the handshake, and its alert may be
     lost with the connection.
     """
-    if profile.context is None:
-        return ""
-    return "; perhaps the broker wants a certificate of ours (`cert_file`), or another one"
+    guesses = [] if profile.context is None else ["wants a certificate of ours (`cert_file`), or another one"]
+    if profile.protocol == "5":
+        guesses.append("knows only MQTT 3.1.1 (set `protocol`)")
+    elif profile.will is not None:
+        guesses.append("does not take our will, which is retained (set `availability_topic: null`)")
+    return f"; perhaps the broker {', or '.join(guesses)}" if guesses else ""
 
 
 def _make_client(profile: Profile) -> _TimedClient:

@@ -4,7 +4,7 @@ import io
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tests.support.servers.listener import Listener
 
@@ -26,6 +26,9 @@ class Publish(NamedTuple):
 Answer = int | bytes | None
 """A reason code; bytes to send instead of an acknowledgement, before the end of the connection; None: nothing at all."""
 
+WILL: Final = 0x04
+"""The flag of a CONNECT with a last will."""
+
 
 class Broker(Listener):
     """A broker that knows publishers only.
@@ -34,6 +37,9 @@ class Broker(Listener):
         answer: What to answer to a publication; `online` and `offline` are always accepted.
         complete: The reason code of a PUBCOMP.
         connack: Flags, reason code and properties of CONNACK.
+        other_version: The same for a client of another version of MQTT; None: the end of the connection.
+        takes_will: Whether it answers a CONNECT with a last will.
+        ends_qos_2_with: The type of packet with which QoS 2 is acknowledged.
         pong: Whether pings are answered.
         published: All publications that were accepted, in order, but for availability.
         tried: All publications that came, but for availability.
@@ -47,6 +53,9 @@ class Broker(Listener):
         self.answer: Callable[[Publish], Answer] = lambda _: 0
         self.complete = 0
         self.connack = b"\x00\x00\x00" if protocol == "5" else b"\x00\x00"
+        self.other_version: bytes | None = b"\x00\x01"
+        self.takes_will = True
+        self.ends_qos_2_with = 0x50
         self.pong = True
         self.published: list[Publish] = []
         self.tried: list[Publish] = []
@@ -74,7 +83,9 @@ class Broker(Listener):
         match first >> 4:
             case 1:
                 self.connects.append(body)
-                return _packet(0x20, self.connack)
+                right = (body[6] == 5) is self._five
+                connack = self.connack if right else self.other_version
+                return None if connack is None or (body[7] & WILL and not self.takes_will) else _packet(0x20, connack)
             case 3:
                 return self._publish(first, body, number)
             case 6:
@@ -104,7 +115,7 @@ class Broker(Listener):
         if answer is None or not publish.qos:
             return b""
         code = bytes((answer,)) if answer else b""
-        return _packet({1: 0x40, 2: 0x50}[publish.qos], struct.pack(">H", publish.packet_id) + code)
+        return _packet({1: 0x40, 2: self.ends_qos_2_with}[publish.qos], struct.pack(">H", publish.packet_id) + code)
 
 
 def _packet(first: int, body: bytes) -> bytes:

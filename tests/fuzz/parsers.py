@@ -134,7 +134,7 @@ def yaml(data: bytes) -> None:
 
 ALL_FIELDS = "{namespace}.{type}.{action}.{state}.{resource_uuid}"
 RECORDS = RecordMaker("events-{namespace}-{type}", "{resource_uuid}-{state}")
-PUBLICATIONS = PublicationEncoder(MqttSettings(type="mqtt", url="mqtt://x", topic="a/{namespace}/{type}/{resource_uuid}"), 0)
+PUBLICATIONS = PublicationEncoder(MqttSettings(url="mqtt://x", topic="a/{namespace}/{type}/{resource_uuid}"), "5", 0)
 FILTER = Filter([{"state": ["*a*a*a*b", "[a-z]*c"], "resource_uri": ["*/x/*/y/*"]}], [{"parents": ["*q*q*"]}])
 
 

@@ -87,6 +87,7 @@ def test_acknowledgements_that_nobody_waits_for_change_nothing() -> None:
     delivery.acknowledge(PUBCOMP, publication.packet_id, 0, 0.0)
 
     assert not delivery.done
+    assert not delivery.downgraded
     assert delivery.unacknowledged == {0}
     delivery.acknowledge(PUBACK, publication.packet_id, 0, 0.0)
     assert delivery.done

@@ -9,8 +9,8 @@ from sinks.mqtt.settings import MqttSettings
 from tests.contract.harness import make_entry
 
 
-def make(max_packet: int = 1 << 28, **settings: Any) -> PublicationEncoder:
-    return PublicationEncoder(MqttSettings(**{"url": "mqtt://broker", **settings}), max_packet)
+def make(max_packet: int = 1 << 28, protocol: str = "5", **settings: Any) -> PublicationEncoder:
+    return PublicationEncoder(MqttSettings(**{"url": "mqtt://broker", **settings}), protocol, max_packet)
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])

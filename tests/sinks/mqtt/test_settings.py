@@ -95,9 +95,9 @@ def test_the_client_id_tells_hosts_and_sinks_apart() -> None:
 
 
 def test_a_broker_that_can_not_tell_its_limit_gets_a_small_window() -> None:
-    assert MqttSettings(url="mqtt://broker").window == 1000
-    assert MqttSettings(url="mqtt://broker", protocol="3.1.1").window == 20
-    assert MqttSettings(url="mqtt://broker", protocol="3.1.1", max_in_flight=500).window == 500
+    assert MqttSettings(url="mqtt://broker").window("5") == 1000
+    assert MqttSettings(url="mqtt://broker").window("3.1.1") == 20
+    assert MqttSettings(url="mqtt://broker", max_in_flight=500).window("3.1.1") == 500
 
 
 def test_the_old_name_of_a_field_is_accepted_and_told() -> None:

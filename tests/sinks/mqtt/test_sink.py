@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
+import structlog
 
 from bridge.sink import Entry, Failure, Unavailable
 from sinks.mqtt.settings import MqttSettings
@@ -508,6 +509,72 @@ def test_a_broker_that_can_not_do_what_is_set_tells_how_to_set_it(
 
     with pytest.raises(Unavailable, match=words):
         make_sink(broker, **settings).open()
+
+
+@pytest.mark.parametrize("answer", [None, b"\x00\x01"], ids=["hangs up", "says so"])
+def test_a_broker_that_knows_only_3_1_1_is_spoken_to_in_3_1_1(
+    old_broker: Broker, make_sink: MakeSink, answer: bytes | None
+) -> None:
+    old_broker.other_version = answer
+    sink = make_sink(old_broker, qos=1)
+
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(2):
+            sink.open()
+            assert sink.deliver(make_entries(50)) == []
+
+    assert [body[6] for body in old_broker.connects] == [5, 4, 5, 4]
+    assert [(log["log_level"], log["event"]) for log in logs] == [
+        ("warning", "the broker knows only MQTT 3.1.1, in which it can't say that it refused an event")
+    ]
+
+
+@pytest.mark.parametrize("settings", [{"protocol": "5"}, {"expiry": 60}])
+def test_a_version_that_was_chosen_is_not_replaced_and_the_hint_names_it(
+    old_broker: Broker, make_sink: MakeSink, settings: dict[str, Any]
+) -> None:
+    old_broker.other_version = None
+
+    with pytest.raises(
+        Unavailable, match=r"closed the connection; perhaps the broker knows only MQTT 3\.1\.1 \(set `protocol`\)"
+    ):
+        make_sink(old_broker, **settings).open()
+
+    assert len(old_broker.connects) == 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"protocol": "3.1.1"}])
+def test_a_broker_that_hangs_up_over_the_will_gets_a_hint(
+    old_broker: Broker, make_sink: MakeSink, settings: dict[str, Any]
+) -> None:
+    old_broker.takes_will = False
+
+    with pytest.raises(Unavailable, match="perhaps the broker does not take our will, which is retained") as unavailable:
+        make_sink(old_broker, **settings).open()
+
+    assert unavailable.value.reason == "unreachable"
+    make_sink(old_broker, availability_topic=None, **settings).open()
+
+
+def test_what_the_older_version_is_refused_for_is_told(old_broker: Broker, make_sink: MakeSink) -> None:
+    old_broker.other_version, old_broker.connack = None, b"\x00\x04"
+
+    with pytest.raises(Unavailable, match="bad user name or password"):
+        make_sink(old_broker).open()
+
+
+def test_qos_2_that_is_acknowledged_as_qos_1_is_delivered_with_one_warning(old_broker: Broker, make_sink: MakeSink) -> None:
+    """RabbitMQ 3.10.8 answers `40 02 <packet identifier>` to a PUBLISH with QoS 2."""
+    old_broker.ends_qos_2_with = 0x40
+    sink = make_sink(old_broker, protocol="3.1.1", qos=2, state_topic="state/{resource_uuid}", timeout=2.0)
+    sink.open()
+
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(2):
+            assert sink.deliver(make_entries(50)) == []
+
+    assert len(old_broker.published) == 200
+    assert [log["event"] for log in logs] == ["the broker does QoS 2 as QoS 1: events may arrive twice; set `qos: 1`"]
 
 
 def test_a_broker_that_does_not_answer_is_a_timeout(broker: Broker, make_sink: MakeSink) -> None:
