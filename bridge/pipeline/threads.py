@@ -78,6 +78,8 @@ class Handover:
         now = time.monotonic()
         if new is None or not self.thread.stream.status.connected:
             return False
+        if new.ident is None:  # The system has no room for its thread.
+            self._until = now + _CONNECT_SECONDS
         if new.stream.status.connected and not self._overlaps:
             self._overlaps, self._until = True, now + _OVERLAP_SECONDS
         if now >= self._until and not self._overlaps:
