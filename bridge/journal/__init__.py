@@ -9,10 +9,13 @@ Invariants
        `received = accepted + duplicate + malformed`; per sink
        `accepted + replayed + rewound = delivered + filtered + dead + dropped + pending` and
        `dead = dead_letters + replayed + discarded`.
-    5. Nothing is deleted that a cursor has not passed, except by the policy `drop_oldest`, which counts what it drops: dead
-       letters first, then events. No dead letter is deleted but by that policy, by `discard`, or when it is sent back.
+    5. Nothing is deleted that a cursor has not passed, except by the policy `drop_oldest`: dead letters first, then events. The
+       owner of a cursor counts what was dropped before it, when it is known what became of the events in delivery. No dead
+       letter is deleted but by that policy, at its `max_age`, by `discard`, or when it is sent back.
     6. What waits in the retry queue lies before the cursor, and once: a dead letter of an event that waits is not sent back.
     7. Whatever bytes change on the disk, no event is delivered or shown as sound that was not stored.
+    8. The files take `max_bytes`, SQLite's log included. Whoever makes them larger waits for room; what only moves a cursor
+       does not.
 
 Format
     One SQLite file in WAL mode (its tables: `bridge.journal.file`). One row holds all events of one committed batch, as lines
@@ -34,8 +37,8 @@ Operations
     tells up to where, so that one goes on from there until nothing more was looked at. `JournalReader` does the same on the
     file of another process, running or dead, and changes nothing in it.
     Damaged rows are never delivered: a batch or a retry is dropped, counted and logged; a dead letter stays for inspection.
-    When the disk fails, `append` and `settle` wait and try again; when the journal is full or little is left on the disk,
-    only `append` does, so that what is delivered can make room. `counters().last_error` says why.
+    When the disk fails, `append` and `settle` wait and try again. When the journal is full or little is left on the disk,
+    `append` does, and a `settle` of events that failed; what is delivered makes room. `counters().last_error` says why.
 
 Nothing outside this package knows that it is SQLite.
 """

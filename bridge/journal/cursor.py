@@ -111,6 +111,8 @@ class Cursor:
 
     def row_at(self, seq: int) -> Row | None:
         """Return the row with a sequence number; None if it is not there."""
+        if seq < self.dropped_before:
+            return None  # What counts as dropped is not delivered, although it may be in memory.
         row = self._ahead
         if row is None or not row.first <= seq < row.first + len(row.lines):
             row = self._ahead = load_row(self.db, seq)
