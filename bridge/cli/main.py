@@ -98,7 +98,7 @@ def _run(args: argparse.Namespace) -> int:
         case "simulate":
             commands.simulate(_simulator_settings(args))
         case "check":
-            checking.check(args.config, connect=args.connect)
+            checking.check(args.config, connect=args.connect or args.send, send=args.send)
         case "health":
             return health(args.config, ready=args.ready)
         case "schema":
@@ -155,7 +155,8 @@ def parser() -> argparse.ArgumentParser:
     schema = ("print the JSON schema of the configuration", "event-bridge schema > bridge.schema.json")
     inspect_arguments.add_commands(subparsers, {"schema": schema})
     run, check, live, demo = (commands[name] for name in ("run", "check", "listen", "demo"))
-    check.add_argument("--connect", action="store_true", help="try to reach every stream and every sink, too")
+    check.add_argument("--connect", action="store_true", help="open what `run` opens, too: journal, port, streams, sinks")
+    check.add_argument("--send", action="store_true", help="deliver a test event to every sink, too (implies --connect)")
     commands["health"].add_argument("--ready", action="store_true", help="whether it can do its job, too (/readyz)")
     for config_user in (run, check, live, commands["health"]):
         config_user.add_argument("--config", type=Path, metavar="FILE", help="the configuration (see event-bridge --help)")

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Final, TextIO
@@ -48,6 +49,27 @@ def lock(path: Path) -> TextIO:
         raise_full(path)
         raise JournalError(f"{lock_path}: {error.strerror}; journal.path must be on a disk that can be written") from None
     return file
+
+
+def check_access(path: Path) -> None:
+    """Find out, without a change, if this user can open a journal here, or make one.
+
+    Raises:
+        JournalError: The directory can't be made or written, or one of the files can't; `DiskFullError` if there is no space.
+    """
+    place = path
+    try:
+        for place in (path, *(path.with_name(path.name + suffix) for suffix in (".lock", "-wal", "-shm"))):
+            if place.is_symlink() or place.exists():
+                os.close(os.open(place, os.O_RDWR | (os.O_NOFOLLOW if place.suffix == ".lock" else 0)))
+        place = next(directory for directory in path.absolute().parents if directory.exists())
+        # Permissions do not tell of everything that keeps a file from being made. This one has no name.
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise_full(path)
+        hint = "journal.path must be in a directory that this user can write"
+        raise JournalError(f"{place}: {error.strerror}; {hint}") from None
+    raise_full(place / path.name)
 
 
 def _warn_of_others(path: Path) -> None:

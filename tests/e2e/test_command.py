@@ -134,16 +134,40 @@ def test_check_tries_every_stream_and_sink(tmp_path: Path) -> None:
         config = tmp_path / "bridge.yaml"
         sinks: dict[str, Any] = {"hook": {"type": "webhook", "url": receiver.url}, "out": {"type": "stdout"}}
         config.write_text(yaml.safe_dump({"streams": {"acme": {"url": simulator.url}}, "sinks": sinks}))
-        good = command("check", "--connect", cwd=tmp_path)
+        good = command("check", "--connect", cwd=tmp_path, BRIDGE_HTTP__LISTEN="127.0.0.1:0")
         sinks["gone"] = {"type": "webhook", "url": f"http://127.0.0.1:{free_port()}/"}
         config.write_text(yaml.safe_dump({"streams": {"acme": {"url": simulator.url}}, "sinks": sinks}))
-        bad = command("check", "--connect", cwd=tmp_path)
+        bad = command("check", "--connect", cwd=tmp_path, BRIDGE_HTTP__LISTEN="127.0.0.1:0")
 
     assert good.returncode == 0
-    assert good.stdout.splitlines()[1:] == ["stream acme: ok", "sink hook: ok", "sink out: ok"]
+    assert good.stdout.splitlines()[1:] == [
+        f"{part}: ok" for part in ("journal", "http", "stream acme", "sink hook", "sink out")
+    ]
     assert bad.returncode == 1
     assert "sink gone: unreachable" in bad.stdout
     assert "sink gone" in bad.stderr
+
+
+def test_check_sends_a_test_event_where_asked_to(tmp_path: Path) -> None:
+    with Simulator(SimulatorSettings(port=0)) as simulator, Receiver() as receiver:
+        receiver.token = "right and long"
+        hook = {"type": "webhook", "url": receiver.url, "token": "wrong and long"}
+        sinks = {"hook": hook, "out": {"type": "stdout"}}
+        settings = {"streams": {"acme": {"url": simulator.url}}, "sinks": sinks, "http": {"listen": "off"}}
+        (tmp_path / "bridge.yaml").write_text(yaml.safe_dump(settings))
+        connected = command("check", "--connect", cwd=tmp_path)
+        refused = command("check", "--connect", "--send", cwd=tmp_path)
+        accepted = command("check", "--send", cwd=tmp_path, BRIDGE_SINKS__HOOK__TOKEN="right and long")
+
+    assert (connected.returncode, receiver.count()) == (0, 1)
+    assert refused.returncode == 1
+    assert "sink hook: unauthorized: " in refused.stdout
+    assert accepted.returncode == 0
+    (event,) = receiver.events()
+    assert (event["type"], event["action"], event["namespace"]) == ("container", "test", "acme")
+    lines = accepted.stdout.splitlines()
+    assert f"sink hook: test event {event['uuid']} acknowledged" in lines
+    assert lines.index(next(line for line in lines if line.startswith("{"))) == lines.index("sink out: ok") - 1
 
 
 @pytest.mark.parametrize(

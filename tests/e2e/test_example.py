@@ -141,7 +141,14 @@ def is_logged(event: Mapping[str, Any]) -> bool:
 
 
 def test_every_sink_of_the_example_gets_what_it_is_said_to_get(tmp_path: Path, around: Surroundings) -> None:
-    names = ["stream acme", "stream own", "stream local", *[f"sink {n}" for n in ("audit", "home", "alerts", "archive", "log")]]
+    names = [
+        "journal",
+        "http",
+        "stream acme",
+        "stream own",
+        "stream local",
+        *[f"sink {n}" for n in ("audit", "home", "alerts", "archive", "log")],
+    ]
     said = check(around.variables)[1][1:]
     assert [line for line in said if line.endswith(": ok")] == [f"{name}: ok" for name in names]
     assert set(said) - {f"{name}: ok" for name in names} == {REMARK}

@@ -1,6 +1,10 @@
 """What a check tries and says; as a process it is tried in tests/e2e/test_command.py."""
 
-from collections.abc import Sequence
+import os
+import socket
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -8,6 +12,7 @@ import pytest
 from bridge.cli.check import ConnectFailed, check
 from bridge.simulator.server import Simulator, SimulatorSettings
 from bridge.sink import Entry, Failure
+from tests.support.journal_samples import append, event, opened
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +20,7 @@ def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No configuration but that of the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BRIDGE_SECRETS_DIR", "")
+    monkeypatch.setenv("BRIDGE_HTTP__LISTEN", "off")
 
 
 def test_a_check_that_reaches_nothing_names_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,3 +121,80 @@ def test_credentials_in_clear_text_are_said(
 
     said = [line.split()[6] for line in capsys.readouterr().out.splitlines() if "clear text" in line]
     assert said == hosts
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Iterator[Path]:
+    """A configuration of which everything can be reached."""
+    config = tmp_path / "bridge.yaml"
+    with Simulator(SimulatorSettings(port=0)) as simulator:
+        config.write_text(f"streams: {{acme: {{url: '{simulator.url}'}}}}\njournal: {{path: {tmp_path}/data/journal.db}}\n")
+        yield config
+
+
+def test_a_check_makes_no_journal_and_reads_the_one_that_is_there(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(config, connect=True)
+    assert "journal: ok" in capsys.readouterr().out.splitlines()
+    assert list(tmp_path.iterdir()) == [config]
+
+    with opened(tmp_path / "data" / "journal.db", "stdout") as journal:
+        append(journal, [event(1)])
+        before = contents(tmp_path / "data")
+        check(config, connect=True)
+        assert contents(tmp_path / "data") == before
+    said = capsys.readouterr().out.splitlines()
+    assert said[1:3] == ["journal: ok", f"journal: in use by the bridge that runs (process {os.getpid()})"]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """The files but SQLite's shared memory, in which readers leave marks."""
+    return {path.name: path.read_bytes() for path in directory.iterdir() if not path.name.endswith("-shm")}
+
+
+def test_a_check_finds_a_journal_that_run_would_refuse(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "data" / "journal.db"
+    with opened(path, "stdout"):
+        pass
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version=99")
+    before = contents(tmp_path / "data")
+    with pytest.raises(ConnectFailed, match=r"not reached: journal$"):
+        check(config, connect=True)
+    assert f"journal: {path}: written by a newer event-bridge (format 99" in capsys.readouterr().out
+    assert contents(tmp_path / "data") == before
+
+    monkeypatch.setenv("BRIDGE_JOURNAL__PATH", str(config / "journal.db"))
+    with pytest.raises(ConnectFailed, match=r"not reached: journal$"):
+        check(config, connect=True)
+    assert f"journal: {config}: Not a directory; " in capsys.readouterr().out
+
+
+def test_a_check_finds_a_port_in_use_but_not_that_of_the_running_bridge(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("BRIDGE_HTTP__LISTEN", address)
+        with pytest.raises(ConnectFailed, match=r"not reached: http$"):
+            check(config, connect=True)
+        assert f"http: {address}: Address already in use" in capsys.readouterr().out.splitlines()
+        with opened(tmp_path / "data" / "journal.db"):
+            check(config, connect=True)
+
+
+def test_a_refused_test_event_fails_the_check(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = _Sink(None)
+    monkeypatch.setattr(sink, "deliver", lambda entries: [Failure.rejected(entries[0], "rejected", "answered 422")])
+    monkeypatch.setattr("bridge.app.make_sink", lambda *_: sink)
+
+    check(config, connect=True)
+    assert "sink stdout: ok" in capsys.readouterr().out
+    with pytest.raises(ConnectFailed, match="not reached: sink stdout"):
+        check(config, connect=True, send=True)
+    assert "sink stdout: rejected: answered 422" in capsys.readouterr().out

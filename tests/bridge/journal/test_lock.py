@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.journal import Holder, Journal, JournalError, JournalSettings, holder
+from bridge.journal import Holder, Journal, JournalError, JournalSettings, check_access, holder
 
 
 def test_who_holds_a_journal_is_told_without_disturbing_anybody(tmp_path: Path) -> None:
@@ -72,3 +72,23 @@ def test_a_journal_that_others_can_read_is_named(tmp_path: Path) -> None:
         ("other users of this machine have access to the journal", f"chmod o-rwx {path}")
     ]
     assert private == []
+
+
+def test_access_is_checked_without_a_change(tmp_path: Path) -> None:
+    check_access(tmp_path / "new" / "deep" / "journal.db")
+    assert list(tmp_path.iterdir()) == []
+    with closing(Journal(JournalSettings(path=tmp_path / "journal.db"))):
+        check_access(tmp_path / "journal.db")
+        assert holder(tmp_path / "journal.db") is not None
+
+    (tmp_path / "file").touch()
+    (tmp_path / "journal.db-wal").unlink(missing_ok=True)
+    (tmp_path / "journal.db-wal").mkdir()
+    for path, words in (
+        (tmp_path / "file" / "journal.db", "file: "),
+        (Path("/proc/nowhere/journal.db"), "/proc: "),
+        (tmp_path, f"{tmp_path.name}: Is a directory"),
+        (tmp_path / "journal.db", "journal.db-wal: Is a directory"),
+    ):
+        with pytest.raises(JournalError, match=f"{words}.*journal.path must be in a directory that this user can write"):
+            check_access(path)
