@@ -10,7 +10,7 @@ import structlog
 from crc32c import crc32c
 
 from bridge.journal import file, queues, tables
-from bridge.journal.model import Limits, Paused, Settlement, SinkCounters, StartAt, Work
+from bridge.journal.model import Limits, Paused, Retry, Settlement, SinkCounters, StartAt, Work
 from bridge.journal.pages import Rewound
 from bridge.journal.queues import Letters
 from bridge.journal.tables import SinkRow
@@ -75,19 +75,19 @@ class Cursor:
     def next_work(self, now: float, limits: Limits, end: int, *, new_first: bool) -> tuple[Work, list[int]]:
         """Return the work of `Journal.next_work` that is there now, and the row ids of damaged retries."""
         heads = self.heads()
-        due = queues.DueRetries([], [])
+        due, damaged = list[Retry](), list[int]()
         if heads and any(at <= now or at > limits.horizon for at in heads.values()):
-            due = queues.due_retries(self.db, self._sink, now, limits)
+            due, damaged = queues.due_retries(self.db, self._sink, now, limits)
         paused: Paused | None = None
         if self.retrying >= limits.max_pending or self._retry_bytes > self.retries_limit:
             paused = "retry_queue_full"
         elif self.dead_letters.size > self.letters_limit:
             paused = "dead_letters_full"
         entries: list[Entry] = []
-        if not paused and (new_first or not due.retries):
+        if not paused and (new_first or not due):
             entries = self.read(end, limits.max_events, limits.max_bytes)
         next_due = min(heads.values()) if heads else None
-        return Work(due.retries, entries, heads.keys(), next_due, self.retrying, paused), due.damaged
+        return Work(due, entries, heads.keys(), next_due, self.retrying, paused), damaged
 
     def read(self, end: int, limit: int, max_bytes: int) -> list[Entry]:
         """Read events from the cursor on, before `end` and within the limits, up to a row that is missing or damaged."""

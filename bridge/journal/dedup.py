@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from typing import Final, NamedTuple
+from typing import Final
 
 import structlog
 
@@ -77,11 +77,11 @@ class Remembered:
             first = self._following if oldest is None else oldest
             window = Window(self._seconds, self._max_events, self._monotonic(), first)
             damaged = 0
-            for page in seen_keys(db, first, self._following):
+            for at, namespace, keys, missing in seen_keys(db, first, self._following):
                 if self._store.closing.is_set():
                     return window
-                window.remember(page.namespace, page.keys, page.first, self._monotonic())
-                damaged += page.damaged
+                window.remember(namespace, keys, at, self._monotonic())
+                damaged += missing
         if damaged:
             log.error("remembered uuids are damaged; their events would be taken for new ones", batches=damaged)
         return window
@@ -101,17 +101,8 @@ def oldest_seen(db: sqlite3.Connection, since: float, limit: int) -> int | None:
     return oldest  # type: ignore[no-any-return] # as above
 
 
-class Page(NamedTuple):
-    """Uuids of a namespace, from the batch at `first` on; those of `damaged` batches are missing."""
-
-    first: int
-    namespace: str | None
-    keys: list[bytes]
-    damaged: int
-
-
-def seen_keys(db: sqlite3.Connection, oldest: int, following: int) -> Iterator[Page]:
-    """Yield the uuids of all batches of `[oldest, following)`, oldest first.
+def seen_keys(db: sqlite3.Connection, oldest: int, following: int) -> Iterator[tuple[int, str | None, list[bytes], int]]:
+    """Yield the uuids of all batches of `[oldest, following)`: from which place, of which namespace, and how many are damaged.
 
     Some at a time, since a million of them would take 200 MiB. SQLite joins what many batches of one event have: to take it row
     by row takes twice as long. A row whose uuids are not whole is left out, since all that follow would be cut wrongly.
@@ -125,4 +116,4 @@ def seen_keys(db: sqlite3.Connection, oldest: int, following: int) -> Iterator[P
         for namespace, joined, damaged in db.execute(page, (at, min(at + _PAGE, following))).fetchall():
             uuids = bytes.fromhex(joined or "")
             keys = [uuids[i : i + _UUID_BYTES] for i in range(0, len(uuids), _UUID_BYTES)]
-            yield Page(at, namespace if isinstance(namespace, str) else None, keys, int(damaged))
+            yield (at, namespace if isinstance(namespace, str) else None, keys, int(damaged))

@@ -260,8 +260,6 @@ class Journal(OperableReader):
         self.interrupt()
         self._remembered.end()
         with self._store.lock, self._reading:
-            if self._store.closed:
-                return
             for cursor in self._sinks.values():
                 cursor.close()
             super().close()

@@ -6,7 +6,7 @@ one of them does not disturb the others; it must not deliver a wrong event eithe
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 from crc32c import crc32c
@@ -48,13 +48,6 @@ class Letters(msgspec.Struct, frozen=True):
 def letters_of(events: Sequence[bytes]) -> Letters:
     """Return what the dead letters of events take."""
     return Letters(len(events), sum(map(len, events)) + _OVERHEAD * len(events))
-
-
-class DueRetries(NamedTuple):
-    """Due retries, and the row ids of damaged ones."""
-
-    retries: list[Retry]
-    damaged: list[int]
 
 
 def checksum(*values: object) -> int:
@@ -135,8 +128,11 @@ def heads(db: sqlite3.Connection, sink: str) -> tuple[dict[str, float], int]:
     return {ordering_key: due for ordering_key, _, due, _ in rows}, int(sum(size for *_, size in rows))
 
 
-def due_retries(db: sqlite3.Connection, sink: str, now: float, limits: Limits) -> DueRetries:
-    """Return retries in order: the first of an ordering key is due, and those that wait behind it come along."""
+def due_retries(db: sqlite3.Connection, sink: str, now: float, limits: Limits) -> tuple[list[Retry], list[int]]:
+    """Return retries in order: the first of an ordering key is due, and those that wait behind it come along.
+
+    The row ids of damaged ones come apart.
+    """
     found = db.execute(
         f"SELECT rowid, crc, {_RETRY} FROM retries WHERE sink = :sink AND lane IN ("
         " SELECT lane FROM (SELECT lane, min(seq), due FROM retries WHERE sink = :sink GROUP BY lane)"
@@ -144,17 +140,17 @@ def due_retries(db: sqlite3.Connection, sink: str, now: float, limits: Limits) -
         {"sink": sink, "now": now, "horizon": limits.horizon, "limit": limits.max_events},
     )
     max_bytes = limits.max_bytes
-    due = DueRetries([], [])
+    due, damaged = list[Retry](), list[int]()
     for rowid, crc, *row in found:
         if checksum(sink, *row) != crc:
-            due.damaged.append(rowid)
+            damaged.append(rowid)
             continue
         retry = Retry(*row)
         max_bytes -= len(retry.json)
-        if due.retries and max_bytes < 0:
+        if due and max_bytes < 0:
             break
-        due.retries.append(retry)
-    return due
+        due.append(retry)
+    return due, damaged
 
 
 def oldest_retry(db: sqlite3.Connection, sink: str) -> bytes | None:

@@ -14,7 +14,7 @@ import msgspec
 from bridge.event import age_seconds
 from bridge.journal import file, queues, scan, tables
 from bridge.journal.cursor import load_row
-from bridge.journal.model import Closed, Counters, SinkCounters
+from bridge.journal.model import Closed, Counters
 from bridge.journal.pages import (
     DeadLetterPage,
     DeadLetterQuery,
@@ -130,24 +130,20 @@ class JournalReader:
 
     def backlog(self) -> dict[str, SinkBacklog]:
         """Return what waits, by sink."""
-        return {name: self._backlog(name, sink) for name, sink in self.counters().sinks.items()}
-
-    def _backlog(self, name: str, sink: SinkCounters) -> SinkBacklog:
-        oldest = self._oldest(name, sink)
-        return SinkBacklog(
-            accepted=sink.accepted,
-            delivered=sink.delivered,
-            pending=sink.pending,
-            retrying=sink.retrying,
-            dead_letters=sink.dead_letters,
-            lag_seconds=None if sink.pending and oldest is None else age_seconds(oldest, time.time()),
-        )
-
-    def _oldest(self, name: str, sink: SinkCounters) -> bytes | None:
-        """Return the JSON of the oldest pending event of a sink; None if there is none, or it is damaged."""
-        if sink.retrying:
-            return self.oldest_retry(name)
-        return self.event_at(self.extent().next - sink.pending) if sink.pending else None
+        found = {}
+        for name, sink in self.counters().sinks.items():
+            oldest = self.oldest_retry(name) if sink.retrying else None
+            if sink.pending and not sink.retrying:
+                oldest = self.event_at(self.extent().next - sink.pending)
+            found[name] = SinkBacklog(
+                accepted=sink.accepted,
+                delivered=sink.delivered,
+                pending=sink.pending,
+                retrying=sink.retrying,
+                dead_letters=sink.dead_letters,
+                lag_seconds=None if sink.pending and oldest is None else age_seconds(oldest, time.time()),
+            )
+        return found
 
     def check(self) -> str | None:
         """SQLite's own check of the whole file: what is wrong with it; None if nothing is. May take seconds.

@@ -69,15 +69,11 @@ def quarantine(db: sqlite3.Connection, after: int, limit: int) -> list[Quarantin
 
 def _quarantined(key: int, stream: Any, received: Any, reason: Any, frame: Any) -> QuarantinedMessage:
     """A row that has no checksum, as far as it can be true."""
-    if (
-        isinstance(stream, str)
-        and isinstance(received, float)
-        and 0 <= received <= LATEST
-        and isinstance(reason, str)
-        and isinstance(frame, bytes)
-    ):
+    if not isinstance(frame, bytes):
+        frame, reason = b"", None
+    if isinstance(stream, str) and isinstance(reason, str) and isinstance(received, float) and 0 <= received <= LATEST:
         return QuarantinedMessage(key, stream, time_of(received), reason, frame)
-    return QuarantinedMessage(key, str(stream), time_of(0), "damaged", frame if isinstance(frame, bytes) else b"")
+    return QuarantinedMessage(key, str(stream), time_of(0), "damaged", frame)
 
 
 def clock(db: sqlite3.Connection) -> tuple[float, float]:

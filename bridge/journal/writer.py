@@ -123,14 +123,11 @@ class Store:
                 self.db.execute("PRAGMA wal_checkpoint(PASSIVE)")
                 self._unsynced = False
 
-    @property
-    def closed(self) -> bool:
-        """True after `close`."""
-        return self._lock_file.closed
-
     def close(self) -> None:
         """Write SQLite's log into the file and unlock it; other connections to it have to be closed before."""
         self.closing.set()
+        if self._lock_file.closed:
+            return
         with suppress(file.JournalError), self.report_errors("sync"):
             self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self.db.close()
@@ -243,8 +240,8 @@ def disk_space(path: Path) -> DiskSpace:
     try:
         disk = os.statvfs(path)
     except OSError:
-        return DiskSpace(sys.maxsize, sys.maxsize, log_size)
-    if not disk.f_blocks:
+        disk = None
+    if disk is None or not disk.f_blocks:
         return DiskSpace(sys.maxsize, sys.maxsize, log_size)
     return DiskSpace(disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize + _size(path) + log_size, log_size)
 

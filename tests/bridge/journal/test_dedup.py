@@ -102,10 +102,10 @@ def test_a_journal_that_closes_does_not_wait_for_them(
 ) -> None:
     reading = threading.Event()
 
-    def endless(*_: object) -> Iterator[dedup.Page]:
+    def endless(*_: object) -> Iterator[tuple[int, str | None, list[bytes], int]]:
         while True:
             reading.set()
-            yield dedup.Page(1, "", [], 0)
+            yield 1, "", [], 0
 
     put(store, range(3))
     monkeypatch.setattr(dedup, "seen_keys", endless)

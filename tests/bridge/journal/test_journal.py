@@ -331,7 +331,7 @@ def held_up(monkeypatch: pytest.MonkeyPatch, go_on: threading.Event) -> None:
     """Let the reading of remembered uuids wait."""
     seen_keys = dedup.seen_keys
 
-    def slowly(db: sqlite3.Connection, oldest: int, following: int) -> Iterator[dedup.Page]:
+    def slowly(db: sqlite3.Connection, oldest: int, following: int) -> Iterator[tuple[int, str | None, list[bytes], int]]:
         for page in seen_keys(db, oldest, following):
             assert go_on.wait(DEADLINE)
             yield page

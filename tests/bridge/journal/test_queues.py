@@ -15,7 +15,7 @@ def retry(seq: int, ordering_key: str, due: float, json: bytes = b"{}") -> Retry
 
 
 def due(db: sqlite3.Connection, now: float, *, limit: int = 100, max_bytes: int = 1000) -> list[int]:
-    return [one.seq for one in queues.due_retries(db, "a", now, Limits(limit, max_bytes, 0, 1000.0)).retries]
+    return [one.seq for one in queues.due_retries(db, "a", now, Limits(limit, max_bytes, 0, 1000.0))[0]]
 
 
 def test_a_lane_is_due_when_its_first_event_is(db: sqlite3.Connection) -> None:
@@ -72,9 +72,7 @@ def test_whatever_changed_in_a_row_is_noticed(db: sqlite3.Connection, change: st
     queues.save(db, "a", Settlement(dead=[letter(1), letter(2)]))
     db.execute(f"UPDATE retries SET {change} WHERE seq = 1")
     db.execute(f"UPDATE dead_letters SET {change} WHERE seq = 1")
-    found = queues.due_retries(db, "a", 0.0, Limits(100, 1000, 0, 1000.0))
-    assert found.retries == [retry(2, "z", 0.0)]
-    assert found.damaged == [1]
+    assert queues.due_retries(db, "a", 0.0, Limits(100, 1000, 0, 1000.0)) == ([retry(2, "z", 0.0)], [1])
     first, second = page(db)
     assert first.damaged
     assert (second.damaged, second.seq) == (False, 2)

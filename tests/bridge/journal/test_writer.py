@@ -208,9 +208,10 @@ def test_a_closed_store_lets_go_of_the_file_and_leaves_nothing_beside_it(path: P
     put(store, 1)
     with pytest.raises(JournalError, match="in use by process"):
         Store(path, "normal", MAX_BYTES)
-    assert not store.closed
+    assert not store._lock_file.closed
     store.close()
-    assert store.closed
+    store.close()
+    assert store._lock_file.closed
     assert sorted(file.name for file in path.parent.iterdir()) == ["journal.db", "journal.db.lock"]
     with closing(Store(path, "normal", MAX_BYTES)) as again:
         assert tables.next_seq(again.db) == 2
