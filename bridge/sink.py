@@ -13,7 +13,8 @@ One thread uses it:
 
 A failure concerns either the sink or an event:
 
-- the sink, or the way to it: raise `Unavailable` (or anything else). The same events are offered again, without a limit.
+- the sink, or the way to it: raise `Unavailable` (or anything else). The same events are offered again, without a limit; one at
+  which the receiver is `unreachable` again and again, also alone, goes to the retry queue if others wait behind it.
 - this event, for now: return `Failure.retry`. The event goes to the retry queue.
 - this event, for good: return `Failure.rejected`. The event becomes a dead letter.
 
