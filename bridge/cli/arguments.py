@@ -75,7 +75,7 @@ def add(subparsers: Subparsers) -> None:
         {
             "dead-letters": ("look at, replay and drop what sinks could not deliver", _EXAMPLES_LETTERS),
             "backlog": ("show what waits at each sink, and for how long", "event-bridge backlog"),
-            "journal": ("verify, export and prune the journal", _EXAMPLES_JOURNAL),
+            "journal": ("back up, verify, export and prune the journal", _EXAMPLES_JOURNAL),
             "rewind": ("deliver stored events to a sink again", "event-bridge rewind --sink audit --to 2h --dry-run"),
             "skip": ("set the event aside that a sink can't get past", "event-bridge skip --sink alerts"),
             "quarantine": ("look at messages that are no events", "event-bridge quarantine list"),
@@ -156,6 +156,11 @@ def _add_journal(parser: argparse.ArgumentParser) -> None:
     export.set_defaults(do=lambda a: journal.export(_target(a), _wanted(a), a.output))
     prune = add("prune", "delete now what nobody needs, as a running bridge does every second", "event-bridge journal prune")
     prune.set_defaults(do=lambda a: journal.prune(_target(a)))
+    copy = add("backup", "copy it, also beside a running bridge, and verify the copy", "event-bridge journal backup backup.db")
+    copy.add_argument("file", type=Path, metavar="FILE", help="the copy; must not exist")
+    copy.set_defaults(url=None, do=lambda a: journal.backup(_target(a), a.file))
+    copy.add_argument("--config", type=Path, metavar="FILE", help="the configuration (see event-bridge --help)")
+    copy.add_argument("--journal", type=Path, metavar="FILE", help="copy this file; needs no configuration")
     for each in (verify, export):
         _add_target(each, with_journal=True)
     _add_target(prune, with_journal=False)

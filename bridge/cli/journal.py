@@ -10,9 +10,10 @@ from typing import BinaryIO, Final, NamedTuple
 
 import msgspec
 
+from bridge import journal
 from bridge.admin.client import OperationError
 from bridge.cli.output import Progress, Table, count, line_width, plain, size, time
-from bridge.cli.target import Reader, Target
+from bridge.cli.target import Reader, Target, report_errors
 from bridge.journal import EVENTS_PER_PAGE, MESSAGES_PER_PAGE, ROWS_PER_VERIFY, JournalExtent, QuarantinedMessage, StoredEvent
 
 DONE: Final = 0
@@ -68,10 +69,29 @@ def verify(target: Target) -> int:
     total = sum(events for _, events in lost)
     places = f"places {stored.first} to {stored.next - 1}" if stored.first < stored.next else "nothing is stored"
     print(f"{count(sound, 'event')} sound, {total:,} lost; {places}, {_size(stored)}")
+    if not reader.running and journal.lacks_log(target.path):
+        print(
+            f"{target.path.name}-wal is missing: this looks like half of a copy of a running bridge's journal, without its last"
+            " events; `event-bridge journal backup` makes a whole one",
+            file=sys.stderr,
+        )
+        return DAMAGED
     if damage or lost:
         print("damaged; `event-bridge journal export` saves what can be read", file=sys.stderr)
         return DAMAGED
     return DONE
+
+
+def backup(target: Target, copy: Path) -> int:
+    """Copy the journal of a running or stopped bridge into a new file, and verify that; return the exit status.
+
+    Raises:
+        OperationError: The journal can't be read, or the file not written.
+    """
+    with report_errors():
+        journal.backup(target.path, copy)
+    print(f"{copy}: ", end="", flush=True)
+    return verify(Target(journal=copy))
 
 
 def export(target: Target, wanted: Wanted, output: Path | None) -> int:

@@ -44,7 +44,7 @@ class Target:
         if self.journal is None and self._client:
             yield self._client
             return
-        with _report_errors(), closing(JournalReader(self.journal or self._path)) as reader:
+        with report_errors(), closing(JournalReader(self.path)) as reader:
             yield reader
 
     @contextmanager
@@ -59,13 +59,13 @@ class Target:
             yield self._client
             return
         settings = load(self.config)
-        with _report_errors():
-            with closing(JournalReader(self._path)) as reader:
+        with report_errors():
+            with closing(JournalReader(self.path)) as reader:
                 damage = reader.check()
             # Opening a damaged file for writing would set it aside. That is the bridge's business, not a command's.
             if damage:
                 raise OperationError(
-                    f"{self._path}: damaged: {damage}; nothing was changed, but `journal export` saves what it can"
+                    f"{self.path}: damaged: {damage}; nothing was changed, but `journal export` saves what it can"
                 )
             logs.configure(settings.log.format, settings.log.level)
             with closing(Journal(settings.journal)) as journal:
@@ -74,9 +74,9 @@ class Target:
                 yield journal
 
     @cached_property
-    def _path(self) -> Path:
-        """The configured journal. The rest of the configuration may be wrong: it is not the running bridge's any more then."""
-        return load_section("journal", JournalSettings, self.config).path
+    def path(self) -> Path:
+        """The journal. The rest of the configuration may be wrong: it is not the running bridge's any more then."""
+        return self.journal or load_section("journal", JournalSettings, self.config).path
 
     @cached_property
     def _client(self) -> Client | None:
@@ -85,20 +85,21 @@ class Target:
             token = load_section("http", HttpSettings, self.config).token
             return Client(self.url, token.get_secret_value() if token else None)
         try:
-            running = holder(self._path)
+            running = holder(self.path)
         except JournalError as error:
             where = "" if find(self.config, os.environ) else "; no configuration was found, --config names one"
             raise OperationError(f"{error}{where}") from None
         if running and not running.url:
             raise OperationError(
                 f"the bridge runs (process {running.process}), but its HTTP port is off (http.listen), so that it can't be"
-                f" asked; to read only, --journal {self._path} looks at the file"
+                f" asked; to read only, --journal {self.path} looks at the file"
             )
         return Client(running.url, running.secret, verify=False) if running else None
 
 
 @contextmanager
-def _report_errors() -> Iterator[None]:
+def report_errors() -> Iterator[None]:
+    """Raise a `JournalError` as an `OperationError`."""
     try:
         yield
     except JournalError as error:

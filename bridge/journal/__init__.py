@@ -43,7 +43,7 @@ Operations
 Nothing outside this package knows that it is SQLite.
 """
 
-from bridge.journal.file import DiskFullError, JournalError, UnknownSinkError
+from bridge.journal.file import DiskFullError, JournalError, UnknownSinkError, backup, lacks_log
 from bridge.journal.journal import Journal
 from bridge.journal.lock import check_access
 from bridge.journal.model import (
@@ -91,4 +91,5 @@ __all__ += ["Appended", "Batch", "Closed", "Counters", "DeadLetter", "DeadLetter
 __all__ += ["DiskFullError", "EventPage", "Holder", "Journal", "JournalError", "JournalExtent", "JournalReader"]
 __all__ += ["JournalSettings", "Limits", "Paused", "QuarantinePage", "QuarantinedMessage", "Replayed", "Retry", "RetryPage"]
 __all__ += ["Rewound", "SeqOrId", "Settlement", "SinkBacklog", "SinkCounters", "StartAt", "StoredDeadLetter", "StoredEvent"]
-__all__ += ["StreamCounters", "UnknownSinkError", "VerifyPage", "Work", "check_access", "holder"]
+__all__ += ["StreamCounters", "UnknownSinkError", "VerifyPage", "Work", "backup", "check_access", "holder"]
+__all__ += ["lacks_log"]

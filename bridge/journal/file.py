@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -85,6 +86,43 @@ def connect_to_any(path: Path) -> sqlite3.Connection:
     return db
 
 
+def lacks_log(path: Path) -> bool:
+    """Return True if SQLite's log belongs to the file and is not there: somebody copied one file of two.
+
+    A journal that was closed in order needs no log, and says so. One that an earlier version closed does not say so.
+
+    Raises:
+        OSError: The file can't be read.
+    """
+    with path.open("rb") as opened:
+        # https://sqlite.org/fileformat2.html#file_format_version_numbers
+        return opened.read(20)[18:] == b"\2\2" and not path.with_name(path.name + "-wal").exists()
+
+
+def backup(path: Path, copy: Path) -> None:
+    """Copy a journal as it is at one instant, beside a running process or not, into a new file for this user only.
+
+    Raises:
+        JournalError: The journal can't be read, or the copy exists or can't be written; none is left then.
+    """
+    with closing(connect_to_any(path)) as source:
+        try:
+            os.close(os.open(copy, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        except FileExistsError:
+            raise JournalError(f"{copy}: exists; a backup overwrites nothing") from None
+        except OSError as error:
+            raise JournalError(f"{copy}: {error.strerror}") from None
+        try:
+            with closing(_connect(copy, "mode=rw")) as target:
+                source.backup(target)
+                target.execute("PRAGMA journal_mode=DELETE")
+        except BaseException as error:
+            copy.unlink(missing_ok=True)
+            if isinstance(error, sqlite3.Error):
+                raise JournalError(f"{copy}: {error}") from None
+            raise
+
+
 def _connect(path: Path, how: str) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?{how}"
     db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS)
@@ -128,10 +166,10 @@ def _prepare(path: Path) -> sqlite3.Connection:
     db = connect(path)
     try:
         _raise_damage(damage(db))
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA secure_delete=OFF")
         _refuse_other_formats(db, path)
         _refuse_foreign(db, path)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA secure_delete=OFF")
         schema.create(db)
         db.execute(f"PRAGMA user_version={schema.SCHEMA_VERSION}")  # To know whether it can be written.
         _mend_indexes(db, path)

@@ -130,6 +130,9 @@ class Store:
             return
         with suppress(file.JournalError), self.report_errors("sync"):
             self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with suppress(sqlite3.Error):
+            # The file says then that it is all there is; see `lacks_log`. Somebody who reads it prevents that.
+            self.db.executescript("PRAGMA busy_timeout=0; PRAGMA journal_mode=DELETE")
         self.db.close()
         self._lock_file.close()
 

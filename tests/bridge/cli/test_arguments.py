@@ -201,7 +201,7 @@ def test_help_of_every_subcommand_shows_an_example_that_is_understood(
             assert example.startswith(f"event-bridge {name} {sub}")
             command(example)
             shown += 1
-    assert shown == 9
+    assert shown == 10
 
 
 @pytest.fixture

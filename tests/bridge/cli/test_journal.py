@@ -11,7 +11,7 @@ import pytest
 
 from bridge.admin.client import OperationError
 from bridge.cli import journal as inspect_journal
-from bridge.cli.journal import Wanted, export, prune, quarantine, verify
+from bridge.cli.journal import Wanted, backup, export, prune, quarantine, verify
 from bridge.cli.target import Target
 from bridge.event import Malformed
 from bridge.journal import JournalExtent, JournalReader
@@ -217,3 +217,53 @@ def test_pruning_the_file_tells_what_became_free(
         assert reader.extent().first == reader.extent().next
     assert prune(Target()) == 0
     assert capsys.readouterr().out.startswith("0 bytes became free, ")
+
+
+def test_a_backup_is_whole_private_and_never_overwrites(
+    journal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copies" / "backup.db"
+    copy.parent.mkdir()
+    with opened(journal, "audit") as running:
+        append(running, [event(31)])
+        assert backup(Target(journal=journal), copy) == 0
+        append(running, [event(32)])
+
+    assert capsys.readouterr().out.startswith(f"{copy}: 31 events sound, 0 lost; places 1 to 31, ")
+    assert copy.stat().st_mode & 0o777 == 0o600
+    assert list(copy.parent.iterdir()) == [copy]
+    with pytest.raises(OperationError, match=r"backup\.db: exists; a backup overwrites nothing"):
+        backup(Target(journal=journal), copy)
+    with pytest.raises(OperationError, match="No such file or directory"):
+        backup(Target(journal=journal), tmp_path / "nowhere" / "backup.db")
+    with opened(copy, "audit") as restored:
+        assert running.counters().sinks["audit"].pending == 32
+        assert restored.counters().sinks["audit"].pending == 31
+
+
+def test_nothing_is_left_of_a_backup_that_fails(journal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "backup.db"
+
+    def full(_: Path, how: str) -> sqlite3.Connection:
+        if how == "mode=rw":
+            raise sqlite3.OperationalError("database or disk is full")
+        return sqlite3.connect(journal, isolation_level=None)
+
+    monkeypatch.setattr("bridge.journal.file._connect", full)
+    with pytest.raises(OperationError, match=r"backup\.db: database or disk is full"):
+        backup(Target(journal=journal), copy)
+    assert not copy.exists()
+
+
+def test_half_of_a_copy_is_called_that(journal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    half = tmp_path / "half.db"
+    with opened(journal, "audit") as running:
+        append(running, [event(31)])
+        half.write_bytes(journal.read_bytes())
+    capsys.readouterr()
+
+    assert verify(Target(journal=half)) == 1
+    assert capsys.readouterr().err.startswith("half.db-wal is missing: this looks like half of a copy")
+    assert verify(Target(journal=journal)) == 0
+    half.write_bytes(journal.read_bytes())
+    assert verify(Target(journal=half)) == 0
