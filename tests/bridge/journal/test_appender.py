@@ -30,3 +30,13 @@ def test_a_full_quarantine_leaves_most_of_the_smallest_journal_free(db: sqlite3.
     smallest = 16 * 1024 * 1024
     appender.insert_quarantine(db, "s", 0.0, [Malformed("too_large", bytes(QUARANTINE_BYTES))] * QUARANTINE_FRAMES)
     assert used_bytes(db) < smallest / 3
+
+
+def test_a_flood_of_malformed_messages_takes_few_statements(db: sqlite3.Connection) -> None:
+    statements: list[str] = []
+    db.set_trace_callback(statements.append)
+    flood = [Malformed("not_json", b"x"), Malformed("not_object", b"1")] * 100_000
+    appender.insert_quarantine(db, "s", 0.0, flood)
+    db.set_trace_callback(None)
+    assert len(statements) <= QUARANTINE_FRAMES + 3
+    assert dict(db.execute("SELECT reason, count FROM malformed")) == {"not_json": 100_000, "not_object": 100_000}
