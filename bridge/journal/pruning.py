@@ -26,8 +26,9 @@ _DROP_ROWS: Final = 16
 _ENOUGH_SHARE: Final = 64
 """Part of the journal that has to be free before it takes events again, once it was full."""
 
-
 _PATIENCE: Final = 1.0
+"""Seconds for which a reader may keep SQLite's log from being emptied before that is said."""
+
 _PINNED: Final = "a process that reads it (a backup, a sqlite3 shell) keeps SQLite's log from being emptied; new events wait"
 
 

@@ -172,9 +172,11 @@ class Store:
         size = _size(f"{self.path}-wal")
         if size < self.log_limit // 2:
             self.pinned_since = None
+            if "log" in self.errors:
+                self.set_error("log", None)
             return True
         if (now := time.monotonic()) >= self._empty_log_at:
-            with suppress(file.JournalError), self.report_errors("sync"):
+            with suppress(file.JournalError), self.report_errors("log"):
                 self.db.execute(f"PRAGMA busy_timeout={int(_READERS_SECONDS * 1000)}")
                 try:
                     (pinned, *_) = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()

@@ -138,6 +138,19 @@ def test_a_log_that_a_reader_keeps_from_being_emptied_leaves_no_room(path: Path,
         assert store.has_room()
 
 
+def test_a_log_that_can_not_be_emptied_is_trouble_until_it_is_small(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "log_limit", 2)
+    put(store, 1)
+    store.db.execute("BEGIN IMMEDIATE")
+    store.db.execute("DELETE FROM batches")
+    assert not store.empties_log()
+    store.db.execute("ROLLBACK")
+    assert "locked" in (store.last_error() or ""), "no checkpoint within a transaction"
+    monkeypatch.setattr(store, "log_limit", MAX_BYTES)
+    assert store.empties_log()
+    assert store.last_error() is None
+
+
 # Troubles
 
 
