@@ -18,7 +18,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from bridge.event import CONTROL_TYPES, MalformedReason
-from bridge.journal import Counters
+from bridge.journal import Counters, Paused
 from bridge.sink import REASONS
 from bridge.source import END_REASONS
 
@@ -79,6 +79,7 @@ class SinkMetrics:
 
     def __init__(self, metrics: "Metrics", name: str) -> None:
         self.up = metrics.sink_up.labels(name)
+        self.paused = {reason: metrics.sink_paused.labels(name, reason) for reason in get_args(Paused)}
         self.last_delivery = metrics.sink_last_delivery.labels(name)
         self.latency = metrics.sink_latency.labels(name)
         self.delivery = metrics.sink_delivery.labels(name)
@@ -120,6 +121,9 @@ class Metrics:
         self.stream_last_event = gauge("stream_last_event_timestamp_seconds", "When an event arrived last.", "stream")
         self.sink_last_delivery = gauge("sink_last_delivery_timestamp_seconds", "When an event was acknowledged last.", "sink")
         self.sink_up = gauge("sink_up", "1 while the sink is able to deliver.", "sink")
+        self.sink_paused = gauge(
+            "sink_paused", "1 while the sink gets no new events, since its queue is full.", "sink", "reason"
+        )
         self.sink_failures = counter(
             "sink_failures", "Deliveries that failed as a whole, and events that failed by themselves.", "sink", "reason"
         )
@@ -162,7 +166,14 @@ class Metrics:
 
     def forget_sink(self, name: str) -> None:
         """A sink left the configuration."""
-        for metric in (self.sink_up, self.sink_failures, self.sink_latency, self.sink_delivery, self.sink_last_delivery):
+        for metric in (
+            self.sink_up,
+            self.sink_paused,
+            self.sink_failures,
+            self.sink_latency,
+            self.sink_delivery,
+            self.sink_last_delivery,
+        ):
             metric.remove_by_labels({"sink": name})
 
 
@@ -191,6 +202,11 @@ class _CountersCollector(Collector):
         )
         yield GaugeMetricFamily("event_bridge_ready", "1 if /readyz says yes.", value=not self._observed.problems())
         yield GaugeMetricFamily("event_bridge_journal_bytes", "How much of the journal is in use.", value=counters.bytes)
+        yield GaugeMetricFamily(
+            "event_bridge_journal_in_trouble",
+            "1 while something fails in the journal: it is full, or the disk is.",
+            value=counters.last_error is not None,
+        )
         yield GaugeMetricFamily(
             "event_bridge_journal_damaged_files",
             "Damaged journals that were set aside and lie beside this one, with what they had not delivered.",

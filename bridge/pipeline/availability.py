@@ -54,7 +54,7 @@ class Availability:
     def failed(self, reason: Reason, error: str, retry_after: float | None) -> float:
         """Note that the sink is not available; return the seconds to wait before the next attempt."""
         self._metrics.failures[reason].inc()
-        self._metrics.up.set(0)
+        self._show(up=False)
         now, before = self._clock(), self.status
         # A sink that was up for that long, even without an event to prove it, begins with the shortest delay.
         if self.acknowledged or (before.up and now - before.since > self._settings.backoff.max):
@@ -75,7 +75,7 @@ class Availability:
         before, now = self.status, self._clock()
         if (before.up, before.reason) == (not paused, paused):
             return
-        self._metrics.up.set(not paused)
+        self._show(up=not paused, paused=paused)
         if paused:
             error = (
                 "its dead letters are at their limit (journal.dead_letters.max_bytes); `event-bridge dead-letters` drops some"
@@ -87,6 +87,11 @@ class Availability:
             return
         self.status = SinkStatus(up=True, since=now, error="")
         log.info("sink available", sink=self._name, after_seconds=round(now - before.since, 1), failures=before.failures)
+
+    def _show(self, *, up: bool, paused: Paused | None = None) -> None:
+        self._metrics.up.set(up)
+        for reason, gauge in self._metrics.paused.items():
+            gauge.set(reason == paused)
 
     def _new_delays(self) -> Iterator[float]:
         return backoff(self._settings.backoff.first, self._settings.backoff.max, self._uniform)

@@ -1,6 +1,7 @@
 """Twenty incidents, each brought about: what the table in docs/operations.md says of them is there within fifteen seconds."""
 
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -15,13 +16,15 @@ import pytest
 from bridge.simulator.server import Simulator, SimulatorSettings
 from tests.e2e import harness
 from tests.e2e.harness import Bridge, Receiver
+from tests.support.alerts import ALERTS, RULES, firing, names_in, run_promtool
 from tests.support.ports import free_port
 from tests.support.servers.receiver import make_certificate
 
 SECONDS = 15.0
 OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 ROW = re.compile(
-    r"^\| (?P<name>[^|]+?) \| `(?P<status>[^`]+)` \| (?:`(?P<backlog>[^`]+)`)? ?\| `(?P<log>[^`]+)` \| `(?P<metric>[^`]+)` \|",
+    r"^\| (?P<name>[^|]+?) \| `(?P<status>[^`]+)` \| (?:`(?P<backlog>[^`]+)`)? ?\| `(?P<log>[^`]+)` \| `(?P<metric>[^`]+)` \|"
+    r" `(?P<alert>\w+)` \|",
     re.MULTILINE,
 )
 
@@ -34,6 +37,7 @@ class Expected(NamedTuple):
     backlog: str | None
     log: str
     metric: str
+    alert: str
 
 
 TABLE = [Expected(*row.groups()) for row in ROW.finditer(OPERATIONS[OPERATIONS.index("## Incidents") :])]
@@ -219,6 +223,12 @@ def test_the_table_and_the_incidents_are_the_same() -> None:
     assert len(TABLE) >= 20
 
 
+def test_every_alert_belongs_to_an_incident_or_is_named_beside_the_table() -> None:
+    (beside,) = re.findall(r"^No row above names (.*?): they", OPERATIONS, re.MULTILINE | re.DOTALL)
+    assert {row.alert for row in TABLE} | set(re.findall(r"`(\w+)`", beside)) == ALERTS.keys()
+    assert {row.alert for row in TABLE} & set(re.findall(r"`(\w+)`", beside)) == set()
+
+
 @pytest.mark.timeout(90)
 @pytest.mark.parametrize("row", TABLE, ids=[row.name for row in TABLE])
 def test_within_fifteen_seconds_an_incident_is_seen_everywhere(tmp_path: Path, row: Expected) -> None:
@@ -241,6 +251,8 @@ def looks(rig: Rig, row: Expected) -> Iterator[tuple[str, Callable[[], bool]]]:
         yield f"backlog: {row.backlog}", lambda: shown in backlog(rig.bridge).lower()
     yield f"log: {row.log}", lambda: bool(rig.bridge.said(row.log))
     yield f"metric: {row.metric}", lambda: is_measured(rig.bridge, row.metric)
+    if shutil.which("promtool"):
+        yield f"alert: {row.alert}", lambda: would_fire(rig.bridge, row.alert)
 
 
 def at(value: Any, place: str) -> Any:
@@ -261,3 +273,21 @@ def is_measured(bridge: Bridge, wanted: str) -> bool:
     labels = dict(re.findall(r'(\w+)="([^"]*)"', match[2] or ""))
     found = harness.value(bridge.metrics(), match[1], **labels)
     return found == float(match[4]) if match[3] == "=" else found > float(match[4])
+
+
+def would_fire(bridge: Bridge, alert: str) -> bool:
+    """Return True if an alert fires when all goes on like in this second: counters rise at this pace, gauges repeat it."""
+    known = set().union(*(names_in(rule["expr"]) for rule in RULES))
+    scrapes, began = [bridge.metrics()], time.monotonic()
+    for _ in range(4):
+        time.sleep(0.25)
+        scrapes.append(bridge.metrics())
+    a_minute = 60 / (time.monotonic() - began)
+    values = {}
+    for (name, labels), last in scrapes[-1].items():
+        if name in known:
+            shown = ",".join(f'{label}="{value}"' for label, value in labels)
+            seen = [scrape.get((name, labels), last) for scrape in scrapes]
+            points = f"{last}+{(last - seen[0]) * a_minute}x40" if name.endswith("_total") else " ".join(map(str, seen * 8))
+            values[f"{name.removeprefix('event_bridge_')}{{{shown}}}"] = points
+    return run_promtool(bridge.directory, values, [firing(alert, 35)]) == ""

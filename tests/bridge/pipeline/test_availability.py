@@ -21,9 +21,11 @@ def test_changes_are_logged_and_not_each_failure() -> None:
         sink.works()
         sink.works("retry_queue_full", 7)
         sink.works("retry_queue_full", 7)
+        assert paused(metrics) == {"retry_queue_full": 1.0, "dead_letters_full": 0.0}
         clock.pass_(1.0)
         assert sink.failed("timeout", "no answer", 30.0) == 33.0
 
+    assert paused(metrics) == {"retry_queue_full": 0.0, "dead_letters_full": 0.0}
     assert delays == [1.0, 2.0, 2.0]
     assert [(line["event"], line.get("reason")) for line in logs] == [
         ("sink unavailable", "unreachable"),
@@ -42,3 +44,7 @@ def test_the_first_failure_after_an_acknowledgement_has_the_shortest_delay() -> 
     assert [sink.failed("unreachable", "", None) for _ in range(3)] == [1.0, 2.0, 4.0]
     sink.acknowledged = True
     assert [sink.failed("unreachable", "", None) for _ in range(2)] == [1.0, 2.0]
+
+
+def paused(metrics: Metrics) -> dict[str, float]:
+    return {sample.labels["reason"]: sample.value for family in metrics.sink_paused.collect() for sample in family.samples}
