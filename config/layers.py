@@ -62,13 +62,18 @@ class Layer:
 
     def has(self, path: KeyPath) -> bool:
         """Tell whether the layer has a value at a path."""
+        try:
+            self.value(path)
+        except (LookupError, TypeError):
+            return False
+        return True
+
+    def value(self, path: KeyPath) -> Any:
+        """Return the value at a path; raise `LookupError` or `TypeError` if there is none."""
         value: Any = self.data
         for key in path:
-            try:
-                value = value[key]
-            except (LookupError, TypeError):
-                return False
-        return True
+            value = value[key]
+        return value
 
     def place(self, path: KeyPath) -> str:
         """Name the value at a path, or the one that is missing there, by its variable or by its file and key."""

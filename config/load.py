@@ -27,7 +27,7 @@ from config.yaml_file import ReadError
 
 Section = TypeVar("Section", bound=BaseModel)
 
-__all__ = ["ConfigError", "find", "load", "load_section"]
+__all__ = ["ConfigError", "find", "load", "load_section", "load_with_layers"]
 
 
 def load(config: Path | None = None, env: Mapping[str, str] | None = None, plugins: Plugins | None = None) -> Settings:
@@ -41,7 +41,13 @@ def load(config: Path | None = None, env: Mapping[str, str] | None = None, plugi
     Raises:
         ConfigError: With everything that is wrong.
     """
-    env = os.environ if env is None else env
+    return load_with_layers(config, os.environ if env is None else env, plugins)[0]
+
+
+def load_with_layers(
+    config: Path | None, env: Mapping[str, str], plugins: Plugins | None = None
+) -> tuple[Settings, Sequence[Layer]]:
+    """Load the configuration as `load` does; return also the sources of its values, the one that wins first."""
     layers, lines = _read(config, env)
     problems = Problems(layers)
     for layer in layers:
@@ -70,7 +76,7 @@ def load(config: Path | None = None, env: Mapping[str, str] | None = None, plugi
     for name, model in models.items():
         mappings += models_in(model, data["sinks"][name], ("sinks", name))
     _put_in_secrets(mappings, layers, problems)
-    return _validated(data, models, lines, problems)
+    return _validated(data, models, lines, problems), layers
 
 
 def load_section(name: str, model: type[Section], config: Path | None = None, env: Mapping[str, str] | None = None) -> Section:

@@ -1,5 +1,6 @@
 """The command check: is the configuration usable and, if asked for, can everything be opened that `run` opens."""
 
+import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from bridge.journal import JournalError, JournalReader, check_access, holder
 from bridge.sink import Entry, SinkSettings, Unavailable
 from bridge.source import Ended
 from bridge.tls import ServerContext
-from config.load import load
+from config.load import find, load
 from config.rotation import ConfigReader
 from config.settings import Settings, StreamSettings
 
@@ -42,8 +43,8 @@ def check(config: Path | None, *, connect: bool, send: bool = False) -> None:
         ConfigError: The configuration can't be used.
         ConnectFailed: Something could not be reached.
     """
-    settings = load(config)
-    print(f"configuration ok: streams {', '.join(settings.streams)}; sinks {', '.join(settings.sinks)}")
+    settings, file = load(config), find(config, os.environ) or "variables only"
+    print(f"configuration ok: streams {', '.join(settings.streams)}; sinks {', '.join(settings.sinks)}; read from {file}")
     for name, sink in settings.sinks.items():
         for deprecation in sink.deprecations:
             print(f"sink {name}: {deprecation}")

@@ -9,7 +9,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Final
 
@@ -24,8 +23,10 @@ from bridge.cli.health import health
 from bridge.cli.listen import Filters, listen
 from bridge.cli.run import INTERRUPTED, OptionError
 from bridge.journal import JournalError
+from bridge.simulator import arguments as simulator_arguments
 from bridge.simulator.settings import SimulatorSettings
-from config.load import ConfigError
+from config.effective import effective
+from config.load import ConfigError, find
 from config.schema import json_schema
 
 UNREACHABLE: Final = 1
@@ -59,6 +60,8 @@ exit status: 0 all well, 1 something could not be reached or done, or is damaged
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (the process's own if None); return its exit status."""
     args = parser().parse_args(arguments)
+    if "config" in args and not getattr(args, "journal", None) and sys.stderr.isatty():
+        print(f"configuration: {find(args.config, os.environ) or 'variables only'}", file=sys.stderr)
     try:
         return _run(args)
     except ConfigError as error:
@@ -98,7 +101,7 @@ def _run(args: argparse.Namespace) -> int:
         case "simulate":
             commands.simulate(_simulator_settings(args))
         case "check":
-            checking.check(args.config, connect=args.connect or args.send, send=args.send)
+            _check(args)
         case "health":
             return health(args.config, ready=args.ready)
         case "schema":
@@ -109,6 +112,13 @@ def _run(args: argparse.Namespace) -> int:
         sys.stderr.flush()
         os._exit(0)
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.print:
+        print(effective(args.config), end="")
+    else:
+        checking.check(args.config, connect=args.connect or args.send, send=args.send)
 
 
 def _look_inside(args: argparse.Namespace) -> int:
@@ -156,6 +166,7 @@ def parser() -> argparse.ArgumentParser:
     inspect_arguments.add_commands(subparsers, {"schema": schema})
     run, check, live, demo = (commands[name] for name in ("run", "check", "listen", "demo"))
     check.add_argument("--connect", action="store_true", help="open what `run` opens, too: journal, port, streams, sinks")
+    check.add_argument("--print", action="store_true", help="only print every value, and where it is from; no secrets")
     check.add_argument("--send", action="store_true", help="deliver a test event to every sink, too (implies --connect)")
     commands["health"].add_argument("--ready", action="store_true", help="whether it can do its job, too (/readyz)")
     for config_user in (run, check, live, commands["health"]):
@@ -176,35 +187,8 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--engine", metavar="URL", help="follow this Docker Engine instead, like unix:///var/run/docker.sock")
     demo.add_argument("--rate", type=float, default=2.0, metavar="N", help="simulated events per second (2)")
     demo.add_argument("--seed", type=int, default=1, metavar="N", help="same seed, same story (1)")
-    _add_simulator_options(commands["simulate"])
+    simulator_arguments.add(commands["simulate"])
     return root
-
-
-def _add_simulator_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--listen", default="127.0.0.1:8750", metavar="HOST:PORT", help="where to listen (127.0.0.1:8750)")
-    add("--username", default="", help="the account; its namespace is the path without one")
-    add(
-        "--api-key", help="ask for this API key, or BRIDGE_SIMULATOR_API_KEY from the environment; none are asked for otherwise"
-    )
-    add("--namespace", action="append", default=[], help="serve this namespace; repeatable; every one if not given")
-    add("--rate", type=float, default=10.0, metavar="N", help="events per second over all namespaces; 0: full speed (10)")
-    add("--count", type=int, metavar="N", help="stop making events after so many")
-    add("--seed", type=int, metavar="N", help="same seed, same story; another one each time if not given")
-    add("--replay", type=Path, metavar="FILE.jsonl", help="send these events once, instead of a made-up story")
-    faults = parser.add_argument_group("faults", "all off, unless asked for")
-    fault = faults.add_argument
-    fault("--duplicates", type=float, default=0.0, metavar="SHARE", help="this share of events comes a second time (0.1)")
-    fault(
-        "--malformed", type=float, default=0.0, metavar="SHARE", help="after this share of events comes something that is none"
-    )
-    fault("--fragmented", type=float, default=0.0, metavar="SHARE", help="this share of events comes in several frames")
-    fault("--disconnect-every", type=float, metavar="S", help="end connections at this age")
-    fault("--silence-after", type=float, metavar="S", help="fall silent at this age, not even answering pings; 0: at once")
-    fault("--refuse", type=int, metavar="STATUS", help="refuse every handshake with this HTTP status")
-    fault("--retry-after", type=int, metavar="S", help="the Retry-After of such a refusal")
-    fault("--error-after", type=float, metavar="S", help="send the UNAUTHORIZED error frame at this age")
-    fault("--credentials-expire", type=float, metavar="S", help="refuse the credentials from this time on")
 
 
 def _values(options: Sequence[str]) -> list[str]:
@@ -213,12 +197,7 @@ def _values(options: Sequence[str]) -> list[str]:
 
 
 def _simulator_settings(args: argparse.Namespace) -> SimulatorSettings:
-    host, _, port = args.listen.rpartition(":")
-    if not host or not port.isdecimal():
-        raise OptionError(f"--listen: must be HOST:PORT, like 127.0.0.1:8750, not {args.listen!r}")
-    options = {field.name: getattr(args, field.name) for field in fields(SimulatorSettings) if field.name in args}
-    options["api_key"] = args.api_key or os.environ.get("BRIDGE_SIMULATOR_API_KEY")
     try:
-        return SimulatorSettings(**options, host=host.strip("[]"), port=int(port), namespaces=tuple(args.namespace))
+        return simulator_arguments.settings_of(args)
     except ValueError as error:
-        raise OptionError(f"--{str(error).replace('_', '-', 1)}") from None
+        raise OptionError(str(error)) from None

@@ -18,7 +18,7 @@ from bridge.journal import DiskFullError, JournalError
 from bridge.pipeline.supervisor import Requests
 from bridge.reload import Reload
 from bridge.simulator.settings import SimulatorSettings
-from config.load import ConfigError, load
+from config.load import ConfigError, find, load
 from config.rotation import ConfigReader
 from config.settings import LogSettings, Settings
 
@@ -73,6 +73,7 @@ def run(config: Path | None, log_format: logs.Format | None) -> bool:
     try:
         settings = load(config)
         log_as(settings.log)
+        log.info("the configuration is read", file=str(find(config, os.environ) or "variables only"))
         reader = ConfigReader(settings, lambda: load(config))
         bridge = _build(settings, reader, requests, stops)
         return bridge is None or _keep_running(settings, bridge, log_as)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bridge.cli.check import ConnectFailed, check
+from bridge.cli.main import main
 from bridge.simulator.server import Simulator, SimulatorSettings
 from bridge.sink import Entry, Failure
 from tests.support.journal_samples import append, event, opened
@@ -32,7 +33,7 @@ def test_a_check_that_reaches_nothing_names_what(tmp_path: Path, capsys: pytest.
 
     # Whether logs are set up by now, and so do not go there as well, depends on which tests ran before.
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("configuration", "stream"))]
-    assert said[0] == "configuration ok: streams acme; sinks stdout"
+    assert said[0] == f"configuration ok: streams acme; sinks stdout; read from {config}"
     assert said[1].startswith("stream acme: unauthorized: ")
 
 
@@ -121,6 +122,21 @@ def test_credentials_in_clear_text_are_said(
 
     said = [line.split()[6] for line in capsys.readouterr().out.splitlines() if "clear text" in line]
     assert said == hosts
+
+
+def test_the_command_prints_the_configuration_and_where_it_is_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bridge.yaml").write_text("streams: {acme: {username: bob, api_key: s3cret}}")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+
+    assert main(["check", "--print"]) == 0
+
+    output = capsys.readouterr()
+    assert "    username: bob  # bridge.yaml: streams.acme.username" in output.out.splitlines()
+    assert "  listen: off  # BRIDGE_HTTP__LISTEN" in output.out.splitlines()
+    assert "s3cret" not in output.out
+    assert output.err == "configuration: bridge.yaml\n"
 
 
 @pytest.fixture
