@@ -11,6 +11,7 @@ dockerd docker.io
 mosquitto mosquitto
 mosquitto_pub mosquitto-clients
 promtool prometheus
+prometheus-alertmanager prometheus-alertmanager
 kcat kcat
 openssl openssl
 java default-jre-headless

@@ -8,11 +8,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-import yaml
 
 from bridge.simulator.server import Simulator, SimulatorSettings
 from tests.e2e.harness import Bridge
-from tests.support.ports import free_port
+from tests.support.servers.prometheus import prometheus
 from tests.support.waiting import until
 
 
@@ -30,27 +29,14 @@ def ask(port: int, query: str) -> float | None:
 
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="not installed: prometheus")
 def test_prometheus_sees_books_that_balance(tmp_path: Path) -> None:
-    port = free_port()
     simulated = SimulatorSettings(port=0, rate=200, duplicates=0.1, malformed=0.1, wait_for_clients=1)
     with (
         Simulator(simulated) as simulator,
         Bridge(tmp_path / "bridge", {"streams": {"acme": {"url": simulator.url}}}) as bridge,
     ):
-        config = tmp_path / "prometheus.yaml"
         jobs = [{"job_name": "event-bridge", "static_configs": [{"targets": [f"127.0.0.1:{bridge.port}"]}]}]
-        config.write_text(yaml.safe_dump({"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": jobs}))
-        with (tmp_path / "prometheus.log").open("wb") as log:
-            prometheus = subprocess.Popen(
-                [
-                    "prometheus",
-                    f"--config.file={config}",
-                    f"--storage.tsdb.path={tmp_path / 'tsdb'}",
-                    f"--web.listen-address=127.0.0.1:{port}",
-                ],
-                stdout=log,
-                stderr=log,
-            )
-        try:
+        config = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": jobs}
+        with prometheus(tmp_path / "prometheus", config) as port:
             until(lambda: (ask(port, "event_bridge_events_accepted_total") or 0) > 200, "Prometheus has seen events")
             door = "event_bridge_events_accepted_total + event_bridge_events_duplicate_total"
             malformed = "sum without (reason) (event_bridge_events_malformed_total)"
@@ -60,9 +46,6 @@ def test_prometheus_sees_books_that_balance(tmp_path: Path) -> None:
             assert (ask(port, "sum(event_bridge_events_malformed_total)") or 0) > 0
             assert ask(port, "event_bridge_stream_connected") == 1
             assert ask(port, "event_bridge_sink_up") == 1
-        finally:
-            prometheus.terminate()
-            prometheus.wait(20)
         text = bridge.get("/metrics")[1]
         assert bridge.stop() == 0
 
