@@ -76,29 +76,25 @@ class Clock:
     """The time by which uuids get older: that of the day when the journal was made, and no step of the clock since then.
 
     Args:
-        offset: By how much the clock was ahead when that was recorded last.
+        recorded: By how much the clock was ahead of it when that was recorded last.
         least: It was not earlier when the journal was closed.
     """
 
     def __init__(
-        self, clock: Callable[[], float], monotonic: Callable[[], float], offset: float = 0.0, least: float = 0.0
+        self, clock: Callable[[], float], monotonic: Callable[[], float], recorded: float = 0.0, least: float = 0.0
     ) -> None:
+        self.recorded = recorded
         self._clock = clock
         self._monotonic = monotonic
-        self._offset = offset
-        self._base = max(clock() - offset, least) - monotonic()
+        self._base = max(clock() - recorded, least) - monotonic()
 
     def now(self) -> float:
         """Return seconds since the epoch, more or less."""
         return self._base + self._monotonic()
 
-    def step(self) -> float | None:
-        """Return by how much the clock is ahead, if it was set since that was asked last."""
-        offset = self._clock() - self.now()
-        if abs(offset - self._offset) < _STEP_SECONDS:
-            return None
-        self._offset = offset
-        return offset
+    def ahead(self) -> float:
+        """Return by how many seconds the clock is ahead."""
+        return self._clock() - self.now()
 
 
 class Ticket:
@@ -171,7 +167,6 @@ class Appender:
         with suppress(JournalError):
             with self._store.write("append", synced=True) as db:
                 save_batches(db, batches, self.clock.now())
-                self.keep_clock(db)
             now = self._monotonic()
             for batch, first, fresh in batches:
                 self.window.remember(batch.namespace, fresh, first, now)
@@ -187,10 +182,14 @@ class Appender:
             return True
         return False
 
-    def keep_clock(self, db: sqlite3.Connection) -> None:
-        """Record that the clock was set, if it was. Within a transaction."""
-        if (offset := self.clock.step()) is not None:
-            db.execute("UPDATE meta SET clock_offset = ?", (offset,))
+    def keep_clock(self) -> None:
+        """Record by how much the clock is ahead, if it was set since that was recorded last. With the write lock held."""
+        offset = self.clock.ahead()
+        if abs(offset - self.clock.recorded) >= _STEP_SECONDS:
+            with suppress(JournalError):
+                with self._store.write("clock") as db:
+                    db.execute("UPDATE meta SET clock_offset = ?", (offset,))
+                self.clock.recorded = offset
 
     def _count(self, batch: Batch, outcome: Appended) -> None:
         counters = self.streams.setdefault(batch.stream, StreamCounters(malformed={}))

@@ -237,8 +237,7 @@ class Journal(OperableReader):
             if "room" in store.errors:
                 # Nobody may be waiting for it any more.
                 self._space.make_room(self._appender.window.oldest_seq)
-            with store.write("clock") as db:
-                self._appender.keep_clock(db)
+            self._appender.keep_clock()
             store.sync()
         return more or not all_read
 

@@ -118,7 +118,7 @@ class Store:
 
     def sync(self) -> None:
         """Make durable what was committed without a sync; a failure is recorded."""
-        if self._unsynced:
+        if self._unsynced and not self.closing.is_set():
             with suppress(file.JournalError), self.report_errors("sync"):
                 self.db.execute("PRAGMA wal_checkpoint(PASSIVE)")
                 self._unsynced = False
