@@ -224,6 +224,7 @@ class Forwarder:
         try:
             failures = self._offer(delivery) if offered else ()
         except Unavailable as error:
+            self._availability.acknowledged |= bool(error.delivered)
             self._settle(delivery, delivery.progress(set(error.delivered)))
             first = next((entry for entry in offered if entry.seq not in error.delivered), None)
             if first and error.reason == "unreachable" and losses.lost(first.seq, len(offered)) and may_blame:

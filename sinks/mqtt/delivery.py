@@ -8,23 +8,29 @@ no event waits.
 The publications of one event are sent one after another, too. If one is refused, the rest is not published, however often the
 event is retried.
 
-Events that were in flight when a connection broke go last, each of them alone; see `sinks.mqtt.sink`.
+Events that may break the connection go last, each of them alone; see `sinks.mqtt.breakers`.
 """
 
 import itertools
+from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 
 from bridge.sink import Entry, Failure
 from sinks.classification import Classification
+from sinks.mqtt.breakers import shown
 from sinks.mqtt.packets import FAILED, PUBACK, PUBREC, classify, encode_publish, encode_release
 from sinks.mqtt.publication import Publication
 
 Group = deque[Entry]
 """Entries that must be sent one after another."""
 
-Publish = Callable[[Entry], Sequence[Publication] | Failure]
-"""Returns the publications of an event in sending order, or why it has none."""
+Publish = Callable[[Entry, bool], Sequence[Publication] | Failure | int]
+"""Returns the publications of an event in sending order, or why it has none.
+
+Or, if the event is not alone, which the second argument says, the rank at which it has to be sent alone, after all others.
+"""
 
 
 class _Sending:
@@ -44,31 +50,34 @@ class Delivery:
 
     Args:
         groups: The entries to deliver; emptied on the way.
-        last: Groups that are sent after all others, one event at a time.
         publish: Makes an event's publications.
+        delivered: Receives the `seq` of events that were acknowledged.
         qos: Quality of service.
         window: Largest number of publications in flight.
 
     Attributes:
-        delivered: The `seq` of events that were acknowledged.
+        topics: Topics on which publications were acknowledged.
+        largest: The largest payload among them, in bytes.
         failures: Events that were not delivered.
         unavailable: The refusal after which no more is sent, since it concerns all events.
         downgraded: The broker has ended a publication of QoS 2 with PUBACK.
     """
 
-    def __init__(self, groups: Iterable[Group], last: Iterable[Group], publish: Publish, *, qos: int, window: int) -> None:
-        self.delivered: set[int] = set()
+    def __init__(self, groups: Iterable[Group], publish: Publish, delivered: set[int], *, qos: int, window: int) -> None:
+        self.topics: set[bytes] = set()
+        self.largest = 0
         self.failures: list[Failure] = []
         self.unavailable: Classification | None = None
         self.downgraded = False
         self._ready = deque(groups)
-        self._last = deque(last)
+        self._last: list[tuple[int, Group]] = []
         self._publish = publish
+        self._delivered = delivered
         self._qos = qos
         self._window = window
         self._todo: deque[tuple[_Sending, Publication]] = deque()
-        # By packet identifier, in sending order, with the time of sending and the topic.
-        self._in_flight: dict[int, tuple[_Sending, float, bytes]] = {}
+        # By packet identifier, in sending order, with the time of sending.
+        self._in_flight: dict[int, tuple[_Sending, float, Publication]] = {}
         self._ids = itertools.cycle(range(1, 65_536))
         self._acknowledged = 0.0
         self._open = 0
@@ -89,9 +98,9 @@ class Delivery:
         return max(next(iter(self._in_flight.values()))[1] if self._in_flight else 0.0, self._acknowledged)
 
     @property
-    def unacknowledged(self) -> set[int]:
-        """The `seq` of events in flight."""
-        return {state.entry.seq for state, _, _ in self._in_flight.values()}
+    def in_flight(self) -> Sequence[tuple[int, Publication]]:
+        """The publications in flight, with the `seq` of their event."""
+        return [(state.entry.seq, publication) for state, _, publication in self._in_flight.values()]
 
     def fill(self, now: float) -> bytes:
         """Return the packets that may be sent at the monotonic time `now`."""
@@ -101,7 +110,7 @@ class Delivery:
                 continue
             state, publication = self._todo.popleft()
             packet_id = next(packet_id for packet_id in self._ids if packet_id not in self._in_flight)
-            self._in_flight[packet_id] = state, now, publication.topic
+            self._in_flight[packet_id] = state, now, publication
             topic, payload, retain, properties = publication
             parts.append(
                 encode_publish(topic, payload, qos=self._qos, retain=retain, packet_id=packet_id, properties=properties)
@@ -125,18 +134,18 @@ class Delivery:
             self.downgraded = True
         del self._in_flight[packet_id]
         self._acknowledged = now
-        state, _, topic = sent
+        state, _, publication = sent
         if kind == PUBREC and code < FAILED:
-            self._in_flight[packet_id] = state, now, topic
+            self._in_flight[packet_id] = state, now, publication
             return encode_release(packet_id)
-        self._settle(state, classify(code) if code >= FAILED else None, topic)
+        self._settle(state, publication, classify(code) if code >= FAILED else None)
         return b""
 
     def acknowledge_all(self) -> None:
         """Note that the broker has read all publications in flight."""
         in_flight, self._in_flight = self._in_flight, {}
-        for state, _, _ in in_flight.values():
-            self._settle(state)
+        for state, _, publication in in_flight.values():
+            self._settle(state, publication)
 
     def _start_next(self) -> bool:
         """Begin the next event, if there is one and it may be sent; it may fail at once."""
@@ -145,12 +154,15 @@ class Delivery:
         if self._ready:
             group = self._ready.popleft()
         elif self._last and not self._open:
-            group = self._last.popleft()
+            _, group = self._last.pop(0)
             self._alone = True
         else:
             return False
+        publications = self._publish(group[0], self._alone)
+        if isinstance(publications, int):
+            insort(self._last, (publications, group), key=itemgetter(0))
+            return True
         entry = group.popleft()
-        publications = self._publish(entry)
         if isinstance(publications, Failure):
             self.failures.append(publications)
             self._continue(group, stopped=publications.outcome != "rejected")
@@ -166,8 +178,11 @@ class Delivery:
         else:
             self._todo.extend([(state, publication) for publication in state.unsent])
 
-    def _settle(self, state: _Sending, refusal: Classification | None = None, topic: bytes = b"") -> None:
+    def _settle(self, state: _Sending, publication: Publication, refusal: Classification | None = None) -> None:
         """Note the end of a publication. If it was the last one or refused, the event has ended, too."""
+        if refusal is None:
+            self.topics.add(publication.topic)
+            self.largest = max(self.largest, len(publication.payload))
         state.unacknowledged -= 1
         if state.unacknowledged and refusal is None:
             self._queue(state)
@@ -175,32 +190,18 @@ class Delivery:
         self._open -= 1
         entry = state.entry
         if refusal is None:
-            self.delivered.add(entry.seq)
+            self._delivered.add(entry.seq)
         elif refusal.scope == "sink":
             self.unavailable = self.unavailable or refusal
         else:
-            error = f"the broker refused it on the topic {_shown(topic)}: {refusal.error}"
+            error = f"the broker refused it on the topic {shown(publication.topic)}: {refusal.error}"
             self.failures.append(refusal._replace(error=error).failure(entry))
         self._continue(state.group, stopped=refusal is not None and refusal.outcome != "rejected")
 
     def _continue(self, group: Group, *, stopped: bool) -> None:
         """Queue a group again, or hold the rest of it behind an event that failed."""
-        alone, self._alone = self._alone, False
+        self._alone = False
         if stopped:
             self.failures += [Failure.held(entry) for entry in group]
         elif group:
-            (self._last if alone else self._ready).append(group)
-
-
-def split_groups(groups: Sequence[Group], last: Mapping[int, int]) -> tuple[Sequence[Group], Sequence[Group]]:
-    """Separate the groups with an entry whose `seq` is in `last`; the one with the highest value there comes last."""
-    if not last:
-        return groups, []
-    first = [group for group in groups if not any(entry.seq in last for entry in group)]
-    delayed = [group for group in groups if any(entry.seq in last for entry in group)]
-    return first, sorted(delayed, key=lambda group: max(last.get(entry.seq, 0) for entry in group))
-
-
-def _shown(topic: bytes) -> str:
-    text = topic.decode()
-    return text if len(text) <= 200 else f"{text[:200]}..."
+            self._ready.append(group)

@@ -1,5 +1,6 @@
 """The publications of an event: the event itself, and with a `state_topic` the state of its resource; pure."""
 
+import sys
 from typing import NamedTuple
 
 from bridge.event import Fields
@@ -28,18 +29,22 @@ class PublicationEncoder:
     """
 
     def __init__(self, settings: MqttSettings, protocol: str, max_packet: int) -> None:
-        self._topic = Topic(settings.topic)
-        self._state_topic = None if settings.state_topic is None else Topic(settings.state_topic)
+        self._topic = Topic(settings.topic, replace=settings.replace)
+        state_topic = settings.state_topic
+        self._state_topic = None if state_topic is None else Topic(state_topic, replace=settings.replace)
         self._retain = settings.retain
         self._expiry = settings.expiry
         self._has_properties = protocol == "5"
         self._max_packet = max_packet
+        self._max_event = settings.max_event_bytes or sys.maxsize
 
     def __call__(self, entry: Entry) -> list[Publication] | Failure:
         """Return the publications of an event, its state first, or the failure of an event that is too large.
 
         If the second is refused, the first is published again at the retry, which does no harm to a state.
         """
+        if len(entry.json) > self._max_event:
+            return Failure.rejected(entry, "too_large", f"{len(entry.json)} bytes, more than `max_event_bytes`")
         fields = entry.fields
         properties = encode_properties(fields, self._expiry) if self._has_properties else None
         publications = [Publication(self._topic.of(fields), entry.json, self._retain, properties)]

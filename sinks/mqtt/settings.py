@@ -4,12 +4,12 @@ import re
 import secrets
 import socket
 from collections.abc import Sequence
-from typing import Final, Literal, NamedTuple, Self
+from typing import Annotated, Final, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from bridge.field_types import OptionalFile, Seconds
+from bridge.field_types import Bytes, OptionalFile, Seconds
 from bridge.sink import SinkSettings
 from sinks.mqtt.topic import MAX_TEXT_BYTES, Topic
 
@@ -71,6 +71,16 @@ class MqttSettings(SinkSettings):
     topic: str = Field(
         default="docker/{namespace}/{type}/{action}",
         description="Where an event goes, made of namespace, type, action, state, resource_uuid and uuid.",
+    )
+    replace: dict[Annotated[str, Field(min_length=1, max_length=1)], str] = Field(
+        default={},
+        description="Replacements for characters of an event's values in topics: `{' ': _}` for a broker that refuses spaces.",
+    )
+    max_event_bytes: Bytes | None = Field(
+        default=None,
+        ge=1,
+        description="Larger events become dead letters. For a broker that closes the connection over them: "
+        "with MQTT 3.1.1, it can't announce its limit.",
     )
     qos: Literal[0, 1, 2] = Field(
         default=1,

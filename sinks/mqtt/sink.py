@@ -9,8 +9,7 @@ exactly once if a connection breaks; the event's uuid identifies duplicates.
 wait. An invalid name or payload, or a packet that is too large, rejects the event. A quota concerns the sink.
 
 Some brokers end the connection over an event without a reason, or never acknowledge it, and would do so on every new
-connection. So the events in flight when a connection broke go last in the next deliveries, one at a time. If the connection
-drops three times while only this event is in flight, and the broker accepted other events, the event goes to the retry queue.
+connection: see `sinks.mqtt.breakers`. When the event is known, the sink connects again within the delivery, and takes the rest.
 An unreachable broker is not mistaken for this: it accepts nothing.
 
 With a `state_topic` an event is two publications, and delivered when both are acknowledged. The state comes first, since it can
@@ -19,7 +18,7 @@ would be published at every retry.
 """
 
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from time import monotonic
 from typing import ClassVar, Final
 
@@ -27,10 +26,10 @@ import structlog
 
 from bridge.sink import Entry, Failure, Unavailable
 from bridge.tls import tls_context
-from sinks.classification import Classification
 from sinks.mqtt import packets
+from sinks.mqtt.breakers import Breakers
 from sinks.mqtt.connection import Connection, VersionRefused
-from sinks.mqtt.delivery import Delivery, split_groups
+from sinks.mqtt.delivery import Delivery
 from sinks.mqtt.publication import Publication, PublicationEncoder
 from sinks.mqtt.settings import MqttSettings, read_address
 from sinks.mqtt.topic import Topic
@@ -39,8 +38,8 @@ from sinks.ordering import group
 
 log = structlog.get_logger(__name__)
 
-_SOLO_FAILURES: Final = 3
-"""Number of disconnects with only one event in flight after which that event goes to the retry queue."""
+_RECONNECTS: Final = 10
+"""New connections within one delivery, after events that broke it, at most."""
 
 _AVAILABILITY_ID: Final = 1
 """Packet identifier of the publications of our availability; nothing else is in flight then."""
@@ -67,10 +66,7 @@ class MqttSink:
         self._warned: set[str] = set()
         self._accepts = False  # True if the broker has accepted anything on this connection.
         self._disconnects: list[float] = []
-        # By `seq`: the number of disconnects at which an event was alone in flight; those that count; the broker's reason.
-        self._in_flight_at_disconnect: dict[int, int] = {}
-        self._solo_failures: dict[int, int] = {}
-        self._refusals: dict[int, Classification] = {}
+        self._breakers = Breakers()
 
     def open(self) -> None:
         """Connect, and publish `online`.
@@ -118,28 +114,49 @@ class MqttSink:
         Raises:
             Unavailable: The broker is not available; with the events that it has acknowledged.
         """
-        connection = self._opened()
-        settings = self._settings
-        ordered = settings.ordering == "resource" and settings.qos > 0
-        groups, last = split_groups(group(entries, ordered=ordered), self._in_flight_at_disconnect)
+        failures: list[Failure] = []
+        self.delivered = set[int]()
+        try:
+            reconnects = iter(range(_RECONNECTS))
+            while not self._deliver(entries, failures, may_reconnect=next(reconnects, None) is not None):
+                self.open()
+                ended = self.delivered.union(failure.seq for failure in failures)
+                entries = [entry for entry in entries if entry.seq not in ended]
+        except Unavailable as error:
+            error.delivered = self.delivered
+            raise
+        return failures
+
+    def _deliver(self, entries: Sequence[Entry], failures: list[Failure], *, may_reconnect: bool) -> bool:
+        """Publish entries, and add to the failures; return False if the connection broke over one that is known."""
+        connection, settings = self._opened(), self._settings
+        groups = group(entries, ordered=settings.ordering == "resource" and settings.qos > 0)
         window = min(settings.window(connection.protocol), connection.limits.receive_maximum) if settings.qos else 60_000
-        delivery = Delivery(groups, last, self._publications, qos=settings.qos, window=window)
-        self.delivered = delivery.delivered
+        delivery = Delivery(groups, self._publications, self.delivered, qos=settings.qos, window=window)
+        error: Unavailable | None = None
         try:
             with connection.in_use():
                 self._run(connection, delivery)
-        except Unavailable as error:
-            code = connection.ended_by
-            # Malformed packet and protocol error do not say which packet is meant, nor what is wrong with it.
-            self._note_disconnect(delivery, packets.classify(code) if code and code not in {0x81, 0x82} else None)
-            raise self._with_hint(error, connection.ended_by, delivery.delivered) from error
-        self._clear(delivery.delivered)
+        except Unavailable as broken:
+            error = broken
+        failures += delivery.failures
+        self._breakers.accepted(self.delivered, delivery.topics, delivery.largest)
         if delivery.downgraded:
             self._warn("the broker does QoS 2 as QoS 1: events may arrive twice; set `qos: 1`")
+        if error is not None:
+            in_flight, code = delivery.in_flight, connection.ended_by
+            # Malformed packet and protocol error do not say which packet is meant, nor what is wrong with it.
+            refusal = packets.classify(code) if code and code not in {0x81, 0x82} else None
+            known = self._breakers.disconnected(in_flight, refusal, accepts=self._accepts or bool(delivery.topics))
+            if known:
+                self._disconnects = []
+                if may_reconnect and error.reason != "timeout":
+                    return False
+            raise self._with_hint(error, code, len(in_flight)) from error
         if delivery.unavailable is not None:
             message = f"{self._address}: the broker refused an event: {delivery.unavailable.error}"
-            raise Unavailable(message, delivery.unavailable.reason, delivered=delivery.delivered)
-        return delivery.failures
+            raise Unavailable(message, delivery.unavailable.reason)
+        return True
 
     def check_connection(self) -> None:
         """Read what the broker has sent since the last use.
@@ -167,17 +184,13 @@ class MqttSink:
             raise Unavailable("the sink is not open", "internal")
         return self._connection
 
-    def _publications(self, entry: Entry) -> Sequence[Publication] | Failure:
-        """Return the publications of an event, or its failure if it has broken connections."""
-        refusal = self._refusals.pop(entry.seq, None)
-        if refusal is not None:
-            return refusal._replace(error=f"the broker ended the connection over it: {refusal.error}").failure(entry)
-        if self._solo_failures.get(entry.seq, 0) >= _SOLO_FAILURES:
-            # As a retry, it is tried once more.
-            self._solo_failures[entry.seq] = _SOLO_FAILURES - 1
-            error = "the connection broke each time when this event was sent alone, and took others"
-            return Failure.retry(entry, "server_error", error)
-        return self._encode(entry)
+    def _publications(self, entry: Entry, alone: bool) -> Sequence[Publication] | Failure | int:  # noqa: FBT001 - positional
+        """Return the publications of an event, its failure, or the rank at which it may be sent alone."""
+        publications = self._encode(entry)
+        if self._breakers.active and not isinstance(publications, Failure):
+            judged = self._breakers.judge(entry, publications, monotonic(), alone=alone)
+            return publications if judged is None else judged
+        return publications
 
     def _run(self, connection: Connection, delivery: Delivery) -> None:
         """Send publications and read acknowledgements until all entries have an outcome."""
@@ -269,7 +282,7 @@ class MqttSink:
                     return packets.read_acknowledgement(body)[1]
         raise self._no_answer(connection)
 
-    def _with_hint(self, error: Unavailable, code: int | None, delivered: Collection[int] = ()) -> Unavailable:
+    def _with_hint(self, error: Unavailable, code: int | None, in_flight: int = 0) -> Unavailable:
         """Return the error with a hint and a pause if the broker often disconnects without a reason.
 
         Two clients with the same client id take the session from each other, and not every broker sends the reason.
@@ -281,31 +294,7 @@ class MqttSink:
             times = len(self._disconnects)
             if times >= 3:
                 client_id = self._settings.client_id_of(self.name)
-                hint = f"; {times} times lately: is there another client with the `client_id` {client_id}?"
+                other = f", or is it over one of the {in_flight} publications in flight" if in_flight else ""
+                hint = f"; {times} times lately: is there another client with the `client_id` {client_id}{other}?"
                 pause = min(30.0, float(times))
-        return Unavailable(f"{error}{hint}", error.reason, retry_after=pause, delivered=delivered)
-
-    def _note_disconnect(self, delivery: Delivery, refusal: Classification | None) -> None:
-        """Remember the events in flight when the connection broke; `refusal` is the reason that the broker sent, if any."""
-        self._clear(delivery.delivered)
-        if refusal is not None and refusal.scope == "sink":
-            return
-        in_flight = delivery.unacknowledged
-        if len(self._in_flight_at_disconnect) + len(in_flight) > 10_000:
-            self._in_flight_at_disconnect, self._solo_failures, self._refusals = {}, {}, {}
-        for seq in in_flight:
-            self._in_flight_at_disconnect.setdefault(seq, 0)
-        if len(in_flight) == 1:
-            (seq,) = in_flight
-            self._in_flight_at_disconnect[seq] += 1
-            if refusal is not None and refusal.outcome == "rejected":
-                self._refusals[seq] = refusal
-            elif self._accepts or delivery.delivered:
-                self._solo_failures[seq] = self._solo_failures.get(seq, 0) + 1
-
-    def _clear(self, delivered: set[int]) -> None:
-        """Forget the disconnects of events that were delivered."""
-        if self._in_flight_at_disconnect:
-            for seq in delivered & self._in_flight_at_disconnect.keys():
-                del self._in_flight_at_disconnect[seq]
-                self._solo_failures.pop(seq, None)
+        return Unavailable(f"{error}{hint}", error.reason, retry_after=pause)

@@ -6,7 +6,7 @@ NUL in its state would block all others.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -42,6 +42,7 @@ class Topic:
     Args:
         text: The template.
         fields: The fields that may stand in it.
+        replace: Replacements for characters of values.
 
     Attributes:
         template: The parsed template.
@@ -50,7 +51,8 @@ class Topic:
         ValueError: It can't be parsed, or makes no valid topic.
     """
 
-    def __init__(self, text: str, fields: Sequence[str] = _FIELDS) -> None:
+    def __init__(self, text: str, fields: Sequence[str] = _FIELDS, replace: Mapping[str, str] | None = None) -> None:
+        self._replace = str.maketrans(dict(replace or {}))
         self.template = Template(text, fields, {"id": "resource_uuid"})
         self.fill = lru_cache(4096)(self._fill)
         _check(text, self.template.render(["x"] * len(self.template.names)))
@@ -63,7 +65,7 @@ class Topic:
 
     def _fill(self, values: tuple[str, ...]) -> bytes:
         """Return the topic with these values, in the order of the template's fields."""
-        topic = self.template.render([_UNFIT_IN_LEVEL.sub("_", value) for value in values])
+        topic = self.template.render([_UNFIT_IN_LEVEL.sub("_", value.translate(self._replace)) for value in values])
         levels = [f"_{level[1:]}" if level.startswith("$") else level or "_" for level in topic.split("/")]
         return "/".join(levels).encode()
 

@@ -290,6 +290,15 @@ def test_delays_grow_while_a_sink_is_unavailable_and_begin_anew_after_a_delivery
     assert bench.step() == 0.5
 
 
+def test_delays_do_not_grow_while_a_sink_takes_some_before_it_fails(make: Make) -> None:
+    bench = make()
+    for number in range(1, 9):
+        bench.send((number, f"/{number}/"))
+    bench.sink.script += [Unavailable("no", delivered={number}) for number in range(1, 6)]
+
+    assert [bench.step() for _ in range(5)] == [0.5] * 5
+
+
 def test_delays_are_those_of_the_sinks_settings(make: Make) -> None:
     bench = make(backoff={"first": "2s", "max": "5s"})
     bench.send((1, "/x/"))

@@ -1,10 +1,11 @@
 from collections import defaultdict
+from functools import partial
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.sink import Entry, Failure
-from sinks.mqtt.delivery import Delivery, split_groups
+from sinks.mqtt.delivery import Delivery
 from sinks.mqtt.packets import FAILED, PUBACK, PUBCOMP, PUBREC
 from sinks.mqtt.publication import Publication
 from sinks.ordering import group
@@ -16,7 +17,7 @@ CODES = [0, 0, 0, 0, 0, 0x10, 0x80, 0x87, 0x90, 0x97]
 """What a broker answers: mostly that all is well."""
 
 
-def publish(entry: Entry) -> list[Publication] | Failure:
+def publish(entry: Entry, _alone: bool = False) -> list[Publication] | Failure:
     """The event, and for some a second publication; one is impossible."""
     if entry.seq == 17:
         return Failure.rejected(entry, "too_large", "too large")
@@ -24,13 +25,18 @@ def publish(entry: Entry) -> list[Publication] | Failure:
     return [Publication(b"states", entry.json, retain=True, properties=b""), event] if entry.seq % 3 else [event]
 
 
+def publish_alone(some: set[int], entry: Entry, alone: bool) -> list[Publication] | Failure | int:
+    """The same, but with some only if they are alone."""
+    return publish(entry) if alone or entry.seq not in some else entry.seq % 3
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data(), st.sampled_from([1, 2]), st.integers(1, 12), st.sets(st.integers(0, 39), max_size=6))
 def test_whatever_a_broker_answers_order_and_window_are_kept_and_nothing_is_forgotten(
     data: st.DataObject, qos: int, window: int, broke: set[int]
 ) -> None:
-    groups, last = split_groups(group(ENTRIES, ordered=True), dict.fromkeys(broke, 1))
-    delivery = Delivery(groups, last, publish, qos=qos, window=window)
+    delivered = set[int]()
+    delivery = Delivery(group(ENTRIES, ordered=True), partial(publish_alone, broke), delivered, qos=qos, window=window)
     by_json = {entry.json: entry for entry in ENTRIES}
     flying: dict[int, Entry] = {}
     sent: list[Entry] = []
@@ -61,10 +67,10 @@ def test_whatever_a_broker_answers_order_and_window_are_kept_and_nothing_is_forg
         refused |= {seq} if code >= FAILED else set()
 
     failed = {failure.seq: failure.outcome for failure in delivery.failures}
-    assert not delivery.delivered & failed.keys()
-    assert all(topics[seq] == (["states", "events"] if seq % 3 else ["events"]) for seq in delivery.delivered)
+    assert not delivered & failed.keys()
+    assert all(topics[seq] == (["states", "events"] if seq % 3 else ["events"]) for seq in delivered)
     if delivery.unavailable is None:
-        assert delivery.delivered | failed.keys() == {entry.seq for entry in ENTRIES}
+        assert delivered | failed.keys() == {entry.seq for entry in ENTRIES}
     outcomes = defaultdict(list)
     for entry in ENTRIES:
         outcomes[entry.fields.resource_uri].append(failed.get(entry.seq))
@@ -78,8 +84,8 @@ def test_whatever_a_broker_answers_order_and_window_are_kept_and_nothing_is_forg
 
 
 def test_acknowledgements_that_nobody_waits_for_change_nothing() -> None:
-    groups, last = split_groups(group(ENTRIES[:1], ordered=True), {})
-    delivery = Delivery(groups, last, publish, qos=1, window=10)
+    delivered = set[int]()
+    delivery = Delivery(group(ENTRIES[:1], ordered=True), publish, delivered, qos=1, window=10)
     (publication,) = parse_packets(delivery.fill(0.0))
 
     delivery.acknowledge(PUBACK, publication.packet_id + 1, 0, 0.0)
@@ -88,15 +94,15 @@ def test_acknowledgements_that_nobody_waits_for_change_nothing() -> None:
 
     assert not delivery.done
     assert not delivery.downgraded
-    assert delivery.unacknowledged == {0}
+    assert [seq for seq, _ in delivery.in_flight] == [0]
     delivery.acknowledge(PUBACK, publication.packet_id, 0, 0.0)
     assert delivery.done
-    assert delivery.delivered == {0}
+    assert delivered == {0}
+    assert (delivery.topics, delivery.largest) == ({b"events"}, len(ENTRIES[0].json))
 
 
 def test_a_broker_is_silent_from_what_was_sent_or_from_the_last_acknowledgement_of_anything() -> None:
-    groups, last = split_groups(group(ENTRIES[:3], ordered=False), {})
-    delivery = Delivery(groups, last, publish, qos=1, window=2)
+    delivery = Delivery(group(ENTRIES[:3], ordered=False), publish, set(), qos=1, window=2)
     never, acknowledged = parse_packets(delivery.fill(100.0))
     assert delivery.silent_since == 100.0
 
@@ -110,8 +116,20 @@ def test_a_broker_is_silent_from_what_was_sent_or_from_the_last_acknowledgement_
     assert delivery.silent_since == 109.5
 
 
-def test_the_most_suspicious_goes_last() -> None:
-    free, suspected = split_groups(group(ENTRIES[:4], ordered=False), {0: 3, 2: 1})
+def test_an_event_goes_the_later_the_higher_its_rank() -> None:
+    ranks = {0: 3, 2: 1, 3: 1}
+    delivery = Delivery(
+        group(ENTRIES[:5], ordered=False),
+        lambda entry, alone: publish(entry) if alone else ranks.get(entry.seq, publish(entry)),
+        set(),
+        qos=1,
+        window=9,
+    )
+    order = dict[int, int]()
+    while not delivery.done:
+        sent = parse_packets(delivery.fill(0.0))
+        order |= {seq: len(sent) for seq, _ in delivery.in_flight}
+        for publication in sent:
+            delivery.acknowledge(PUBACK, publication.packet_id, 0, 0.0)
 
-    assert [lane[0].seq for lane in free] == [1, 3]
-    assert [lane[0].seq for lane in suspected] == [2, 0]
+    assert list(order.items()) == [(1, 2), (4, 2), (2, 1), (3, 1), (0, 1)]

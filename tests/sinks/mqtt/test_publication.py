@@ -35,6 +35,25 @@ def test_a_topic_that_would_be_too_long_is_the_events_fault() -> None:
     assert (refused.outcome, refused.reason) == ("rejected", "too_large")
 
 
+def test_an_event_above_our_own_limit_is_not_sent() -> None:
+    entry = make_entry(1)
+    size = len(entry.json)
+
+    refused = make(max_event_bytes=size - 1)(entry)
+
+    assert isinstance(refused, Failure)
+    assert (refused.outcome, refused.reason) == ("rejected", "too_large")
+    assert refused.error == f"{size} bytes, more than `max_event_bytes`"
+    assert not isinstance(make(max_event_bytes=size)(entry), Failure)
+
+
+def test_characters_are_replaced_in_every_topic() -> None:
+    entry = make_entry(1, state="Not running", resource_uri="/a/b c/")
+    state, event = make(topic="d e/{state}", state_topic="s/{resource_uuid}", replace={" ": "_"})(entry)  # type: ignore[misc]
+
+    assert (state.topic, event.topic) == (b"s/b_c", b"d e/Not_running")
+
+
 def test_a_state_does_not_expire() -> None:
     state, event = make(expiry=60, state_topic="state/{resource_uuid}")(make_entry(1))  # type: ignore[misc]
 

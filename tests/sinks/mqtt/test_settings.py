@@ -66,6 +66,8 @@ def test_what_is_no_address_is_told_without_repeating_it(url: str, words: str) -
         ({"client_id": "a\x00b"}, "`client_id` has characters"),
         ({"username": "a\nb"}, "`username` has characters"),
         ({"username": "a", "password": "s3cret" * 20_000}, "`password` is longer than MQTT allows"),
+        ({"replace": {"": "_"}}, "at least 1 character"),
+        ({"replace": {"ab": "_"}}, "at most 1 character"),
         ({"qos": 3}, "Input should be 0, 1 or 2"),
         ({"max_in_flight": 65_535}, "less than or equal to 60000"),
     ],

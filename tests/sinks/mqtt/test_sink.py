@@ -295,6 +295,70 @@ def test_an_event_that_breaks_every_connection_waits_and_all_others_arrive(
     assert {error.reason for error in unavailable} == {"unreachable" if ends else "timeout"}
 
 
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+@pytest.mark.parametrize("window", [1, 20])
+def test_a_broker_that_closes_at_some_topics_takes_all_others_soon(make_sink: MakeSink, protocol: str, window: int) -> None:
+    """nats-server 2.15.2 sends FIN at a space in a topic, aedes 1.2.0 at one that it does not authorize."""
+    kinds = ("container", "service", "stack")
+    entries = [
+        make_entry(seq, f"web-{seq}", type=kinds[seq // 5 % 3], state="Not running" if seq % 5 == 4 else "Running")
+        for seq in range(60)
+    ]
+    broker = Broker(protocol)
+    broker.answer = lambda publish: b"" if " " in publish.topic else 0
+    sink = make_sink(broker, protocol=protocol, topic="docker/{type}/{state}", max_in_flight=window)
+
+    failures, unavailable = forward(sink, entries)
+    connections, tried = len(broker.connects), len(broker.tried)
+    later = [*make_entries(10), *[make_entry(seq, f"{seq}", type="stack", state="Not running") for seq in range(100, 110)]]
+    more = sink.deliver(later)
+    broker.stop()
+
+    assert {publish.payload for publish in broker.published} >= {entry.json for entry in entries if entry.seq % 5 != 4}
+    assert outcomes(failures) == dict.fromkeys(range(4, 60, 5), ("retry", "server_error"))
+    assert {failure.error.partition(" topic ")[2].partition(";")[0] for failure in failures} == {
+        f"docker/{kind}/Not running" for kind in kinds
+    }
+    assert len(unavailable) == 1
+    assert connections <= 3 + 2 * len(kinds) + 1, "each event would have its own"
+    assert not [error for error in unavailable if error.retry_after], str(unavailable)
+    assert outcomes(more) == dict.fromkeys(range(100, 110), ("retry", "server_error"))
+    assert len(broker.connects) == connections
+    assert len(broker.tried) == tried + 10
+
+
+def test_a_broker_that_closes_at_large_events_is_asked_about_the_size_once(make_sink: MakeSink) -> None:
+    """Rumqttd 0.20.0 resets the connection above 20,480 bytes, also with MQTT 5, and announces no limit."""
+    entries = [make_entry(seq, f"web-{seq}", environment="x" * (3000 if seq % 5 == 4 else 0)) for seq in range(60)]
+    broker = Broker()
+    broker.answer = lambda publish: b"" if len(publish.payload) > 2048 else 0
+    sink = make_sink(broker, max_in_flight=10, topic="docker/{namespace}/{resource_uuid}")
+
+    failures, unavailable = forward(sink, entries)
+    failures_of_one, none = forward(sink, [make_entry(100, "new", environment="x" * 4000)])
+    broker.stop()
+
+    assert {publish.payload for publish in broker.published} == {entry.json for entry in entries if entry.seq % 5 != 4}
+    assert outcomes(failures) == dict.fromkeys(range(4, 60, 5), ("retry", "server_error"))
+    assert len(broker.connects) <= 1 + 6 + 2 * 3 + 1
+    assert len(unavailable) <= 6
+    assert not none
+    assert "bytes and more; those above `max_event_bytes` become dead letters" in failures_of_one[0].error
+
+
+def test_connections_that_break_over_nothing_in_flight_are_another_clients_doing_perhaps(
+    broker: Broker, make_sink: MakeSink
+) -> None:
+    sink = make_sink(broker, client_id="ours")
+    for times in range(1, 5):
+        sink.open()
+        broker.end_connections()
+        error = wait_until_gone(sink)
+
+        assert ("is there another client with the `client_id` ours?" in str(error)) is (times > 2)
+        assert error.retry_after == (float(times) if times > 2 else None)
+
+
 def test_an_event_that_was_poison_once_may_arrive_later(broker: Broker, make_sink: MakeSink) -> None:
     poison = make_entry(1)
     broker.answer = lambda _: b""

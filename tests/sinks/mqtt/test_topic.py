@@ -21,6 +21,12 @@ def test_a_topic_is_made_of_the_fields_of_the_event() -> None:
     assert topic.decode() == f"dock-acme/container.update/Not running/0b0e3538/{event.uuid}/{{x}}"
 
 
+def test_a_replacement_makes_no_level_and_no_wildcard() -> None:
+    topic = Topic("docker/{state}", replace={" ": "/", ".": "#", "x": "", "/": "-"})
+
+    assert topic.of(fields(state="a b.c x/d")) == b"docker/a_b_c_-d"
+
+
 def test_the_old_name_of_a_field_is_accepted() -> None:
     topic = Topic("docker/{id}/{type}")
 
