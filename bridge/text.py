@@ -1,9 +1,17 @@
 """Texts of peers, made fit to be shown."""
 
+import re
+import unicodedata
+from collections.abc import Iterable
 from typing import Final
+from urllib.parse import unquote
 
 MAX_CHARS: Final = 1000
 """Characters of a peer's text that are shown; it may send as many as it likes."""
+_MIN_BEGINNING: Final = 4
+"""Less than so many characters at the end of a text tell nothing of the secret that begins with them."""
+# An element or a comment without an end goes to the end of the text. So no character is looked at twice.
+_MARKUP: Final = re.compile(r"(?is)<(script|style)\b.*?(?:</\1>|\Z)|<!--.*?(?:-->|\Z)|<[^<>]*>")
 
 
 def plain(text: str, max_chars: int = MAX_CHARS) -> str:
@@ -11,3 +19,40 @@ def plain(text: str, max_chars: int = MAX_CHARS) -> str:
     if len(text) > max_chars:
         text = text[: max_chars - 1] + "…"
     return text if text.isprintable() else "".join(character if character.isprintable() else "·" for character in text)
+
+
+def without_markup(text: str, instead: str = " ") -> str:
+    """Replace the tags, comments, scripts and styles of HTML."""
+    return _MARKUP.sub(instead, text)
+
+
+def without(secrets: Iterable[str], text: str) -> str:
+    """Mask secrets in a text: as they are, percent-encoded, or with markup or characters in them that nobody sees.
+
+    The text may have been cut: at its end, the beginning of a secret is masked, too.
+    """
+    longest_first = sorted((secret for secret in secrets if secret.strip("*")), key=len, reverse=True)
+    text = form = _masked(longest_first, text)
+    bare = [it for secret in longest_first if (it := _visible(secret))]
+    for read in (_visible, lambda it: without_markup(it, ""), lambda it: _visible(unquote(it))):
+        form = read(form)
+        if any(secret in form for secret in bare):
+            text = form = _masked(bare, form)
+    for secret in longest_first:
+        for size in range(min(len(secret), len(text)), _MIN_BEGINNING - 1, -1):
+            if text.endswith(secret[:size]):
+                return f"{text[:-size]}***"
+    return text
+
+
+def _masked(secrets: Iterable[str], text: str) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
+
+
+def _visible(text: str) -> str:
+    """Leave out the characters that take no place, but not white space."""
+    if text.isprintable() and text.isascii():
+        return text
+    return "".join(it for it in text if it.isspace() or (it.isprintable() and unicodedata.category(it) != "Mn"))

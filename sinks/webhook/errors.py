@@ -8,7 +8,7 @@ import html
 import http
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from datetime import datetime
 from typing import Final, Literal
 from urllib.parse import urlsplit
@@ -17,6 +17,7 @@ import pycurl
 
 from bridge.policy import parse_retry_after
 from bridge.sink import Reason
+from bridge.text import without, without_markup
 from sinks.classification import Classification
 from sinks.webhook.client import NoResponse, Response
 
@@ -40,9 +41,11 @@ _CLASSES: Final[dict[int, _Meaning]] = {
     4: ("event", "rejected", "rejected"),
     5: ("event", "retry", "server_error"),
 }
+# A slash, or an ASCII character, as encoders of JSON write them.
+_ESCAPED: Final = re.compile(r"\\(?:/|u00([2-7][0-9a-fA-F]))")
 
 
-def classify(response: Response, where: str, secrets: Iterable[str], now: datetime) -> Classification | None:
+def classify(response: Response, where: str, secrets: Collection[str], now: datetime) -> Classification | None:
     """Classify a response; None if it is 2xx, so that the events are delivered.
 
     Args:
@@ -60,7 +63,8 @@ def classify(response: Response, where: str, secrets: Iterable[str], now: dateti
     except ValueError:
         error = f"{where} answered {status}"
     if status // 100 == 3:
-        place = _clean(_target(response.header("Location") or ""), secrets)
+        location = (response.header("Location") or "").encode("latin-1").decode(errors="replace")
+        place = _clean(_target(without(secrets, location)), secrets)
         error += f" and points to {place}; redirects are not followed, set `url` to the place itself"
     elif words := _clean(response.body.decode(errors="replace"), secrets):
         error += f": {words}"
@@ -77,14 +81,15 @@ def _target(location: str) -> str:
     return host + parts.path or "nowhere"
 
 
-def _clean(text: str, secrets: Iterable[str]) -> str:
+def _clean(text: str, secrets: Collection[str]) -> str:
     """Return up to 200 printable characters of what a receiver says, as JSON or HTML perhaps, without secrets."""
-    text = html.unescape(text).replace("\\/", "/")
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, "***")
-    # Of the beginning only: elements without an end take a time that grows with the square of the length.
-    text = re.sub(r"(?s)<(script|style)\b.*?</\1>|<[^<>]*>", " ", text[:4096])
-    return " ".join("".join(each if each.isprintable() else " " for each in text).split())[:200]
+    known = {*secrets, *map(_unescape, secrets)}
+    shown = without_markup(without(known, _unescape(text)))
+    return without(known, " ".join("".join(each if each.isprintable() else " " for each in shown).split()))[:200]
+
+
+def _unescape(text: str) -> str:
+    return _ESCAPED.sub(lambda it: chr(int(it[1], 16)) if it[1] else "/", html.unescape(text))
 
 
 def classify_error(error: NoResponse, where: str, timeout: float) -> Classification:

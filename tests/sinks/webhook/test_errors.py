@@ -1,4 +1,5 @@
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
 import pycurl
@@ -15,7 +16,7 @@ HOST = "hooks.example.com"
 
 def classification_of(status: int, head: str = "", body: str = "", secrets: Collection[str] = ()) -> Classification:
     classified = classify(
-        Response(status, f"HTTP/1.1 {status} x\r\n{head}\r\n\r\n".encode("latin-1"), body.encode()), HOST, secrets, NOW
+        Response(status, f"HTTP/1.1 {status} x\r\n{head}\r\n\r\n".encode(), body.encode()), HOST, secrets, NOW
     )
     assert classified is not None
     return classified
@@ -101,6 +102,39 @@ def test_what_the_receiver_says_is_shown_clean_and_without_secrets(body: str, wo
     classified = classification_of(422, body=body, secrets=["heim", "ge/heim&<="])
 
     assert classified.error == f"{HOST} answered 422 Unprocessable Entity" + (f": {words}" if words else "")
+
+
+TOKEN = "geheim-0123-abcd"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        " " * 4090 + TOKEN,
+        "<p>" * 1363 + TOKEN,
+        " " * (65536 - 10) + TOKEN[:10],  # As much of the body as is read.
+        "geheim%2D0123%2dabcd",
+        "geheim\\u002d0123-abcd",
+        "geheim&#45;0123-abcd",
+        "geheim\u200b-0123\u00ad-ab\ufe0fcd",
+        "geheim<b>-0123</b>-abcd",
+        "geheim<!-- <i> -->-0123<script>x</script>-abcd",
+        "geheim<wbr>%2D0123\u200b-abcd",
+    ],
+)
+@pytest.mark.parametrize("secrets", [[TOKEN], [TOKEN, f"Bearer {TOKEN}", "*", "***"]])
+def test_a_secret_is_masked_however_a_receiver_repeats_it(body: str, secrets: Sequence[str]) -> None:
+    texts = [body, f"no such key: {body}"]
+    errors = [classification_of(401, body=text, secrets=secrets).error for text in texts]
+    if "&" not in body:  # A place is no HTML.
+        errors += [classification_of(301, f"Location: /{text}", secrets=secrets).error for text in texts]
+    for error in errors:
+        assert "***" in error
+        assert not re.search("geheim|0123|abcd", error)
+
+
+def test_a_line_break_in_a_secret_with_spaces_does_not_show_it() -> None:
+    assert classification_of(401, body="a\nsecret\tof words", secrets=["a secret of words"]).error.endswith(": ***")
 
 
 @pytest.mark.parametrize(
