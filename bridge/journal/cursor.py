@@ -149,7 +149,9 @@ class Cursor:
             self.row = after
             if outcome.dead:
                 self.dead_letters += queues.letters_of([dead.json for dead in outcome.dead])
-            self.queue_grew(new - outcome.delivered - outcome.filtered - len(outcome.dead))
+            self.retrying += new - outcome.delivered - outcome.filtered - len(outcome.dead)
+            # After the count: a thread that sees this number sees that one.
+            self.queue_version += 1
         return self.retrying
 
     def rewind(self, store: Store, seq: int, *, dry_run: bool) -> Rewound:
@@ -165,15 +167,10 @@ class Cursor:
             db.execute(tables.SAVE_SINK, (self._sink, *row))
         with store.changed:
             self.row, self.next_unread = row, first
-            self.queue_grew(-taken)
+            self.retrying -= taken
+            self.queue_version += 1
             store.changed.notify_all()
         return Rewound(first, again)
-
-    def queue_grew(self, count: int) -> None:
-        """Note a change of the retry queue."""
-        self.retrying += count
-        # After the count: a thread that sees this number sees that one.
-        self.queue_version += 1
 
 
 def add(store: Store, name: str, start_at: StartAt, next_seq: int) -> Cursor:

@@ -202,7 +202,7 @@ class Journal(OperableReader):
                 for name, counters in self._appender.streams.items()
             }
             sinks = {name: cursor.counters(self._appender.next_seq) for name, cursor in self._sinks.items()}
-            return Counters(streams, sinks, self._store.used, self._store.last_error())
+            return Counters(streams, sinks, self._store.used, self._store.last_error)
 
     def oldest(self, sink: str) -> bytes | None:
         """Return the JSON of the oldest pending event of a sink; None if there is none.

@@ -45,6 +45,7 @@ class Store:
         changed: Guards the counts in memory; notified when there are new events or retries.
         closing: Set once the journal is being closed.
         errors: The error of each operation that failed when it was tried last.
+        last_error: The one that has lasted longest; None if every operation works.
         used: Bytes of the file in use after the last commit.
         log_limit: Bytes of SQLite's log at which nothing is taken that makes the journal larger.
         pinned_since: The monotonic time since which a reader keeps the log from being emptied; None if none does.
@@ -61,6 +62,7 @@ class Store:
         self.changed = threading.Condition()
         self.closing = threading.Event()
         self.errors: dict[str, str] = {}
+        self.last_error: str | None = None
         self.damaged = False
         self._durability = durability
         self._lock_file = lock.lock(path)
@@ -191,11 +193,6 @@ class Store:
 
     # Errors: from any thread.
 
-    def last_error(self) -> str | None:
-        """Return the error that has lasted longest; None if every operation works."""
-        with self._errors_lock:
-            return next(iter(self.errors.values()), None)
-
     def set_error(self, operation: str, error: str | None) -> None:
         """Record that an operation failed, or that it works; the first error of all is logged, and the end of the last."""
         if self.errors.get(operation) == error:
@@ -207,10 +204,11 @@ class Store:
             else:
                 self.errors[operation] = error
             after = next(iter(self.errors), None)
+            self.last_error = None if after is None else self.errors[after]
         if after is None:
             log.info("the journal works again")
         elif after != before:
-            log.error("the journal is in trouble, and tries again until it works", trouble=self.errors[after])
+            log.error("the journal is in trouble, and tries again until it works", trouble=self.last_error)
 
     def failure(self, operation: str, error: sqlite3.Error) -> file.JournalError:
         """Record a failure of the disk, and return it as an error to raise."""

@@ -99,7 +99,7 @@ def test_pruning_that_fails_is_trouble_and_promises_no_more(store: Store) -> Non
     put(store, 300)
     store.db.execute("CREATE TRIGGER failing BEFORE DELETE ON batches BEGIN SELECT RAISE(FAIL, 'the disk is on fire'); END")
     assert make(store, {}).prune_some(1) is False
-    assert "the disk is on fire" in (store.last_error() or "")
+    assert "the disk is on fire" in (store.last_error or "")
     assert len(stored(store)) == 300
 
 
@@ -110,11 +110,11 @@ def test_a_full_journal_has_room_when_what_nobody_needs_is_gone(store: Store, ad
     assert made.make_room(1)
     put(store, 200)
     assert not made.make_room(1)
-    assert "full, journal.max_bytes is 200000" in (store.last_error() or "")
+    assert "full, journal.max_bytes is 200000" in (store.last_error or "")
     assert len(stored(store)) == 200, "blocked, nothing is dropped"
     move(store, cursor, 150)
     assert made.make_room(1)
-    assert store.last_error() is None
+    assert store.last_error is None
 
 
 def test_once_full_it_has_room_only_when_it_is_well_below_its_limit(
@@ -157,7 +157,7 @@ def test_a_skip_that_can_not_be_recorded_moves_nobody(store: Store, add_sink: Ad
     store.db.execute("CREATE TRIGGER failing BEFORE INSERT ON sinks BEGIN SELECT RAISE(FAIL, 'the disk is on fire'); END")
     store.db.execute("DELETE FROM batches WHERE first < 3")
     assert not make(store, sinks).skip("a", cursor, 6)
-    assert "on fire" in (store.last_error() or "")
+    assert "on fire" in (store.last_error or "")
     assert cursor.row == ROW
     assert tables.sinks(store.db) == {"a": ROW}
 
@@ -171,7 +171,7 @@ def test_a_journal_that_is_full_of_something_else_drops_what_it_has_and_stays_fu
     assert not make(store, sinks, "drop_oldest").make_room(1)
     counters = cursor.counters(4)
     assert (stored(store), counters.dropped, counters.pending) == ([], 3, 0)
-    assert "full, journal.max_bytes is 200000" in (store.last_error() or "")
+    assert "full, journal.max_bytes is 200000" in (store.last_error or "")
 
 
 def test_nothing_is_skipped_that_is_sound(store: Store, add_sink: Add) -> None:

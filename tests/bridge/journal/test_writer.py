@@ -145,28 +145,28 @@ def test_a_log_that_can_not_be_emptied_is_trouble_until_it_is_small(store: Store
     store.db.execute("DELETE FROM batches")
     assert not store.empties_log()
     store.db.execute("ROLLBACK")
-    assert "locked" in (store.last_error() or ""), "no checkpoint within a transaction"
+    assert "locked" in (store.last_error or ""), "no checkpoint within a transaction"
     monkeypatch.setattr(store, "log_limit", MAX_BYTES)
     assert store.empties_log()
-    assert store.last_error() is None
+    assert store.last_error is None
 
 
 # Troubles
 
 
 def test_the_first_trouble_is_told_until_it_is_over_and_then_the_next(store: Store) -> None:
-    assert store.last_error() is None
+    assert store.last_error is None
     with capture_logs() as logs:
         for _ in range(2):
             store.set_error("append", "no disk")
             store.set_error("read a", "no light")
-        assert store.last_error() == "no disk"
+        assert store.last_error == "no disk"
         assert store.errors.keys() == {"append", "read a"}
         store.set_error("append", None)
-        assert store.last_error() == "no light"
+        assert store.last_error == "no light"
         store.set_error("room", None)
         store.set_error("read a", None)
-        assert store.last_error() is None
+        assert store.last_error is None
     said = [(entry["log_level"], entry.get("trouble")) for entry in logs]
     assert said == [("error", "no disk"), ("error", "no light"), ("info", None)], "changes only"
 
@@ -174,22 +174,22 @@ def test_the_first_trouble_is_told_until_it_is_over_and_then_the_next(store: Sto
 def test_a_failure_is_told_as_an_error_with_the_path_and_noted_until_the_same_thing_goes_well(store: Store, path: Path) -> None:
     with pytest.raises(JournalError, match=f"{path}: no such table: nowhere"), store.report_errors("look"):
         store.db.execute("SELECT * FROM nowhere")
-    assert store.last_error() == f"{path}: no such table: nowhere"
+    assert store.last_error == f"{path}: no such table: nowhere"
     with store.report_errors("read a"):
         pass
     assert "look" in store.errors, "something else went well"
     with store.report_errors("look"):
         pass
-    assert store.last_error() is None
+    assert store.last_error is None
 
 
 def test_a_write_that_fails_is_noted_until_the_same_thing_goes_well(store: Store, path: Path) -> None:
     with pytest.raises(JournalError, match="no such table"), store.write("prune") as db:
         db.execute("SELECT * FROM nowhere")
-    assert store.last_error() == f"{path}: no such table: nowhere"
+    assert store.last_error == f"{path}: no such table: nowhere"
     with store.write("prune"):
         pass
-    assert store.last_error() is None
+    assert store.last_error is None
 
 
 def test_what_is_not_the_disks_fault_is_no_trouble_and_ends_none(store: Store) -> None:
@@ -197,7 +197,7 @@ def test_what_is_not_the_disks_fault_is_no_trouble_and_ends_none(store: Store) -
     for what in ("look", "read a"):
         with pytest.raises(ValueError, match="a bug"), store.report_errors(what):
             raise ValueError("a bug")
-    assert store.last_error() == "no light"
+    assert store.last_error == "no light"
     assert "read a" not in store.errors
 
 
@@ -206,10 +206,10 @@ def test_a_sync_that_fails_is_trouble_and_is_made_later(store: Store, path: Path
     store.db.execute("BEGIN IMMEDIATE")
     store.db.execute("DELETE FROM batches")
     store.sync()
-    assert "locked" in (store.last_error() or ""), "no checkpoint within a transaction"
+    assert "locked" in (store.last_error or ""), "no checkpoint within a transaction"
     store.db.execute("ROLLBACK")
     store.sync()
-    assert store.last_error() is None
+    assert store.last_error is None
     assert without_log(path) == 2
 
 
