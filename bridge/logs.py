@@ -15,6 +15,9 @@ import structlog
 
 from bridge.text import MAX_CHARS, plain
 
+log = structlog.get_logger(__name__)
+_bridge: Final = logging.getLogger("bridge")
+
 _SEVERITY: Final = {"debug": 5, "info": 9, "warning": 13, "error": 17, "critical": 21}
 Format = Literal["auto", "human", "json", "flat"]
 
@@ -38,8 +41,10 @@ class Limiter:
         self._monotonic = monotonic
         self._counts: dict[tuple[object, ...], tuple[float, int]] = {}
 
-    def __call__(self, _: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    def __call__(self, _: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         """Return the line, with the number of those left out before it; raise `structlog.DropEvent` for one too many."""
+        if method == "debug":  # Who wants to see these wants all.
+            return event
         kind, now = (event["event"], event.get("stream"), event.get("sink")), self._monotonic()
         since, count = self._counts.get(kind, (now, 0))
         if now - since >= _BURST_SECONDS:
@@ -52,6 +57,12 @@ class Limiter:
         if count >= _BURST:
             raise structlog.DropEvent
         return event
+
+
+def debug(text: str, **fields: object) -> None:
+    """Write a line of level debug; where these are not written, this costs next to nothing."""
+    if _bridge.isEnabledFor(logging.DEBUG):
+        log.debug(text, **fields)
 
 
 def configure(log_format: Format, level: str, stream: TextIO | None = None) -> None:

@@ -142,8 +142,8 @@ class Health:
         """Return True if the main thread, whose last tick was at this monotonic time, still works."""
         return time.monotonic() - last_tick < _STUCK
 
-    def problems(self) -> list[str]:
-        """Return the reasons why the process is not ready; empty if it is."""
+    def problems(self, *, within_grace: bool = False) -> list[str]:
+        """Return the reasons why the process is not ready, with `within_grace` also what may become one, marked as such."""
         now, problems = time.time(), []
         if trouble := self._journal.counters().last_error:
             problems.append(f"journal: {trouble}")
@@ -151,13 +151,16 @@ class Health:
             problems.append("journal: still reads which events it knows; after that new ones are accepted")
         for stream in self._running().streams:
             status = stream.status
-            if not status.connected and now - status.since > self.settings.stream_grace:
+            down, grace = 0.0 if status.connected else now - status.since, self.settings.stream_grace
+            if down > (0 if within_grace else grace):
                 why = status.error or "no session yet"
-                problems.append(f"stream {stream.name}: not connected for {now - status.since:.0f} s: {why}")
+                problems.append(f"stream {stream.name}: not connected for {down:.0f} s{_marked(down, grace)}: {why}")
         for forwarder in self._running().forwarders:
-            down = self._down_seconds(forwarder, now)
-            if down > self.settings.sink_grace:
-                problems.append(f"sink {forwarder.name}: unavailable for {down:.0f} s: {_words(forwarder)}")
+            down, grace = self._down_seconds(forwarder, now), self.settings.sink_grace
+            # A delivery that has not returned is nothing to tell of before its time.
+            if down > (0 if within_grace and not forwarder.status.up else grace):
+                words = f"unavailable for {down:.0f} s{_marked(down, grace)}: {_words(forwarder)}"
+                problems.append(f"sink {forwarder.name}: {words}")
         return problems
 
     def status(self) -> Status:
@@ -168,7 +171,7 @@ class Health:
             version=self._version,
             started=_time(self._started),
             reload=_reload_report(self.reloaded) if self.reloaded else None,
-            problems=self.problems(),
+            problems=self.problems(within_grace=True),
             journal=JournalReport(counters.bytes, counters.last_error, self._damaged()),
             streams={stream.name: _stream_report(stream, counters.streams[stream.name]) for stream in streams},
             # A sink without counters was forgotten a moment ago.
@@ -238,6 +241,10 @@ def without_texts(status: Status) -> object:
         else:
             part["gaps"] = []
     return found
+
+
+def _marked(down: float, grace: float) -> str:
+    return "" if down > grace else f" (within its grace of {grace:g} s)"
 
 
 def _words(forwarder: Forwarder) -> str:

@@ -14,6 +14,9 @@ from bridge.journal import SinkBacklog
 
 DONE: Final = 0
 
+_STEADY_SECONDS: Final = 10.0
+"""A backlog that is delivered in so much time is only what is under way, even if it does not fall."""
+
 
 class Pace(NamedTuple):
     """Rates of a sink between two samples.
@@ -69,7 +72,9 @@ def backlog(
         for name, sink in sinks.items():
             print(_json(name, sink, paces.get(name)))
         return DONE
-    table = Table([*("SINK", ">PENDING", ">RETRYING", ">DEAD", ">OLDEST", ">RATE", ">DRAINS IN"), "STATE"], line_width())
+    table = Table(
+        [*("SINK", ">PENDING", ">RETRYING", ">DEAD LETTERS", ">OLDEST", ">RATE", ">DRAINS IN"), "STATE"], line_width()
+    )
     print("\n".join(table.lines([_row(name, sink, paces.get(name)) for name, sink in sinks.items()])) or "no sinks")
     if not reader.running:
         print("no bridge runs on this journal", file=sys.stderr)
@@ -78,16 +83,20 @@ def backlog(
 
 def _row(name: str, sink: SinkBacklog, its: Pace | None) -> list[str]:
     oldest = "-" if not sink.pending or sink.lag_seconds is None else age(sink.lag_seconds)
-    drains = (
-        "-"
-        if its is None or not sink.pending or not sink.up
-        else age(its.drain)
-        if its.drain < math.inf
-        else "never at this rate"
-    )
+    drains = _drains(sink, its) if its and sink.pending and sink.up else "-"
     state = "stopped" if sink.up is None else "up" if sink.up else f"down: {sink.error}"
     counts = [f"{number:,}" for number in (sink.pending, sink.retrying, sink.dead_letters)]
     return [name, *counts, oldest, "-" if its is None else rate(its.delivered), drains, state]
+
+
+def _drains(sink: SinkBacklog, its: Pace) -> str:
+    """Say when nothing is pending any more; never only of a sink to which more comes than it takes."""
+    if its.drain < math.inf:
+        return age(its.drain)
+    if sink.pending <= sink.retrying or not its.delivered:
+        return "after retries" if sink.retrying else "-"
+    turn = sink.pending / its.delivered
+    return age(turn) if turn < _STEADY_SECONDS else "never at this rate"
 
 
 def _json(name: str, sink: SinkBacklog, its: Pace | None) -> str:

@@ -3,7 +3,7 @@
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Final
@@ -55,15 +55,17 @@ def listen(config: Path | None, url: str | None, namespace: str | None, filters:
         )
     except ValidationError as error:
         raise OptionError("; ".join(f"--{e['loc'][0]}: {e['msg']}" for e in error.errors(include_input=False))) from None
+    printer = _Printer()
     stream = Stream(
         "listen",
         settings,
         DockerCloudSource(settings, lambda: settings, user_agent=app.USER_AGENT),
-        _Printer(),
+        printer,
         metrics=StreamMetrics(Metrics(app.VERSION), "listen"),
         max_event_bytes=configured.journal.max_event_bytes,
     )
-    outcome = _follow(stream)
+    printer.stop = stream.stop
+    outcome = _follow(stream, printer)
     if outcome is not None:
         raise outcome
 
@@ -85,7 +87,33 @@ def _stream_to_listen(settings: Settings, namespace: str | None) -> DockerCloudS
     return next((stream for stream in streams if stream.namespace == namespace), streams[0])
 
 
-def _follow(stream: Stream) -> Exception | None:
+class _Printer:
+    """Takes a stream's batches and prints them, until that fails.
+
+    Attributes:
+        failed: Why nobody gets them any more.
+        stop: Called then: a failure is not the stream's.
+    """
+
+    failed: OSError | None = None
+
+    def __init__(self) -> None:
+        self.stop: Callable[[], None] = lambda: None
+
+    def append(self, batch: Batch) -> None:
+        if self.failed is None:
+            try:
+                sys.stdout.buffer.write(b"".join(event.json + b"\n" for event in batch.events))
+                sys.stdout.buffer.flush()
+            except OSError as error:
+                self.failed = error
+                self.stop()
+
+    def position(self, stream: str) -> None:
+        """There is nowhere to resume from."""
+
+
+def _follow(stream: Stream, printer: _Printer) -> Exception | None:
     """Keep a stream going until a signal says that it is enough; return why it can't go on, if that is so."""
     outcomes: SimpleQueue[Exception | None] = SimpleQueue()
     stopped = threading.Event()
@@ -95,6 +123,9 @@ def _follow(stream: Stream) -> Exception | None:
         try:
             while not stopped.wait(seconds):
                 seconds = stream.step()
+                if printer.failed:
+                    outcomes.put(printer.failed)
+                    return
                 if stream.status.reason == "unauthorized":
                     outcomes.put(ConnectFailed(stream.status.error))
                     return
@@ -109,14 +140,3 @@ def _follow(stream: Stream) -> Exception | None:
     stream.stop()
     thread.join(1.0)
     return outcome
-
-
-class _Printer:
-    """Takes a stream's batches and prints them."""
-
-    def append(self, batch: Batch) -> None:
-        sys.stdout.buffer.write(b"".join(event.json + b"\n" for event in batch.events))
-        sys.stdout.buffer.flush()
-
-    def position(self, stream: str) -> None:
-        """There is nowhere to resume from."""

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from time import monotonic as monotonic_time
@@ -17,6 +18,8 @@ _LIVE_SECONDS: Final = 0.1
 _PRINT_SECONDS: Final = 10.0
 """Time between two lines elsewhere."""
 
+_LEAST_WIDTH: Final = 16
+
 Row = Sequence[str]
 
 
@@ -30,17 +33,12 @@ def block(text: str) -> str:
     return "\n".join(map(plain, text.split("\n")))
 
 
-def shortened(text: str, width: int) -> str:
-    """Return at most so many characters of a text."""
-    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
-
-
 class Table:
     """Rows in columns, page by page: columns only become wider.
 
     Args:
         header: The columns' names; those that begin with `>` are set to the right.
-        width: Characters in a line; the last column is shortened to fit. None lets lines be as long as they are.
+        width: Characters in a line; what is longer in the last column goes on below. None lets lines be as long as they are.
     """
 
     def __init__(self, header: Row, width: int | None) -> None:
@@ -68,7 +66,10 @@ class Table:
             for cell, width, right in zip(row, self._widths, self._right, strict=True)
         ]
         line = "  ".join(cells).rstrip()
-        return line if self._width is None else shortened(line, self._width)
+        if self._width is None or len(line) <= self._width:
+            return line
+        below = textwrap.wrap(row[-1], max(_LEAST_WIDTH, self._width), initial_indent="    ", subsequent_indent="    ")
+        return "\n".join(["  ".join(cells[:-1]).rstrip(), *below])
 
 
 def age(seconds: float) -> str:

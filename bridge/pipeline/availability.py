@@ -6,6 +6,7 @@ import msgspec
 import structlog
 
 from bridge.journal import Paused
+from bridge.logs import debug
 from bridge.metrics import SinkMetrics
 from bridge.policy import Uniform, backoff, obey
 from bridge.sink import Reason, SinkSettings
@@ -66,6 +67,7 @@ class Availability:
             delay = max(delay, obey(retry_after, self._settings.retry.max_delay, self._uniform))
         if before.up or before.reason != reason:
             log.warning("sink unavailable", sink=self._name, reason=reason, error=error, next_try_seconds=round(delay, 1))
+        debug("attempt failed", sink=self._name, reason=reason, error=error, next_try_seconds=round(delay, 1))
         since = now if before.up else before.since
         self.status = SinkStatus(up=False, since=since, reason=reason, error=error, failures=before.failures + 1)
         return delay

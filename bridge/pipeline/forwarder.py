@@ -16,6 +16,7 @@ from typing import Final
 import structlog
 
 from bridge.journal import Closed, DeadLetter, Journal, JournalError, Limits, Paused, Retry, Settlement, Work
+from bridge.logs import debug
 from bridge.metrics import SinkMetrics
 from bridge.pipeline.availability import Availability, SinkStatus
 from bridge.pipeline.delivery import DueRetries, NewEvents, is_full
@@ -231,6 +232,7 @@ class Forwarder:
                 blamed = Failure.retry(first, error.reason, f"the connection ends when this event is sent alone: {error}")
                 self._settle(delivery, delivery.end([blamed], self._decide))
             raise
+        debug("delivered", sink=self.name, events=len(offered), failed=len(failures), again=isinstance(delivery, DueRetries))
         for reason, count in Counter(failure.reason for failure in failures).items():
             self._metrics.failures[reason].inc(count)
         if offered:

@@ -17,6 +17,7 @@ import structlog
 
 from bridge.event import OLDEST, Control, Event, Malformed, age_seconds, fields_of, normalize_all
 from bridge.journal import Batch
+from bridge.logs import debug
 from bridge.metrics import StreamMetrics
 from bridge.pipeline.gaps import LONG_SECONDS, GapTracker
 from bridge.policy import Uniform, backoff
@@ -214,6 +215,7 @@ class Stream:
         try:
             self._journal.append(Batch(self.name, now, events, malformed, str(mark), self._settings.namespace))
             self._recorded, self._recorded_at = mark, self._monotonic()
+            debug("committed", stream=self.name, events=len(events), malformed=len(malformed))
             if self._recorded_at - began >= LONG_SECONDS:
                 self.gaps.waited()
                 self._heard = self._recorded_at
@@ -266,6 +268,7 @@ class Stream:
             return 0.0
         self._metrics.reconnects[end.reason].inc()
         delay = self._delay(end)
+        debug("session ended", stream=self.name, reason=end.reason, error=end.error, next_try_seconds=round(delay, 1))
         if was_open or end.reason != before.reason:
             log.warning(
                 "stream disconnected", stream=self.name, reason=end.reason, error=end.error, next_try_seconds=round(delay, 1)

@@ -115,6 +115,24 @@ def test_listen_ends_quietly_when_nobody_reads_any_more(tmp_path: Path) -> None:
 
     assert len(done.stdout.splitlines()) == 3
     assert "Traceback" not in done.stderr
+    assert "disconnected" not in done.stderr
+
+
+def test_debug_shows_each_commit_and_delivery(tmp_path: Path) -> None:
+    with Simulator(SimulatorSettings(port=0, rate=100, wait_for_clients=1)) as simulator:
+        bridge = Bridge(tmp_path, {"streams": {"acme": {"url": simulator.url}}, "log": {"level": "debug"}})
+        with bridge:
+            until(lambda: len(bridge.said("committed")) > 60 and len(bridge.said("delivered")) > 60, "each has a line")
+            assert bridge.said("committed")[0]["attributes"]["stream"] == "acme"
+            delivered = [line["attributes"] for line in bridge.said("delivered")]
+            assert {line["sink"] for line in delivered} == {"stdout"}
+            assert all(line["events"] > 0 and not line["failed"] for line in delivered)
+            bridge.configure({"streams": {"acme": {"url": simulator.url}}})
+            bridge.hang_up()
+            lines = len(bridge.said("delivered"))
+            received = bridge.status()["streams"]["acme"]["received"]
+            until(lambda: bridge.status()["streams"]["acme"]["received"] > received + 20, "events go on arriving")
+            assert len(bridge.said("delivered")) <= lines + 1
 
 
 def test_a_second_process_on_the_same_journal_is_refused_with_the_holders_process_id(tmp_path: Path) -> None:

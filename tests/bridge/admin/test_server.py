@@ -162,7 +162,14 @@ def test_the_status_is_json(server: Server) -> None:
 
     assert (answer.status, answer.headers["Content-Type"]) == (200, "application/json; charset=utf-8")
     status = json.loads(answer.body)
-    assert (status["version"], status["problems"]) == ("1.2.3", [])
+    assert (status["version"], status["problems"]) == (
+        "1.2.3",
+        [
+            "stream acme: not connected for 100 s (within its grace of 1000 s): connection refused",
+            "sink audit: unavailable for 100 s (within its grace of 1000 s): not opened yet",
+        ],
+    )
+    assert ask(server, "/readyz").status == 200
     assert status["streams"]["acme"]["reason"] == "network"
     assert status["sinks"]["audit"]["up"] is False
 
@@ -309,7 +316,7 @@ def test_clients_are_answered_at_the_same_time(bench: Bench) -> None:
 
         asked = threading.Barrier(2, timeout=TIMEOUT)
 
-        def problems(self) -> list[str]:
+        def problems(self, *, within_grace: bool = False) -> list[str]:
             self.asked.wait()
             return []
 

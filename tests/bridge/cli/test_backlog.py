@@ -50,12 +50,18 @@ def show(*, as_json: bool) -> None:
 
 
 BEFORE = {
+    "failing": SinkBacklog(100, 40, 12, 12, 0, up=True, lag_seconds=0.5),
+    "steady": SinkBacklog(1000, 940, 60, 0, 0, up=True, lag_seconds=0.5),
+    "untested": SinkBacklog(100, 98, 2, 0, 0, up=True, lag_seconds=0.5),
     "alerts": SinkBacklog(100, 40, 60, 1, 2, up=True, lag_seconds=90.0),
     "audit": SinkBacklog(100, 40, 60, 0, 0, up=True, lag_seconds=90.0),
     "down": SinkBacklog(100, 40, 60, 0, 0, up=False, error="connection refused", lag_seconds=90.0),
     "idle": SinkBacklog(100, 100, 0, 0, 0, up=True, lag_seconds=0.0),
 }
 AFTER = {
+    "failing": SinkBacklog(100, 40, 12, 12, 0, up=True, lag_seconds=0.5),
+    "steady": SinkBacklog(1230, 1140, 90, 0, 0, up=True, lag_seconds=0.5),
+    "untested": SinkBacklog(101, 98, 3, 0, 0, up=True, lag_seconds=0.5),
     "alerts": SinkBacklog(100, 60, 40, 1, 2, up=True, lag_seconds=91.0),
     "audit": SinkBacklog(2200, 60, 2140, 0, 0, up=True, lag_seconds=7200.0),
     "down": SinkBacklog(100, 40, 60, 0, 0, up=False, error="connection \x1b[31mrefused", lag_seconds=None),
@@ -69,13 +75,17 @@ def test_every_sink_has_a_line(looks: list[Mapping[str, SinkBacklog]], capsys: p
 
     show(as_json=False)
 
-    assert capsys.readouterr().out.splitlines() == [
-        "SINK    PENDING  RETRYING  DEAD      OLDEST   RATE           DRAINS IN  STATE",
-        "alerts       40         1     2  1 min 31 s   10/s                 4 s  up",
-        "audit     2,140         0     0         2 h   10/s  never at this rate  up",
-        "down         60         0     0           -    0/s                   -  down: connection ·[31mrefused",
-        "idle          0         0     0           -  0.5/s                   -  up",
-        "new           1         0     0        <1 s      -                   -  up",
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert [header, *sorted(rows)] == [
+        "SINK      PENDING  RETRYING  DEAD LETTERS      OLDEST   RATE           DRAINS IN  STATE",
+        "alerts         40         1             2  1 min 31 s   10/s                 4 s  up",
+        "audit       2,140         0             0         2 h   10/s  never at this rate  up",
+        "down           60         0             0           -    0/s                   -  down: connection ·[31mrefused",
+        "failing        12        12             0        <1 s    0/s       after retries  up",
+        "idle            0         0             0           -  0.5/s                   -  up",
+        "new             1         0             0        <1 s      -                   -  up",
+        "steady         90         0             0        <1 s  100/s                <1 s  up",
+        "untested        3         0             0        <1 s    0/s                   -  up",
     ]
 
 
@@ -100,7 +110,8 @@ def test_a_script_gets_a_line_of_json_for_every_sink(
         "up": True,
         "error": None,
     }
-    assert [(name, line["drains"], line["drain_seconds"]) for name, line in lines.items()] == [
+    known = ("alerts", "audit", "down", "idle", "new")
+    assert [(name, lines[name]["drains"], lines[name]["drain_seconds"]) for name in known] == [
         ("alerts", True, 4.0),
         ("audit", False, None),
         ("down", None, None),

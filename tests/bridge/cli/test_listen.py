@@ -52,7 +52,7 @@ def test_configured_credentials_are_sent_only_where_they_belong(
 ) -> None:
     used: list[DockerCloudSettings] = []
 
-    def note(stream: Stream) -> None:
+    def note(stream: Stream, _: object) -> None:
         settings = stream._settings
         assert isinstance(settings, DockerCloudSettings)
         used.append(settings)

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bridge.cli.output import Table, age, bar, block, count, plain, rate, shortened, size, time
+from bridge.cli.output import Table, age, bar, block, count, plain, rate, size, time
 
 
 def test_a_table_aligns_its_columns() -> None:
@@ -25,8 +25,14 @@ def test_without_rows_there_is_no_table_not_even_a_header() -> None:
     assert Table(["A"], None).lines([]) == []
 
 
-def test_a_line_fits_the_terminal() -> None:
-    assert Table(["A", "B"], 8).lines([["abc", "defghi"]]) == ["A    B", "abc  de…"]
+def test_what_does_not_fit_the_terminal_goes_below_and_nothing_is_cut_off() -> None:
+    table = Table(["SINK", "STATE"], 24)
+
+    assert table.lines([["audit", "up"], ["alerts", "down: 10.0.0.7: connection refused"]]) == [
+        "SINK    STATE",
+        "audit   up",
+        "alerts\n    down: 10.0.0.7:\n    connection refused",
+    ]
 
 
 def test_what_strangers_wrote_does_nothing_to_a_terminal() -> None:
@@ -78,7 +84,3 @@ def test_a_time_can_be_given_back_as_it_is_shown() -> None:
 )
 def test_a_bar_fills(done: int, total: int, expected: str) -> None:
     assert bar(done, total, width=4) == expected
-
-
-def test_text_is_shortened_to_its_width() -> None:
-    assert [shortened("abc", width) for width in (3, 2, 1, 0)] == ["abc", "a…", "…", "…"]
