@@ -1,5 +1,6 @@
 """Builds the application from its settings: the one place that knows both the configuration and what runs."""
 
+import errno
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -41,6 +42,10 @@ _WRONG_TOKEN_SECONDS: Final = 0.5
 """Time that a wrong token costs its client."""
 
 Made = TypeVar("Made")
+
+
+class PortError(Exception):
+    """The HTTP port can't be opened now, since somebody else has it or its address is not there yet; this may pass."""
 
 
 class Factory:
@@ -154,6 +159,7 @@ def serve(settings: Settings, app: App, *, or_any_port: bool = False) -> Server 
 
     Raises:
         ConfigError: The address can't be listened on.
+        PortError: It can't be listened on now.
     """
     if settings.http.address is None:
         return None
@@ -186,7 +192,10 @@ def serve(settings: Settings, app: App, *, or_any_port: bool = False) -> Server 
         server = listen(host, port)
     except OSError as error:
         if not or_any_port:
-            raise ConfigError([f"http.listen: {host}:{port}: {error.strerror}; choose another address, or off"]) from None
+            problem = f"http.listen: {host}:{port}: {error.strerror}; choose another address, or off"
+            if error.errno in {errno.EADDRINUSE, errno.EADDRNOTAVAIL}:
+                raise PortError(problem) from None
+            raise ConfigError([problem]) from None
         server = listen(host, 0)
     app.journal.announce(server.url, secret)
     return server

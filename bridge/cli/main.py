@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"event-bridge: {problem}", file=sys.stderr)
     except (JournalError, OptionError) as error:
         print(f"event-bridge: {error}", file=sys.stderr)
-    except (ConnectFailed, OperationError) as error:
+    except (ConnectFailed, OperationError, app.PortError) as error:
         print(f"event-bridge: {error}", file=sys.stderr)
         return UNREACHABLE
     except Refused as error:

@@ -200,7 +200,7 @@ def _run(
     """Run a bridge; one that announces itself may listen on any port."""
     try:
         server = app.serve(settings, bridge, or_any_port=announce is not None)
-    except ConfigError:
+    except (ConfigError, app.PortError):
         bridge.journal.close()
         raise
     stop_on_signals(bridge.supervisor.stop)

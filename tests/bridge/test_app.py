@@ -129,7 +129,7 @@ def test_a_port_in_use_is_a_mistake_unless_any_will_do(tmp_path: Path) -> None:
         reader = ConfigReader(settings, lambda: settings)
         bridge = app.build(settings, reader)
         try:
-            with pytest.raises(ConfigError, match=r"http.listen: 127.0.0.1:\d+: Address already in use"):
+            with pytest.raises(app.PortError, match=r"http.listen: 127.0.0.1:\d+: Address already in use"):
                 app.serve(settings, bridge)
             server = app.serve(settings, bridge, or_any_port=True)
             assert server is not None
