@@ -25,8 +25,9 @@ from kafka.errors import BrokerResponseError, KafkaError  # type: ignore[import-
 from kafka.future import Future  # type: ignore[import-untyped]
 
 from bridge.sink import Unavailable
+from bridge.text import MAX_CHARS, without
 from sinks.kafka.connections import connect
-from sinks.kafka.errors import LOGIN_REFUSED, NO_ANSWER, NOT_AT_FAULT, LogCapture, Refusal, logged_reason, without
+from sinks.kafka.errors import LOGIN_REFUSED, NO_ANSWER, NOT_AT_FAULT, LogCapture, Refusal, logged_reason
 from sinks.kafka.metadata import Metadata
 from sinks.kafka.records import Partition, Record, looks_as_expected, whole_batch
 from sinks.kafka.settings import KafkaSettings, connection_options, producer_options
@@ -195,7 +196,7 @@ class Client:
             if not future.wait(max(0.0, deadline - time.monotonic())) or not future.is_done:
                 refused[partition] = [(record, self._silence) for record in batches[partition]]
             elif error_of := future.value[2]:
-                refused[partition] = [(record, _refusal(error_of(at))) for at, record in enumerate(batches[partition])]
+                refused[partition] = [(record, self._refusal(error_of(at))) for at, record in enumerate(batches[partition])]
         return refused
 
     def _produce_one_by_one(self, batches: Mapping[Partition, Sequence[Record]]) -> dict[Partition, Refused]:
@@ -211,12 +212,12 @@ class Client:
         refused: defaultdict[Partition, list[tuple[Record, Refusal]]] = defaultdict(list)
         for record, future in futures:
             if not future.succeeded():
-                refusal = _refusal(future.exception) if future.failed() else self._silence
+                refusal = self._refusal(future.exception) if future.failed() else self._silence
                 refused[record.partition].append((record, refusal))
         return dict(refused)
 
-
-def _refusal(error: Exception) -> Refusal:
-    if isinstance(error, BrokerResponseError):
-        return Refusal(error.errno, error.args[0] if error.args and isinstance(error.args[0], str) else "")
-    return NOT_AT_FAULT if type(error) is KafkaError else Refusal(None)
+    def _refusal(self, error: Exception) -> Refusal:
+        if isinstance(error, BrokerResponseError):
+            said = error.args[0] if error.args and isinstance(error.args[0], str) else ""
+            return Refusal(error.errno, without(self._settings.secrets, said[:MAX_CHARS]))
+        return NOT_AT_FAULT if type(error) is KafkaError else Refusal(None)

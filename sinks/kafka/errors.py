@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 from bridge.sink import Reason
+from bridge.text import MAX_CHARS
 from sinks.classification import Classification
 
 
@@ -66,46 +67,56 @@ _CODES: Final[dict[int, Classification]] = {
 }
 
 
-_OUT_OF_RANGE: Final = re.compile(r"Timestamp (-?\d+) of message .* within \[(-?\d+), ")
+_OUT_OF_RANGE: Final = re.compile(r"Timestamp (-?\d{1,19}) of message .{1,200}? within \[(-?\d{1,19}), ")
 
 
 def is_of_the_record(refusal: Refusal) -> bool:
     """Return True if the message alone says what is wrong with one record, however many others were refused with it."""
-    return bool(_OUT_OF_RANGE.search(refusal.words))
+    return bool(_OUT_OF_RANGE.search(refusal.words[:MAX_CHARS]))
 
 
 def classify(refusal: Refusal) -> Classification:
     """Classify a refusal. Of several records in one batch it is not known which was refused."""
+    said = refusal.words[:MAX_CHARS]
     if refusal.code is None:
-        return Classification("sink", "retry", "timeout", refusal.words or "no acknowledgement in time")
-    if out_of_range := _OUT_OF_RANGE.search(refusal.words):
+        return Classification("sink", "retry", "timeout", said or "no acknowledgement in time")
+    if out_of_range := _OUT_OF_RANGE.search(said):
         time, oldest = map(int, out_of_range.groups())
         if time < oldest:
             too_old = "the record is older than `message.timestamp.before.max.ms` allows; raise it, or set `timestamp: sent`"
-            return Classification("event", "rejected", "rejected", f"{too_old}: {refusal.words}")
+            return Classification("event", "rejected", "rejected", f"{too_old}: {said}")
     known = _CODES.get(32 if out_of_range else refusal.code)
     if known is None:
-        return Classification("event", "retry", "server_error", f"error {refusal.code}: {refusal.words or 'unknown'}")
+        return Classification("event", "retry", "server_error", f"error {refusal.code}: {said or 'unknown'}")
     # For topics and the cluster the library's message is only their name, or concerns idempotent producers.
-    more = refusal.words if known.scope == "event" or known.outcome == "rejected" else ""
+    more = said if known.scope == "event" or known.outcome == "rejected" else ""
     return known._replace(error=f"{known.error}: {more}") if more else known
 
 
 _SIGNS: Final[tuple[tuple[str, Reason, str], ...]] = (
-    # Most specific first: the first pattern that any line matches is the reason.
+    # Most specific first: the first pattern that any line matches is the reason. Lines hold words of brokers: what a pattern
+    # skips is bounded, so that none takes long.
     (r"UnsupportedSaslMechanism", "unauthorized", "the broker does not know the mechanism of `sasl`"),
     (r"IllegalSaslState", "unauthorized", "the broker expects no login at this port"),
     (r"SaslAuthenticationFailed", "unauthorized", LOGIN_REFUSED),
     (r"CERTIFICATE_VERIFY_FAILED[^:]*: ([^(]*)", "tls", "the broker's certificate is not accepted: {0}"),
-    (r"alert ([a-z ]*certificate[a-z ]*|unknown ca)", "tls", "the broker does not accept our certificate: {0}"),
-    (r"Handshake failed: .*(EOF|WRONG_VERSION)", "tls", "TLS failed: the broker hung up; does it speak TLS at this port?"),
+    (r"alert ([a-z ]{0,40}certificate[a-z ]{0,40}|unknown ca)", "tls", "the broker does not accept our certificate: {0}"),
+    (
+        r"Handshake failed: .{0,100}?(EOF|WRONG_VERSION)",
+        "tls",
+        "TLS failed: the broker hung up; does it speak TLS at this port?",
+    ),
     (r"\[SSL: ([A-Z0-9_]+)\]", "tls", "TLS failed: {0}"),
     (r"Invalid frame length", "tls", "what is answered is not Kafka's protocol; does the broker expect TLS at this port?"),
     (r"Topic (\S+) is not authorized", "unauthorized", "we are not allowed to see topic {0}"),
     (r"Topic (\S+) not found in cluster metadata", "not_found", "topic {0} does not exist"),
-    (r"retrying .*: NotEnoughReplicas", "server_error", "there are fewer replicas in sync than `min.insync.replicas`"),
-    (r"retrying .*: ThrottlingQuotaExceeded", "throttled", "our quota is used up"),
-    (r"retrying .*: (?!KafkaConnection|Network|RequestTimedOut|KafkaTimeout)(\w+)Error", "server_error", "the broker says {0}"),
+    (r"retrying [^:]{1,40}: NotEnoughReplicas", "server_error", "there are fewer replicas in sync than `min.insync.replicas`"),
+    (r"retrying [^:]{1,40}: ThrottlingQuotaExceeded", "throttled", "our quota is used up"),
+    (
+        r"retrying [^:]{1,40}: (?!KafkaConnection|Network|RequestTimedOut|KafkaTimeout)(\w+)Error",
+        "server_error",
+        "the broker says {0}",
+    ),
     (r"Name or service not known|name resolution|nodename nor|DNS", "unreachable", "no address for the name"),
     (r"Connection refused|ECONNREFUSED", "unreachable", "connection refused"),
     (r"ENETUNREACH|EHOSTUNREACH|No route|Network is unreachable", "unreachable", "no route to the address"),
@@ -144,21 +155,14 @@ class LogCapture(logging.Handler):
         """Keep a line with its exception, which for some lines is the only content."""
         if record.thread in self._threads:
             with suppress(Exception):
-                self.lines.append(f"{record.getMessage()} {record.exc_info[1] if record.exc_info else ''}")
+                self.lines.append(f"{record.getMessage()} {record.exc_info[1] if record.exc_info else ''}"[:MAX_CHARS])
 
 
 def logged_reason(lines: Iterable[str]) -> tuple[Reason, str] | None:
     """Find the reason of a failure in logged lines: the label and the message."""
-    latest_first = list(lines)[::-1]
+    latest_first = [line[:MAX_CHARS] for line in lines][::-1]
     for pattern, reason, words in _SIGNS:
         for line in latest_first:
             if match := re.search(pattern, line, re.IGNORECASE | re.DOTALL):
                 return reason, words.format(*[(group or "").strip() for group in match.groups()])
     return None
-
-
-def without(secrets: Iterable[str], text: str) -> str:
-    """Mask secrets in a text."""
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return text

@@ -29,7 +29,10 @@ from bridge.sources.dockercloud.errors import BadAnswerError
 from bridge.sources.dockercloud.handshake import _ask, proxy_for
 from bridge.sources.engine.events import EngineEvent, Identity, Info, Position, to_event
 from bridge.sources.engine.wire import ObjectReader
+from bridge.text import without
 from config.yaml_file import ReadError, read_document
+from sinks.kafka import errors as kafka_errors
+from sinks.kafka.errors import Refusal, is_of_the_record, logged_reason
 from sinks.kafka.records import RecordMaker
 from sinks.mqtt import packets
 from sinks.mqtt.publication import PublicationEncoder
@@ -144,6 +147,17 @@ def webhook(data: bytes) -> None:
         classify(Response(status, data, data), "http://x", ["secret"], datetime.now(UTC))
 
 
+def kafka(data: bytes) -> None:
+    """What a broker says of a record, and what the client logs of a broker."""
+    said = data.decode("latin-1")
+    for code in (None, 32, 87, 44, 4711):
+        refusal = Refusal(code, without(["secret"], said))
+        is_of_the_record(refusal)
+        kafka_errors.classify(refusal)
+    logged_reason([said] * 100)
+    logged_reason(said.split("\n"))
+
+
 def handshake(data: bytes) -> None:
     """What a Docker Cloud server answers."""
     ours, theirs = socket.socketpair()
@@ -236,15 +250,47 @@ def _answers(size: int) -> Sequence[bytes]:
         b"secret" * (size // 6),
         b"\xff" * size,
         b"<script " * (size // 8),
+        b"<script>" + b"</scrip" * (size // 7),
+        b"<!--" * (size // 4),
+        b"secre<b>t" * (size // 9),
+        b"secre%74" * (size // 8),
+        b"\xe2\x80\x8b" * (size // 3),
         b"<" * size,
         b"&" * size,
     ]
+
+
+LOGGED = (
+    b"Handshake failed: ",
+    b"alert ",
+    b"alert a ",
+    b"retrying : ",
+    b"retrying (",
+    b"Topic x",
+    b"CERTIFICATE_VERIFY_FAILED",
+    b"[SSL: A",
+    b"Timestamp 1 of message ",
+    b"Timestamp 1 of message x within [1",
+    b"secre",
+    b"<!--",
+    b"%73",
+)
+
+
+def _logged(size: int) -> Sequence[bytes]:
+    repeated = [text * (size // len(text)) for text in LOGGED]
+    return [*repeated, b"Timestamp " + b"9" * size + b" of message x within [1, ", b"Topic " + b"x" * size]
 
 
 ANSWER = b"HTTP/1.1 429 Slow Down\r\nRetry-After: 7\r\nLocation: https://x/y?z\r\nContent-Length: 2\r\n\r\nno"
 
 PARSERS = {
     "webhook": Parser(webhook, [ANSWER, b"HTTP/1.1 302 Found\r\nLocation: //x\r\n\r\n"], _answers),
+    "kafka": Parser(
+        kafka,
+        [b"Timestamp 1 of message x within [3, 5]", b"Handshake failed: [SSL: X] EOF", b"retrying (1): NotEnoughReplicasError"],
+        _logged,
+    ),
     "handshake": Parser(handshake, [ANSWER, b"HTTP/1.1 101 x\r\nUpgrade: websocket\r\nSet-Cookie: a=b\r\n\r\n"], _answers),
     "proxy": Parser(proxy, [b"http://u:p@proxy:3128", b"10.0.0.0/8,.example,*"], _text),
     "frames": Parser(

@@ -2,9 +2,13 @@ import logging
 import threading
 
 import pytest
+from kafka.errors import PolicyViolationError  # type: ignore[import-untyped]
 
 from bridge.sink import REASONS
-from sinks.kafka.errors import LogCapture, Refusal, classify, logged_reason, without
+from bridge.text import MAX_CHARS
+from sinks.kafka.client import Client
+from sinks.kafka.errors import LogCapture, Refusal, classify, is_of_the_record, logged_reason
+from sinks.kafka.settings import KafkaSettings
 
 
 @pytest.mark.parametrize(
@@ -126,8 +130,25 @@ def test_what_says_nothing_is_no_reason() -> None:
     assert logged_reason([]) is None
 
 
-def test_secrets_are_taken_out() -> None:
-    assert without(["hunter2", "token"], "user alice with hunter2 and token") == "user alice with *** and ***"
+@pytest.mark.parametrize("said", ["no hunter2 here", "no hunt%65r2 here", "no " + "x" * (MAX_CHARS - 9) + " hunter2"])
+def test_secrets_are_taken_out_of_what_the_broker_says_of_a_record(said: str) -> None:
+    settings = KafkaSettings.model_validate(
+        {"bootstrap_servers": "kafka", "topic": "t", "sasl": "PLAIN", "username": "bob", "password": "hunter2"}
+    )
+
+    words = Client(settings)._refusal(PolicyViolationError(said)).words
+
+    assert words.startswith("no ")
+    assert "***" in words
+    assert "hunt" not in words
+
+
+def test_a_time_with_more_digits_than_an_integer_may_have_is_no_time() -> None:
+    refusal = Refusal(32, f"Timestamp {'9' * 5000} of message x within [1, ")
+
+    assert not is_of_the_record(refusal)
+    assert classify(refusal).outcome == "retry"
+    assert len(classify(refusal).error) < 2 * MAX_CHARS
 
 
 class Everywhere(logging.Handler):
