@@ -63,23 +63,33 @@ def probe(bridge: Bridge) -> float:
 # --- a stream that sends its worst --------------------------------------------------------------------------------------
 
 
-def worst(connection: ServerConnection) -> None:
-    """Send all that is known to be bad, again and again, as fast as it is taken."""
-    size = 200_000
-    inputs = [data for name in ("event", "sinks") for data in PARSERS[name].hostile(size)]
-    with contextlib.suppress(ConnectionClosed, OSError):
-        for number, data in enumerate(itertools.cycle(inputs)):
-            connection.send(data.decode("latin-1"), text=True)
-            connection.send(["a"] * 500)  # A message in fragments.
-            for _ in range(500):
-                connection.send("x")
-            connection.send(f'{{"type":"error","data":{{"errorMessage":"\\u001b[2J{"z" * 100_000}{number}"}}}}')
-            connection.ping(b"p" * 125)
+class Attack:
+    """Sends all that is known to be bad, again and again, as fast as it is taken.
+
+    Attributes:
+        sent: The messages that were sent over each connection.
+    """
+
+    def __init__(self) -> None:
+        self.sent: list[int] = []
+        self._inputs = [data.decode("latin-1") for name in ("event", "sinks") for data in PARSERS[name].hostile(200_000)]
+
+    def __call__(self, connection: ServerConnection) -> None:
+        index = len(self.sent)
+        self.sent.append(0)
+        with contextlib.suppress(ConnectionClosed, OSError):
+            for number, data in enumerate(itertools.cycle(self._inputs)):
+                error = f'{{"type":"error","data":{{"errorMessage":"\\u001b[2J{"z" * 100_000}{number}"}}}}'
+                # The list is one message, in fragments.
+                for message in (data, ["a"] * 500, *["x"] * 500, error):
+                    connection.send(message, text=True)
+                    self.sent[index] += 1
+                connection.ping(f"{number:0125}")
 
 
 @contextmanager
-def hostile_server() -> Iterator[str]:
-    server: Server = serve(worst, "127.0.0.1", 0, compression=None)
+def hostile_server(attack: Attack) -> Iterator[str]:
+    server: Server = serve(attack, "127.0.0.1", 0, compression=None)
     Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
@@ -90,8 +100,8 @@ def hostile_server() -> Iterator[str]:
 @pytest.mark.timeout(HOSTILE_SECONDS + 120)
 def test_a_hostile_stream_stops_nobody_and_fills_nothing(tmp_path: Path) -> None:
     """Probes are answered within a second, other streams lose nothing, and memory stays within 64 MiB of where it was."""
-    simulated = SimulatorSettings(port=0, rate=200, seed=3, record=True, wait_for_clients=1)
-    with Simulator(simulated) as good, hostile_server() as url, Receiver() as receiver:
+    simulated, attack = SimulatorSettings(port=0, rate=200, seed=3, record=True, wait_for_clients=1), Attack()
+    with Simulator(simulated) as good, hostile_server(attack) as url, Receiver() as receiver:
         streams = {"good": {"url": good.url}}
         sinks = {"all": {"type": "webhook", "url": receiver.url, "format": "batch"}}
         bridge = Bridge(tmp_path, {"streams": streams, "sinks": sinks})
@@ -104,6 +114,8 @@ def test_a_hostile_stream_stops_nobody_and_fills_nothing(tmp_path: Path) -> None
             while time.monotonic() < ends:
                 slowest, largest = max(slowest, probe(bridge)), max(largest, memory(bridge))
                 time.sleep(0.2)
+            assert len(attack.sent) == 1, "the attack has ended, and begun anew"
+            assert attack.sent[0] > 1000 * HOSTILE_SECONDS, "the attack has ended early"  # Some 80,000 are usual.
             assert slowest < 1.0
             assert largest - before < 64 * MIB
             status = bridge.status()["streams"]
