@@ -15,6 +15,7 @@ import msgspec
 
 from bridge.policy import parse_retry_after
 from bridge.source import Ended, EndReason
+from bridge.text import without
 
 
 class _ErrorBody(msgspec.Struct):
@@ -35,7 +36,7 @@ def refusal(status: int, fields: Message, content: bytes, authorization: str) ->
     """
     if status in {301, 302, 303, 307, 308}:
         try:
-            target = urlsplit(fields.get("Location", ""))
+            target = urlsplit(without(_secrets(authorization), fields.get("Location", "")))
             address = target._replace(netloc=target.netloc.rpartition("@")[2], query="", fragment="").geturl()
         except ValueError:
             address = "?"
@@ -44,9 +45,7 @@ def refusal(status: int, fields: Message, content: bytes, authorization: str) ->
         body = msgspec.json.decode(content, type=_ErrorBody)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         body = _ErrorBody()
-    detail = body.error or body.detail
-    for secret in _secrets(authorization):
-        detail = detail.replace(secret, "***")
+    detail = without(_secrets(authorization), body.error or body.detail)
     text = f"the server answered {status} {responses.get(status, '')}".rstrip() + (f": {_one_line(detail)}" if detail else "")
     retry_after = parse_retry_after(fields.get("Retry-After"), datetime.now(UTC))
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
@@ -86,12 +85,12 @@ def failure(error: Exception) -> Ended:
     return Ended(text.format(detail), reason)
 
 
-def close_text(payload: bytes) -> str:
-    """Read code and text of a close frame."""
+def close_text(payload: bytes, authorization: str) -> str:
+    """Read code and text of a close frame; our credentials in it are masked."""
     if len(payload) < struct.calcsize("!H"):
         return "no code"
     (code,) = struct.unpack_from("!H", payload)
-    return _one_line(f"{code} {payload[2:].decode(errors='replace')}")
+    return _one_line(f"{code} {without(_secrets(authorization), payload[2:].decode(errors='replace'))}")
 
 
 def _one_line(text: str) -> str:

@@ -94,7 +94,7 @@ class DockerCloudSource:
                 stack.pop_all()
         except (OSError, ValueError) as error:
             raise failure(error) from None
-        return DockerCloudSession(sock, answer.rest, self._settings, self._clock)
+        return DockerCloudSession(sock, answer.rest, settings, self._clock)
 
     def _tls_context(self) -> ssl.SSLContext | None:
         try:
@@ -228,7 +228,8 @@ class DockerCloudSession:
             self._answer(controls)
         if controls and controls[-1].opcode == frames.CLOSE:
             self._send(frames.CLOSE, struct.pack("!H", 1000))
-            self._ending = Ended(f"closed by the server: {close_text(controls[-1].payload)}", "closed")
+            text = close_text(controls[-1].payload, authorization_of(self._settings) or "")
+            self._ending = Ended(f"closed by the server: {text}", "closed")
         if error is not None:
             self._send(frames.CLOSE, struct.pack("!H", error.code))
             self._ending = Ended(f"the server broke the protocol: {error}", "protocol")

@@ -113,6 +113,13 @@ def test_a_redirect_is_not_followed_but_shown_without_credentials(status: int, s
     assert other.requests == []
 
 
+@pytest.mark.parametrize("secret", ["secret-key", "secret%2Dkey", AUTHORIZATION.removeprefix("Basic ")])
+def test_a_redirect_that_repeats_our_credentials_does_not_show_them(secret: str, start_raw: StartRaw) -> None:
+    ended = failure(start_raw(answering(response("302 Elsewhere", headers=f"Location: /x/{secret}\r\n"))).url)
+
+    assert "(302) to /x/***: " in str(ended)
+
+
 @pytest.mark.parametrize("headers", ["", "Location: //[\r\n"])
 def test_a_redirect_to_nowhere_is_a_refusal(headers: str, start_raw: StartRaw) -> None:
     assert failure(start_raw(answering(response("302 Found", headers=headers))).url).reason == "refused"

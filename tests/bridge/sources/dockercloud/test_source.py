@@ -256,6 +256,7 @@ def end_after(start_raw: StartRaw, sent: bytes, **changes: Any) -> tuple[list[by
         (b"\x03\xe8", "1000"),
         (b"\x03\xf0too\nfast\x1b[31m", "1008 too fast [31m"),
         (b"\x03\xe9\xff", "1001 \N{REPLACEMENT CHARACTER}"),
+        (b"\x03\xf0no secret%2dkey", "1008 no ***"),
     ],
 )
 def test_a_close_frame_ends_the_session_after_its_messages_and_is_answered(
