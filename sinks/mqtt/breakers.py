@@ -30,7 +30,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 60.0, 600.0
 """Seconds between two trials of such events, doubled each time."""
 
 _MOST: Final = 10_000
-"""Number of suspects and of topics to remember."""
+"""Number of suspects, events and topics to remember, besides those of one delivery."""
 
 
 class Breakers:
@@ -85,8 +85,9 @@ class Breakers:
             topics: Topics of publications.
             largest: Size of the largest payload.
         """
-        if len(self._accepted) > _MOST:
-            self._accepted.clear()
+        for known in (self._suspects, self._events, self._topics, self._accepted):
+            if len(known) > _MOST:
+                known.clear()
         self._accepted |= topics
         self._largest = max(self._largest, largest)
         if not self.active:
@@ -117,8 +118,6 @@ class Breakers:
         seqs = {seq for seq, _ in in_flight}
         if not seqs or (refusal is not None and refusal.scope == "sink"):
             return False
-        if len(self._suspects) + len(seqs) > _MOST:
-            self._suspects, self._events, self._verdicts = {}, set(), {}
         self.active = True
         suspected = seqs <= self._suspects.keys()
         for seq in seqs:
@@ -144,8 +143,6 @@ class Breakers:
     def _blame(self, seq: int, publication: Publication) -> None:
         topic, size = publication.topic, len(publication.payload)
         if topic not in self._accepted:
-            if len(self._topics) > _MOST:
-                self._topics.clear()
             self._topics[topic] = min(size, self._topics.get(topic, size))
             if len(self._topics) > 2 and min(self._topics.values()) > 1.5 * self._largest:
                 self._limit, self._topics = min(self._topics.values()), {}

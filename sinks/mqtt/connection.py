@@ -24,7 +24,7 @@ class VersionRefused(Unavailable):
 
 
 class Connection:
-    """A connection that the broker has accepted.
+    """A connection that the broker has accepted. All but `close` raise `Unavailable` if it is broken, or was closed.
 
     Args:
         profile: The parameters of the connection.
@@ -33,8 +33,6 @@ class Connection:
         protocol: Version of MQTT.
         limits: The broker's limits.
         ended_by: The reason code with which the broker ended the connection; None without one.
-        pings: Number of pings sent.
-        pongs: Number of pings answered.
 
     Raises:
         VersionRefused: Perhaps with another version.
@@ -45,18 +43,18 @@ class Connection:
         self.protocol = profile.protocol
         self.limits = Limits()
         self.ended_by: int | None = None
-        self.pings = 0
-        self.pongs = 0
+        self._unanswered = 0  # Pings.
         self._profile = profile
+        self._timeout = profile.settings.timeout
         self._received = bytearray()
         self._unsent: deque[bytes] = deque()
         self._early: list[packets.Packet] = []  # Read when sending failed, for the next receive().
         self._error: Unavailable | None = None
         self._over = threading.Event()
         self._used = threading.Lock()
-        self._alive = Keepalive(profile.keepalive / 2, profile.timeout, None, time.monotonic())
+        self._alive = Keepalive(profile.settings.keepalive / 2, self._timeout, None, time.monotonic())
         self._transport = Transport(profile)
-        self._socket = self._transport.socket
+        self._socket = self._transport.stream
         self._poll_read, self._poll_write = select.poll(), select.poll()
         self._poll_read.register(self._socket.fileno(), select.POLLIN)
         self._poll_write.register(self._socket.fileno(), select.POLLIN | select.POLLOUT)
@@ -69,11 +67,7 @@ class Connection:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """Use the connection exclusively.
-
-        Raises:
-            Unavailable: It was closed.
-        """
+        """Use the connection exclusively."""
         with self._used:
             if self._over.is_set():
                 raise Unavailable("the connection was closed", "unreachable")
@@ -84,34 +78,37 @@ class Connection:
                     self._transport.close()
 
     def send(self, data: bytes) -> None:
-        """Send as far as possible without waiting; `receive` sends the rest.
-
-        Raises:
-            Unavailable: The connection is broken.
-        """
+        """Send as far as possible without waiting; `receive` sends the rest."""
         self._require_whole()
         self._unsent.append(data)
         self._flush()
 
-    def ping(self) -> int:
-        """Send a ping, and return its number; it is answered when `pongs` has reached that.
+    def await_pong(self) -> None:
+        """Ping, and wait for the answer: then the broker has read what was sent before."""
+        self._ping()
+        until = time.monotonic() + self._timeout
+        while self._unanswered:
+            self.await_packets(until)
 
-        Raises:
-            Unavailable: The connection is broken.
-        """
-        self.pings += 1
-        self.send(packets.PING)
-        return self.pings
+    def publish(self, packet: bytes) -> int:
+        """Send a PUBLISH of QoS 0 or 1 while nothing is in flight, and return the reason code of its PUBACK, or 0."""
+        self.send(packet)
+        until = time.monotonic() + self._timeout
+        while packet[0] & 0x06:
+            for kind, body in self.await_packets(until):
+                if kind == packets.PUBACK:
+                    return packets.read_acknowledgement(body)[1]
+        return 0
+
+    def await_packets(self, until: float) -> list[packets.Packet]:
+        """Wait for packets until a monotonic time as `receive` does, and raise `Unavailable` if none came."""
+        received = self.receive(until)
+        if not received:
+            raise self._broken("timeout", f"no acknowledgement within {self._timeout:g} s")
+        return received
 
     def receive(self, until: float) -> list[packets.Packet]:
-        """Wait for packets until a monotonic time, and send what is unsent meanwhile.
-
-        Returns:
-            Packets from the broker, also answers to pings; none if none came in time.
-
-        Raises:
-            Unavailable: The connection is broken.
-        """
+        """Wait for packets until a monotonic time, and return them, if any; send what is unsent meanwhile."""
         while True:
             received = self._take()
             now = time.monotonic()
@@ -125,13 +122,10 @@ class Connection:
             with contextlib.suppress(InterruptedError):
                 (self._poll_write if self._unsent else self._poll_read).poll(max(1.0, wait * 1000))
 
-    def close(self, farewell: bytes = b"", packet_id: int = 0, patience: float = 2.0) -> None:
-        """Close the connection; send DISCONNECT if it works and is not in use. Never raises.
+    def close(self, farewell: bytes = b"", patience: float = 2.0) -> None:
+        """Close the connection; send a last PUBLISH and DISCONNECT if it works and is not in use. Never raises.
 
-        Args:
-            farewell: A last PUBLISH.
-            packet_id: Its packet identifier; 0 if no acknowledgement is awaited.
-            patience: Total timeout in seconds.
+        It waits for `patience` seconds for each of: the lock, the acknowledgement, and the broker's reading.
         """
         self._over.set()
         # The keepalive thread releases it soon. A delivery in another thread is ended by the shutdown.
@@ -140,47 +134,41 @@ class Connection:
             return
         try:
             if self._error is None:
+                self._timeout = patience
                 with contextlib.suppress(Unavailable):
-                    self._disconnect(farewell, packet_id, time.monotonic() + patience)
+                    if farewell:
+                        self.publish(farewell)
+                    self.send(packets.DISCONNECT_PACKET)
+                    until = time.monotonic() + patience
+                    while self._unsent and time.monotonic() < until:
+                        self.receive(min(until, time.monotonic() + 0.1))
         finally:
             self._transport.close()
             self._used.release()
 
-    def _disconnect(self, farewell: bytes, packet_id: int, until: float) -> None:
-        if farewell:
-            self.send(farewell)
-        waiting = bool(farewell and packet_id)
-        while waiting and (received := self.receive(until)):
-            waiting = not any(
-                kind == packets.PUBACK and packets.read_acknowledgement(body)[0] == packet_id for kind, body in received
-            )
-        self.send(packets.DISCONNECT_PACKET)
-        while self._unsent and time.monotonic() < until:
-            self.receive(min(until, time.monotonic() + 0.1))
-
     def _await_acceptance(self) -> None:
         """Read CONNACK with the broker's limits."""
         try:
-            received = self.receive(time.monotonic() + self._profile.timeout)
+            received = self.receive(time.monotonic() + self._timeout)
         except Unavailable as error:
             if error.reason != "unreachable":
                 raise
             raise VersionRefused(f"{error}{early_hint(self._profile)}", error.reason) from error
         if not received:
-            raise self.broken("timeout", f"no answer to CONNECT within {self._profile.timeout:g} s")
+            raise self._broken("timeout", f"no answer to CONNECT within {self._timeout:g} s")
         kind, body = received[0]
         if kind != packets.CONNACK or len(body) < 2:
-            raise self.broken("server_error", "what it answers is not MQTT")
+            raise self._broken("server_error", "what it answers is not MQTT")
         if body[1]:
             refusal = packets.classify(body[1])
-            refused = self.broken(refusal.reason, f"the broker refused the connection: {refusal.error}")
+            refused = self._broken(refusal.reason, f"the broker refused the connection: {refusal.error}")
             raise VersionRefused(str(refused), refused.reason) if body[1] in {1, 0x84} else refused
         if self._profile.protocol == "5":
             try:
-                self.limits, keepalive = read_limits(body[2:], self._profile.keepalive)
+                self.limits, keepalive = read_limits(body[2:], int(self._profile.settings.keepalive))
             except packets.Malformed as error:
-                raise self.broken("server_error", f"the broker sent {error}") from error
-            self._alive = Keepalive(keepalive / 2, self._profile.timeout, None, time.monotonic())
+                raise self._broken("server_error", f"the broker sent {error}") from error
+            self._alive = Keepalive(keepalive / 2, self._timeout, None, time.monotonic())
 
     def _take(self) -> list[packets.Packet]:
         """Send and read without waiting. Packets are returned before an error that came after them is raised."""
@@ -202,7 +190,7 @@ class Connection:
                 return
             except OSError as error:
                 self._read_the_rest()
-                failed = self.broken(*connection_error(error))
+                failed = self._broken(*connection_error(error))
                 if self._early:
                     return
                 raise failed from error
@@ -226,19 +214,19 @@ class Connection:
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return []
         except OSError as error:
-            raise self.broken(*connection_error(error)) from error
+            raise self._broken(*connection_error(error)) from error
         if not data:
-            raise self.broken("unreachable", "the broker closed the connection")
+            raise self._broken("unreachable", "the broker closed the connection")
         self._alive.heard(time.monotonic(), event=False)
         self._received += data
         try:
             # The packets that a broker sends to a publisher have a few bytes.
             received = packets.take_packets(self._received, 64 * 1024)
         except packets.Malformed as error:
-            raise self.broken("server_error", f"the broker sent {error}") from error
+            raise self._broken("server_error", f"the broker sent {error}") from error
         for at, (kind, body) in enumerate(received):
             if kind == packets.PINGRESP:
-                self.pongs += 1
+                self._unanswered -= 1
             elif kind == packets.DISCONNECT or not packets.is_whole(kind, body):
                 ended = self._ended(kind, body)
                 if at:
@@ -246,12 +234,16 @@ class Connection:
                 raise ended
         return received
 
+    def _ping(self) -> None:
+        self._unanswered += 1
+        self.send(packets.PING)
+
     def _keep_alive(self, now: float) -> None:
         match self._alive.due(now):
             case "ping":
-                self.ping()
+                self._ping()
             case "dead":
-                raise self.broken("timeout", f"no answer to a ping within {self._profile.timeout:g} s")
+                raise self._broken("timeout", f"no answer to a ping within {self._timeout:g} s")
 
     def _stay_alive(self) -> None:
         """Run the keepalive while the connection is not in use; the next use raises the error that it finds."""
@@ -275,20 +267,20 @@ class Connection:
     def _ended(self, kind: int, body: bytes) -> Unavailable:
         """Return the error for a DISCONNECT, or for an acknowledgement that can't be read."""
         if kind != packets.DISCONNECT:
-            return self.broken("server_error", "the broker sent an acknowledgement of nothing")
+            return self._broken("server_error", "the broker sent an acknowledgement of nothing")
         code = self.ended_by = body[0] if body else 0
         if not code:
-            return self.broken("unreachable", "the broker closed the connection")
+            return self._broken("unreachable", "the broker closed the connection")
         # A pause before the session is taken back from another client with the same client id.
         pause = 30.0 if code == packets.SESSION_TAKEN_OVER else None
         refusal = packets.classify(code)
-        return self.broken(refusal.reason, f"the broker ended the connection: {refusal.error}", pause)
+        return self._broken(refusal.reason, f"the broker ended the connection: {refusal.error}", pause)
 
-    def broken(self, reason: Reason, message: str, retry_after: float | None = None) -> Unavailable:
+    def _broken(self, reason: Reason, message: str, retry_after: float | None = None) -> Unavailable:
         """Mark the connection as broken, and return the exception that every use raises from now on.
 
         The first error counts: a broker that sends the reason of a disconnect closes the connection next.
         """
         if self._error is None:
-            self._error = Unavailable(f"{self._profile.address}: {message}", reason, retry_after=retry_after)
+            self._error = Unavailable(f"{self._profile.settings.address}: {message}", reason, retry_after=retry_after)
         return self._error

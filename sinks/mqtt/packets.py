@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Final
 
 from bridge.event import Fields
+from bridge.sink import Reason
 from sinks.classification import Classification
 from sinks.mqtt.topic import MAX_CACHED_CHARS, clean_text
 
@@ -38,44 +39,41 @@ class Malformed(ValueError):
     """The received bytes are not MQTT."""
 
 
+def _sink(reason: Reason, error: str) -> Classification:
+    return Classification("sink", "retry", reason, error)
+
+
 _REFUSALS: Final[dict[int, Classification]] = {
     0x80: Classification("event", "retry", "server_error", "unspecified error"),
-    0x81: Classification("sink", "retry", "server_error", "malformed packet"),
-    0x82: Classification("sink", "retry", "server_error", "protocol error"),
+    0x81: _sink("server_error", "malformed packet"),
+    0x82: _sink("server_error", "protocol error"),
     0x83: Classification("event", "retry", "server_error", "implementation specific error"),
-    0x84: Classification("sink", "retry", "server_error", "unsupported protocol version; set `protocol` to the other one"),
-    0x85: Classification("sink", "retry", "unauthorized", "client identifier not valid; set another `client_id`"),
-    0x86: Classification("sink", "retry", "unauthorized", "bad user name or password"),
+    0x84: _sink("server_error", "unsupported protocol version; set `protocol` to the other one"),
+    0x85: _sink("unauthorized", "client identifier not valid; set another `client_id`"),
+    0x86: _sink("unauthorized", "bad user name or password"),
     0x87: Classification("event", "retry", "unauthorized", "not authorized"),
-    0x88: Classification("sink", "retry", "server_error", "server unavailable"),
-    0x89: Classification("sink", "retry", "throttled", "server busy"),
-    0x8A: Classification("sink", "retry", "unauthorized", "banned"),
-    0x8B: Classification("sink", "retry", "unreachable", "server shutting down"),
-    0x8C: Classification("sink", "retry", "unauthorized", "bad authentication method"),
-    0x8D: Classification("sink", "retry", "timeout", "keep alive timeout"),
-    SESSION_TAKEN_OVER: Classification(
-        "sink", "retry", "unreachable", "session taken over: is there another client with this `client_id`?"
-    ),
+    0x88: _sink("server_error", "server unavailable"),
+    0x89: _sink("throttled", "server busy"),
+    0x8A: _sink("unauthorized", "banned"),
+    0x8B: _sink("unreachable", "server shutting down"),
+    0x8C: _sink("unauthorized", "bad authentication method"),
+    0x8D: _sink("timeout", "keep alive timeout"),
+    SESSION_TAKEN_OVER: _sink("unreachable", "session taken over: is there another client with this `client_id`?"),
     0x90: Classification("event", "rejected", "rejected", "topic name invalid"),
     0x91: Classification("event", "retry", "server_error", "packet identifier in use"),
     0x92: Classification("event", "retry", "server_error", "packet identifier not found"),
-    0x93: Classification("sink", "retry", "server_error", "receive maximum exceeded; set a smaller `max_in_flight`"),
+    0x93: _sink("server_error", "receive maximum exceeded; set a smaller `max_in_flight`"),
     0x95: Classification("event", "rejected", "too_large", "packet too large"),
-    0x94: Classification("sink", "retry", "server_error", "topic alias invalid"),
-    0x96: Classification("sink", "retry", "throttled", "too high a rate"),
-    0x97: Classification("sink", "retry", "throttled", "quota exceeded"),
-    0x98: Classification("sink", "retry", "unreachable", "closed by an administrator"),
+    0x94: _sink("server_error", "topic alias invalid"),
+    0x96: _sink("throttled", "too high a rate"),
+    0x97: _sink("throttled", "quota exceeded"),
+    0x98: _sink("unreachable", "closed by an administrator"),
     0x99: Classification("event", "rejected", "rejected", "payload format invalid"),
-    0x9A: Classification(
-        "sink",
-        "retry",
-        "rejected",
-        "retain not supported; set `retain: false`, `availability_topic: null` and no `state_topic`",
-    ),
-    0x9B: Classification("sink", "retry", "rejected", "QoS not supported; set a smaller `qos`"),
-    0x9C: Classification("sink", "retry", "not_found", "the broker wants us to use another server"),
-    0x9D: Classification("sink", "retry", "not_found", "the broker has moved"),
-    0x9F: Classification("sink", "retry", "throttled", "connection rate exceeded"),
+    0x9A: _sink("rejected", "retain not supported; set `retain: false`, `availability_topic: null` and no `state_topic`"),
+    0x9B: _sink("rejected", "QoS not supported; set a smaller `qos`"),
+    0x9C: _sink("not_found", "the broker wants us to use another server"),
+    0x9D: _sink("not_found", "the broker has moved"),
+    0x9F: _sink("throttled", "connection rate exceeded"),
 }
 
 # The return codes of a CONNACK of 3.1.1, which a broker of that age also answers to MQTT 5.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Final, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from bridge.field_types import Bytes, OptionalFile, Seconds
 from bridge.sink import SinkSettings
@@ -141,26 +141,14 @@ class MqttSettings(SinkSettings):
         read_address(url)
         return url
 
-    @field_validator("topic", "state_topic")
+    @field_validator("topic", "state_topic", "availability_topic")
     @classmethod
-    def _is_a_template(cls, template: str | None) -> str | None:
-        if template is not None:
-            Topic(template)
-        return template
-
-    @field_validator("state_topic")
-    @classmethod
-    def _is_one_per_resource(cls, template: str | None) -> str | None:
-        if template is not None and "resource_uuid" not in Topic(template).template.names:
-            raise ValueError("needs {resource_uuid} in it, so that each resource has its own topic")
-        return template
-
-    @field_validator("availability_topic")
-    @classmethod
-    def _is_made_of_the_name(cls, template: str | None) -> str | None:
-        if template is not None:
-            Topic(template, ("name",))
-        return template
+    def _is_a_template(cls, text: str | None, info: ValidationInfo) -> str | None:
+        if text is not None:
+            names = (Topic(text, ("name",)) if info.field_name == "availability_topic" else Topic(text)).template.names
+            if info.field_name == "state_topic" and "resource_uuid" not in names:
+                raise ValueError("needs {resource_uuid} in it, so that each resource has its own topic")
+        return text
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -193,6 +181,11 @@ class MqttSettings(SinkSettings):
             for setting in ("topic", "state_topic")
             for old, new in Topic(getattr(self, setting) or "x").template.renamed.items()
         ]
+
+    @property
+    def address(self) -> Address:
+        """The address of the broker."""
+        return read_address(self.url)
 
     @property
     def protocols(self) -> Sequence[Literal["5", "3.1.1"]]:

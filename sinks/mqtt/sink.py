@@ -25,13 +25,12 @@ from typing import ClassVar, Final
 import structlog
 
 from bridge.sink import Entry, Failure, Unavailable
-from bridge.tls import tls_context
 from sinks.mqtt import packets
 from sinks.mqtt.breakers import Breakers
 from sinks.mqtt.connection import Connection, VersionRefused
 from sinks.mqtt.delivery import Delivery
 from sinks.mqtt.publication import Publication, PublicationEncoder
-from sinks.mqtt.settings import MqttSettings, read_address
+from sinks.mqtt.settings import MqttSettings
 from sinks.mqtt.topic import Topic
 from sinks.mqtt.transport import Profile
 from sinks.ordering import group
@@ -40,9 +39,6 @@ log = structlog.get_logger(__name__)
 
 _RECONNECTS: Final = 10
 """New connections within one delivery, after events that broke it, at most."""
-
-_AVAILABILITY_ID: Final = 1
-"""Packet identifier of the publications of our availability; nothing else is in flight then."""
 
 
 class MqttSink:
@@ -58,7 +54,7 @@ class MqttSink:
     def __init__(self, name: str, settings: MqttSettings) -> None:
         self.name = name
         self._settings = settings
-        self._address = read_address(settings.url)
+        self._address = settings.address
         template = settings.availability_topic
         self._availability = None if template is None else Topic(template, ("name",)).fill((name,))
         self._connection: Connection | None = None
@@ -89,17 +85,8 @@ class MqttSink:
     def _connect(self) -> Connection:
         """Connect with the newest version of MQTT that the broker knows."""
         settings = self._settings
-        profile = Profile(
-            address=self._address,
-            protocol=settings.protocols[-1],
-            client_id=settings.client_id_of(self.name),
-            username=settings.username,
-            password=settings.password.get_secret_value() if settings.password else None,
-            context=tls_context(settings) if self._address.tls else None,
-            timeout=settings.timeout,
-            keepalive=int(settings.keepalive),
-            will=None if self._availability is None else (self._availability.decode(), b"offline", min(settings.qos, 1)),
-        )
+        will = None if self._availability is None else (self._availability.decode(), b"offline", min(settings.qos, 1))
+        profile = Profile(settings, settings.protocols[-1], settings.client_id_of(self.name), will)
         for protocol in settings.protocols[:-1]:
             with contextlib.suppress(VersionRefused):
                 return Connection(profile._replace(protocol=protocol))
@@ -175,9 +162,7 @@ class MqttSink:
         """Publish `offline`, and disconnect. A delivery in another thread fails soon."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            packet_id = _AVAILABILITY_ID if self._settings.qos else 0
-            farewell = self._availability_packet(connection, b"offline")
-            connection.close(farewell, packet_id, patience=min(2.0, self._settings.timeout))
+            connection.close(self._availability_packet(connection, b"offline"), patience=min(2.0, self._settings.timeout))
 
     def _opened(self) -> Connection:
         if self._connection is None:
@@ -202,12 +187,10 @@ class MqttSink:
             if delivery.done:
                 return
             if self._settings.qos == 0:
-                self._await_pong(connection)
+                connection.await_pong()
                 delivery.acknowledge_all()
                 continue
-            received = connection.receive(delivery.silent_since + self._settings.timeout)
-            if not received:
-                raise self._no_answer(connection)
+            received = connection.await_packets(delivery.silent_since + self._settings.timeout)
             now = monotonic()
             answers = b"".join(
                 [
@@ -218,15 +201,6 @@ class MqttSink:
             )
             if answers:
                 connection.send(answers)
-
-    def _await_pong(self, connection: Connection) -> None:
-        number, until = connection.ping(), monotonic() + self._settings.timeout
-        while connection.pongs < number:
-            if not connection.receive(until):
-                raise self._no_answer(connection)
-
-    def _no_answer(self, connection: Connection) -> Unavailable:
-        return connection.broken("timeout", f"no acknowledgement within {self._settings.timeout:g} s")
 
     def _check_limits(self, connection: Connection) -> None:
         settings, limits = self._settings, connection.limits
@@ -245,42 +219,27 @@ class MqttSink:
             payload,
             qos=min(self._settings.qos, 1),
             retain=connection.limits.retain,
-            packet_id=_AVAILABILITY_ID,
+            packet_id=1,
             properties=b"" if connection.protocol == "5" else None,
         )
 
     def _announce(self, connection: Connection) -> bool:
         """Publish `online`; return True if the broker has accepted it, or has answered a ping with QoS 0."""
         packet = self._availability_packet(connection, b"online")
-        if packet:
-            connection.send(packet)
-        if self._settings.qos == 0:
-            self._await_pong(connection)
-            return True
-        if not packet:
-            return False
-        code = self._await_acknowledgement(connection)
-        words = "availability can't be published"
-        if code >= packets.FAILED:
+        code, words = connection.publish(packet) if packet else None, "availability can't be published"
+        if code is not None and code >= packets.FAILED:
             self._warn(words, topic=(self._availability or b"").decode(), error=packets.classify(code).error)
             return False
         self._warned.discard(words)
-        return True
+        if self._settings.qos == 0:
+            connection.await_pong()
+        return code is not None or self._settings.qos == 0
 
     def _warn(self, words: str, **context: str) -> None:
         """Log a warning once."""
         if words not in self._warned:
             self._warned.add(words)
             log.warning(words, sink=self.name, **context)
-
-    def _await_acknowledgement(self, connection: Connection) -> int:
-        """Wait for the only PUBACK that is due, and return its reason code."""
-        until = monotonic() + self._settings.timeout
-        while received := connection.receive(until):
-            for kind, body in received:
-                if kind == packets.PUBACK:
-                    return packets.read_acknowledgement(body)[1]
-        raise self._no_answer(connection)
 
     def _with_hint(self, error: Unavailable, code: int | None, in_flight: int = 0) -> Unavailable:
         """Return the error with a hint and a pause if the broker often disconnects without a reason.

@@ -187,5 +187,5 @@ def test_memory_has_a_limit() -> None:
         lose(breakers, *[event(start + number, f"{start + number}") for number in range(2000)])
         accept(breakers, *[event(start + number, f"{start + number}") for number in range(100, 2000)])
 
-    assert len(breakers._suspects) <= 10_000
+    assert len(breakers._suspects) <= 12_000
     assert len(breakers._accepted) <= 12_000

@@ -15,7 +15,7 @@ import pytest
 from bridge.sink import Unavailable
 from sinks.mqtt import packets
 from sinks.mqtt.connection import Connection
-from sinks.mqtt.settings import read_address
+from sinks.mqtt.settings import MqttSettings
 from sinks.mqtt.transport import Profile
 from tests.contract.mqtt_broker import Broker
 from tests.support.servers.listener import Listener
@@ -76,19 +76,8 @@ def connection(broker: Broker) -> Iterator[Connection]:
     connection.close()
 
 
-def connect(url: str, context: ssl.SSLContext | None = None) -> Connection:
-    profile = Profile(
-        address=read_address(url),
-        protocol="5",
-        client_id="home",
-        username=None,
-        password=None,
-        context=context,
-        timeout=10.0,
-        keepalive=30,
-        will=None,
-    )
-    return Connection(profile)
+def connect(url: str, certificate: Path | None = None) -> Connection:
+    return Connection(Profile(MqttSettings(url=url, ca_file=certificate), "5", "home", None))
 
 
 def send_until_it_fails(connection: Connection) -> None:
@@ -117,7 +106,7 @@ def test_what_tls_has_read_already_is_not_waited_for(tmp_path: Path, frames: byt
     go, done = threading.Event(), threading.Event()
     certificate, key = make_certificate(tmp_path)
     broker = WebsocketBroker(script, server_context(certificate, key))
-    connection = connect(f"wss://localhost:{broker.port}", ssl.create_default_context(cafile=certificate))
+    connection = connect(f"wss://localhost:{broker.port}", certificate)
     with connection.in_use():
         go.set()
         began = time.monotonic()
@@ -159,6 +148,6 @@ def test_a_ping_of_the_websocket_is_answered_with_a_mask_and_between_frames(size
 def test_closing_never_raises_whatever_the_broker_acknowledges(broker: Broker, connection: Connection) -> None:
     broker.answer = lambda _: b"\x40\x00"
 
-    connection.close(packets.encode_publish(b"a", b"b", qos=1, retain=False, packet_id=1, properties=b""), 1)
+    connection.close(packets.encode_publish(b"a", b"b", qos=1, retain=False, packet_id=1, properties=b""))
 
     assert len(broker.tried) == 1
