@@ -14,6 +14,7 @@ from typing import Any, Final
 import structlog
 
 from bridge import app, logs
+from bridge.admin import systemd
 from bridge.journal import DiskFullError, JournalError
 from bridge.pipeline.supervisor import Requests
 from bridge.reload import Reload
@@ -136,6 +137,7 @@ def stop_on_signals(stop: Callable[[], None]) -> None:
         if asked and number == signal.SIGINT:
             os._exit(INTERRUPTED)
         asked = True
+        systemd.tell("STOPPING=1", "STATUS=stopping")
         stop()
 
     signal.signal(signal.SIGTERM, on_signal)
@@ -155,6 +157,7 @@ def _build(settings: Settings, reader: ConfigReader, requests: Requests, stops: 
     log.error("the bridge can't start yet, and tries again until it can", error=problem)
     with app.serve_probes(settings, problem):
         while True:
+            systemd.tell("READY=1", "WATCHDOG=1", systemd.status_of([problem]))
             try:
                 stops.get(timeout=_AGAIN)
             except Empty:
@@ -186,6 +189,7 @@ def _build_again(bridge: app.App) -> tuple[Settings, app.App] | None:
             return settings, app.build(settings, bridge.reader, bridge.supervisor.requests)
         except (ConfigError, JournalError) as error:
             log.error("the bridge can't start again yet", error=str(error))  # noqa: TRY400 - its text says it all
+            systemd.tell("WATCHDOG=1", systemd.status_of([str(error)]))
     return None
 
 
@@ -215,7 +219,9 @@ def _run(
     )
     if announce:
         announce(url)
-    ended = bridge.supervisor.run(seconds, reload)
+    supervisor = bridge.supervisor
+    with systemd.telling_that_it_works(bridge.health, lambda: supervisor.last_tick, lambda: supervisor.asked_to_stop):
+        ended = supervisor.run(seconds, reload)
     if server:
         server.close()
     return ended
