@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import structlog
 
 from bridge.admin.health import Health
+from bridge.admin.retry import retry_route
 from bridge.admin.routes import Access, operation_routes, reload_route
 from bridge.admin.server import Server
 from bridge.admin.starting import answering_probes
@@ -178,6 +179,7 @@ def serve(settings: Settings, app: App, *, or_any_port: bool = False) -> Server 
 
     access = Access(secret, token, note_wrong_token)
     operations = operation_routes(app.journal, access)
+    operations["/-/retry"] = retry_route(app.supervisor.running, access)
     operations["/-/reload"] = reload_route(app.health, app.supervisor.requests, access)
     listen = partial(
         Server,

@@ -144,7 +144,8 @@ def test_what_an_operator_is_shown_works_line_by_line(
             if step.startswith(("mkdir ", "cp ")):
                 subprocess.run(step, shell=True, check=True)
         with capture_logs():
-            assert main.main(shlex.split(line)[1:]) == 0, line
+            # Of all these, only that needs a running bridge.
+            assert main.main(shlex.split(line)[1:]) == ("retry-now" in line), line
         said += capsys.readouterr().out
 
     assert {line.split()[1] for line in lines} == {*arguments.COMMANDS, "check"}

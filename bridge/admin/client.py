@@ -46,6 +46,10 @@ class _Damage(msgspec.Struct):
     damage: str | None
 
 
+class _Woken(msgspec.Struct):
+    woken: list[str]
+
+
 class _Status(msgspec.Struct):
     sinks: dict[str, SinkBacklog]
 
@@ -134,6 +138,10 @@ class Client:
     def prune_all(self) -> int:
         """See `Journal`."""
         return self._post("/journal/prune", _Freed).freed
+
+    def retry_now(self, streams: Sequence[str], sinks: Sequence[str]) -> Sequence[str]:
+        """Let streams and sinks try again now, all if none is named; return those that were waiting."""
+        return self._post("/-/retry", _Woken, streams=streams, sinks=sinks).woken
 
     def _get(self, path: str, kind: type[Value], **parameters: object) -> Value:
         return self._ask("GET", f"{path}?{urlencode(parameters)}" if parameters else path, kind)

@@ -14,7 +14,10 @@ from bridge.journal import Counters, Journal, JournalError, SinkBacklog, SinkCou
 from bridge.pipeline.forwarder import Forwarder
 from bridge.pipeline.stream import Stream
 from bridge.pipeline.supervisor import Running
+from bridge.pipeline.threads import Pause
 from bridge.sink import Reason
+
+Pauses = Mapping[str, Pause]
 
 _STUCK: Final = 30.0
 """Seconds without a tick of the main thread after which the process does not work any more."""
@@ -65,6 +68,7 @@ class StreamReport(StreamCounters, kw_only=True):
     reason: str | None
     error: str
     attempts: int
+    next_attempt: datetime | None
     gap_seconds: float
     gaps: list[GapReport]
 
@@ -165,7 +169,7 @@ class Health:
 
     def status(self) -> Status:
         """Everything that an operator may ask."""
-        streams, forwarders, stopping = self._running()
+        streams, forwarders, stopping, pauses = self._running()
         counters = self._counters(streams)
         return Status(
             version=self._version,
@@ -173,10 +177,12 @@ class Health:
             reload=_reload_report(self.reloaded) if self.reloaded else None,
             problems=self.problems(within_grace=True),
             journal=JournalReport(counters.bytes, counters.last_error, self._damaged()),
-            streams={stream.name: _stream_report(stream, counters.streams[stream.name]) for stream in streams},
+            streams={stream.name: _stream_report(stream, counters.streams[stream.name], pauses) for stream in streams},
             # A sink without counters was forgotten a moment ago.
             sinks={
-                forwarder.name: self._sink_report(forwarder, counters.sinks[forwarder.name], stopping.get(forwarder.name))
+                forwarder.name: self._sink_report(
+                    forwarder, counters.sinks[forwarder.name], stopping.get(forwarder.name), pauses
+                )
                 for forwarder in forwarders
                 if forwarder.name in counters.sinks
             },
@@ -187,8 +193,9 @@ class Health:
         counters.streams = {stream.name: StreamCounters(malformed={}) for stream in streams} | counters.streams
         return counters
 
-    def _sink_report(self, forwarder: Forwarder, counters: SinkCounters, leaving: str | None) -> SinkReport:
-        status, lag = forwarder.status, self._lag(forwarder.name)
+    def _sink_report(self, forwarder: Forwarder, counters: SinkCounters, leaving: str | None, pauses: Pauses) -> SinkReport:
+        status, lag, due = forwarder.status, self._lag(forwarder.name), forwarder.next_due
+        attempt = _next_attempt(pauses, f"sink-{forwarder.name}")
         return SinkReport(
             up=status.up,
             since=_time(status.since),
@@ -196,7 +203,9 @@ class Health:
             error=status.error,
             failures=status.failures,
             waiting=forwarder.retry_reasons,
-            next_retry=None if forwarder.next_due is None else _time(forwarder.next_due),
+            next_attempt=None if status.up else attempt,
+            # Not before the sink is tried again, and never in the past.
+            next_retry=None if due is None else _time(max(due, (attempt or datetime.now(UTC)).timestamp())),
             unavailable_seconds=round(self._down_seconds(forwarder, time.time()), 3),
             leaving=leaving,
             lag_seconds=None if math.isnan(lag) else lag,
@@ -256,7 +265,12 @@ def _reload_report(reloaded: Reloaded) -> ReloadReport:
     return ReloadReport(_time(reloaded.at), not reloaded.problems, reloaded.problems)
 
 
-def _stream_report(stream: Stream, counters: StreamCounters) -> StreamReport:
+def _next_attempt(pauses: Pauses, name: str) -> datetime | None:
+    until = pauses[name].until if name in pauses else None
+    return None if until is None else datetime.fromtimestamp(until, UTC)
+
+
+def _stream_report(stream: Stream, counters: StreamCounters, pauses: Pauses) -> StreamReport:
     status = stream.status
     return StreamReport(
         connected=status.connected,
@@ -264,6 +278,7 @@ def _stream_report(stream: Stream, counters: StreamCounters) -> StreamReport:
         reason=status.reason,
         error=status.error,
         attempts=status.attempts,
+        next_attempt=None if status.connected else _next_attempt(pauses, f"stream-{stream.name}"),
         gap_seconds=round(stream.gaps.total_seconds(), 3),
         gaps=[GapReport(_time(gap.start), _time(gap.end), gap.reason, gap.error) for gap in list(stream.gaps.latest)],
         **msgspec.structs.asdict(counters),

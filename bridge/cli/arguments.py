@@ -13,7 +13,7 @@ from bridge.cli.output import confirmation
 from bridge.cli.target import Target
 from bridge.journal import DeadLetterQuery, DeathReason
 
-COMMANDS: Final = ("dead-letters", "backlog", "journal", "quarantine", "rewind", "skip")
+COMMANDS: Final = ("dead-letters", "backlog", "journal", "quarantine", "rewind", "skip", "retry-now")
 
 _WHERE: Final = """
 
@@ -77,6 +77,7 @@ def add(subparsers: Subparsers) -> None:
             "backlog": ("show what waits at each sink, and for how long", "event-bridge backlog"),
             "journal": ("back up, verify, export and prune the journal", _EXAMPLES_JOURNAL),
             "rewind": ("deliver stored events to a sink again", "event-bridge rewind --sink audit --to 2h --dry-run"),
+            "retry-now": ("let streams and sinks try again now", "event-bridge retry-now --stream acme"),
             "skip": ("set the event aside that a sink can't get past", "event-bridge skip --sink alerts"),
             "quarantine": ("look at messages that are no events", "event-bridge quarantine list"),
         },
@@ -86,6 +87,11 @@ def add(subparsers: Subparsers) -> None:
     _add_journal(parsers["journal"])
     _add_quarantine(parsers["quarantine"])
     _add_moves(parsers["rewind"], parsers["skip"])
+    again = parsers["retry-now"]
+    again.add_argument("--stream", action="append", default=[], metavar="NAME", help="only this stream; repeatable")
+    again.add_argument("--sink", action="append", default=[], metavar="NAME", help="only this sink; repeatable")
+    _add_target(again, with_journal=False)
+    again.set_defaults(do=lambda a: sinks.retry_now(_target(a), a.stream, a.sink))
 
 
 _EXAMPLES_LETTERS: Final = """\

@@ -69,17 +69,14 @@ def verify(target: Target) -> int:
     total = sum(events for _, events in lost)
     places = f"places {stored.first} to {stored.next - 1}" if stored.first < stored.next else "nothing is stored"
     print(f"{count(sound, 'event')} sound, {total:,} lost; {places}, {_size(stored)}")
-    if not reader.running and journal.lacks_log(target.path):
+    half = not reader.running and journal.lacks_log(target.path)
+    if half:
         print(
-            f"{target.path.name}-wal is missing: this looks like half of a copy of a running bridge's journal, without its last"
-            " events; `event-bridge journal backup` makes a whole one",
-            file=sys.stderr,
+            f"{target.path.name}-wal is missing: this looks like half of a copy of a running bridge's journal", file=sys.stderr
         )
-        return DAMAGED
-    if damage or lost:
+    elif damage or lost:
         print("damaged; `event-bridge journal export` saves what can be read", file=sys.stderr)
-        return DAMAGED
-    return DONE
+    return DAMAGED if half or damage or lost else DONE
 
 
 def backup(target: Target, copy: Path) -> int:

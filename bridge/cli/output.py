@@ -18,8 +18,6 @@ _LIVE_SECONDS: Final = 0.1
 _PRINT_SECONDS: Final = 10.0
 """Time between two lines elsewhere."""
 
-_LEAST_WIDTH: Final = 16
-
 Row = Sequence[str]
 
 
@@ -68,7 +66,7 @@ class Table:
         line = "  ".join(cells).rstrip()
         if self._width is None or len(line) <= self._width:
             return line
-        below = textwrap.wrap(row[-1], max(_LEAST_WIDTH, self._width), initial_indent="    ", subsequent_indent="    ")
+        below = textwrap.wrap(row[-1], max(16, self._width), initial_indent="    ", subsequent_indent="    ")
         return "\n".join(["  ".join(cells[:-1]).rstrip(), *below])
 
 

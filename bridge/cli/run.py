@@ -66,6 +66,7 @@ def run(config: Path | None, log_format: logs.Format | None) -> bool:
 
     # From here on, so that what is asked for while the process still starts is made up for.
     signal.signal(signal.SIGHUP, lambda *_: requests.put("reload"))
+    signal.signal(signal.SIGUSR1, lambda *_: requests.put("retry"))
     stop_on_signals(stop)
 
     def log_as(wanted: LogSettings) -> None:
@@ -79,8 +80,9 @@ def run(config: Path | None, log_format: logs.Format | None) -> bool:
         bridge = _build(settings, reader, requests, stops)
         return bridge is None or _keep_running(settings, bridge, log_as)
     finally:
-        # At its very end, Python would give the signal back its deadly default.
+        # At its very end, Python would give the signals back their deadly default.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def demo(engine: str | None, duration: float | None, rate: float, seed: int) -> bool:

@@ -1,9 +1,10 @@
-"""The commands that move a sink: rewind and skip."""
+"""The commands that move a sink: rewind, skip and retry-now."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
+from bridge.admin.client import Client, OperationError
 from bridge.cli.dead_letters import DONE, NOT_DONE, Refused
 from bridge.cli.output import count
 from bridge.cli.target import Target
@@ -22,6 +23,20 @@ def rewind(target: Target, sink: str, to: int | datetime, *, dry_run: bool) -> i
         return NOT_DONE
     events = f"{count(done.events, 'event')}, from place {done.first} on"
     print(f"{sink}: would get {events}, again" if dry_run else f"{sink}: gets {events}, again")
+    return DONE
+
+
+def retry_now(target: Target, streams: Sequence[str], sinks: Sequence[str]) -> int:
+    """Let streams and sinks of the running bridge try again now, all if none is named; return the exit status.
+
+    Raises:
+        OperationError: No bridge runs, or it can't be asked.
+    """
+    with target.open_reader() as reader:
+        if not isinstance(reader, Client):
+            raise OperationError("no bridge runs on this journal")
+        woken = reader.retry_now(streams, sinks)
+    print(f"tried again now: {', '.join(woken)}" if woken else "nothing waits for its next attempt")
     return DONE
 
 

@@ -188,6 +188,7 @@ class SinkBacklog(msgspec.Struct):
         up: The sink can deliver now; None if no bridge runs that could tell.
         error: Why it can't.
         lag_seconds: Age of the oldest pending event; 0 if none is pending, None if it can't be read.
+        next_attempt: When a sink that is not up is tried again; None if that is not known.
     """
 
     accepted: int
@@ -198,3 +199,4 @@ class SinkBacklog(msgspec.Struct):
     up: bool | None = None
     error: str | None = None
     lag_seconds: float | None = None
+    next_attempt: datetime | None = None

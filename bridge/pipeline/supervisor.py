@@ -21,7 +21,7 @@ import structlog
 from bridge.journal import Journal, JournalError
 from bridge.pipeline.forwarder import Forwarder
 from bridge.pipeline.stream import Stream
-from bridge.pipeline.threads import Count, Handover, ProgressThread, SinkThread, StreamThread
+from bridge.pipeline.threads import Count, Handover, Pause, ProgressThread, SinkThread, StreamThread
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +32,7 @@ _TICK_SECONDS: Final = 1.0
 _LAST_SECONDS: Final = 1.0
 """Threads have so long to end after the grace; then the process ends without them."""
 
-Request = Literal["stop", "reload", "wake"]
+Request = Literal["stop", "reload", "retry", "wake"]
 Requests = queue.SimpleQueue[Request]
 """Requests to the main thread. Of all that can wake a thread, only this may be used in a signal handler: an event's
 lock may be held at that moment by the very thread that the signal interrupted."""
@@ -45,11 +45,13 @@ class Running(NamedTuple):
         streams: The streams; for a changed one that is not connected yet, the old one.
         forwarders: The forwarders, with those that are stopping.
         stopping: Those by name, each with what happens to the sink then.
+        pauses: The waits between attempts, of `stream-NAME` and `sink-NAME`.
     """
 
     streams: Sequence[Stream] = ()
     forwarders: Sequence[Forwarder] = ()
     stopping: Mapping[str, str] = {}
+    pauses: Mapping[str, Pause] = {}
 
 
 class Supervisor:
@@ -104,6 +106,7 @@ class Supervisor:
             list(streams.values()),
             [thread.forwarder for thread in self._sinks.values()],
             {name: "to be removed" if after is None else "to be replaced" for name, after in self._replacements.items()},
+            {t.name: t.pause for t in self._streams.values()} | {t.name: t.pause for t in self._sinks.values()},
         )
 
     def stop(self) -> None:
@@ -120,17 +123,17 @@ class Supervisor:
         Returns:
             True if every thread has ended; if not, one hangs in a call to the outside.
         """
-        until = None if seconds is None else time.monotonic() + seconds
+        until = time.monotonic() + (float("inf") if seconds is None else seconds)
         self._start(*self._sinks.values(), *self._streams.values(), self._progress)
         while True:
-            asked = self._asked_within(
-                _TICK_SECONDS if until is None else min(_TICK_SECONDS, max(0.0, until - time.monotonic()))
-            )
-            self.asked_to_stop = "stop" in asked or (until is not None and time.monotonic() >= until)
+            asked = self._asked_within(min(_TICK_SECONDS, max(0.0, until - time.monotonic())))
+            self.asked_to_stop = "stop" in asked or time.monotonic() >= until
             if self.asked_to_stop or self._journal.damaged:
                 return self._shut_down()
             if "reload" in asked:
                 reload()
+            for pause in self.running().pauses.values() if "retry" in asked else ():
+                pause.end()
             self._tick()
 
     def asked_to_stop_within(self, seconds: float) -> bool:
@@ -140,8 +143,7 @@ class Supervisor:
     def put_stream(self, stream: Stream) -> None:
         """Start a stream; one of the same name ends when this one is connected, or after a while."""
         name = stream.name
-        old = self._streams.get(name)
-        if old is not None:
+        if (old := self._streams.get(name)) is not None:
             self._handovers = {**self._handovers, name: Handover(self._session_to_keep(name, old))}
         thread = StreamThread(stream, self._restarts, self._wake)
         self._streams = {**self._streams, name: thread}

@@ -43,6 +43,29 @@ class Count(Protocol):
         """Count one more."""
 
 
+class Pause:
+    """The wait of a thread between two steps, which others can end.
+
+    Attributes:
+        until: When the next step begins, in seconds since the epoch; None while one is under way.
+    """
+
+    def __init__(self) -> None:
+        self.until: float | None = None
+        self._ended = threading.Event()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for so long, or until somebody ends it."""
+        self.until = time.time() + seconds
+        self._ended.wait(seconds)
+        self.until = None
+        self._ended.clear()
+
+    def end(self) -> None:
+        """End the wait, or the next one."""
+        self._ended.set()
+
+
 class StreamThread(threading.Thread):
     """Follows one stream. `at_end` is called by the thread before it ends."""
 
@@ -52,15 +75,17 @@ class StreamThread(threading.Thread):
         self._restarts = restarts
         self._at_end = at_end
         self._stopped = threading.Event()
+        self.pause = Pause()
 
     def stop(self) -> None:
         """End the session, and no other follows."""
         self._stopped.set()
+        self.pause.end()
         self.stream.stop()
 
     def run(self) -> None:
         """Keep going; called by `start`."""
-        _keep_going(lambda: None if self._stopped.is_set() else self.stream.step(), self._stopped.wait, self._restarts)
+        _keep_going(lambda: None if self._stopped.is_set() else self.stream.step(), self.pause.wait, self._restarts)
         self._at_end()
 
 
@@ -110,37 +135,35 @@ class SinkThread(threading.Thread):
         self._restarts = restarts
         self._at_end = at_end
         self._draining = threading.Event()
-        self._drains = False
         self._stopped = threading.Event()
+        self.pause = Pause()
 
     def drain(self) -> None:
         """Nothing new will come: go on while there is something to deliver and the sink takes it."""
         self._draining.set()
+        self.pause.end()
 
     def stop(self) -> None:
         """End after the delivery that is under way."""
         self._stopped.set()
-        self._draining.set()
+        self.drain()
 
     def run(self) -> None:
         """Keep going; called by `start`."""
         try:
-            _keep_going(self._step, self._wait, self._restarts)
+            _keep_going(self._step, self.pause.wait, self._restarts)
         finally:
             self.forwarder.close()
             self.ended = True
             self._at_end()
 
-    def _wait(self, seconds: float) -> None:
-        (self._stopped if self._drains else self._draining).wait(seconds)
-
     def _step(self) -> float | None:
         # Only a step that began after the streams had ended proves that nothing is left.
-        self._drains = self._draining.is_set()
+        drains = self._draining.is_set()
         if self._stopped.is_set():
             return None
         seconds = self.forwarder.step()
-        return None if self._drains and not (self.forwarder.busy and self.forwarder.status.up) else seconds
+        return None if drains and not (self.forwarder.busy and self.forwarder.status.up) else seconds
 
 
 class ProgressThread(threading.Thread):

@@ -224,7 +224,7 @@ class Receiver:
         token: The bearer token that requests must have; none is asked for if not set.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, port: int | None = None) -> None:
         self.requests: list[tuple[int, list[dict[str, Any]]]] = []
         self.answer: Callable[[list[dict[str, Any]]], tuple[int, dict[str, str]]] = lambda _: (200, {})
         self.hang = threading.Event()
@@ -232,7 +232,7 @@ class Receiver:
         self.token: str | None = None
         self._lock = threading.Lock()
         self._connections = 0
-        self.port = free_port()
+        self.port = port or free_port()
         self._server: ThreadingHTTPServer | None = None
 
     @property

@@ -1,6 +1,8 @@
 """Somebody on call puts things right with the real command, beside a running bridge."""
 
+import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 
 from bridge.simulator.server import Simulator, SimulatorSettings
 from tests.e2e.harness import Bridge, Receiver, command
+from tests.support.ports import free_port
 from tests.support.waiting import until
 
 EVENTS = 400
@@ -75,3 +78,30 @@ def test_a_replay_to_a_dead_receiver_is_queued_and_says_so(bridge: Bridge, recei
     assert waited.stdout == f"alerts: {dead} dead letters queued\nalerts: 0 delivered, {dead} waiting\n"
     assert "none was delivered for 1 s" in waited.stderr
     assert "alerts is down and delivers when it is back: " in waited.stderr
+
+
+def test_streams_and_sinks_try_again_now_where_asked_to(tmp_path: Path) -> None:
+    ports = free_port(), free_port()
+    slow = {"backoff": {"first": "1h", "max": "1h"}}
+    sink = {"type": "webhook", "url": f"http://127.0.0.1:{ports[1]}/", **slow}
+    streams = {"acme": {"url": f"ws://127.0.0.1:{ports[0]}", **slow}}
+    with Bridge(tmp_path, {"streams": streams, "sinks": {"alerts": sink}}) as bridge:
+
+        def part(name: str) -> Any:
+            return bridge.status()[name]["acme" if name == "streams" else "alerts"]
+
+        until(lambda: part("streams")["next_attempt"] and part("sinks")["next_attempt"], "both wait")
+        assert part("streams")["next_attempt"] > datetime.now(UTC).isoformat()
+        assert "down, next try in " in command("backlog", cwd=tmp_path).stdout
+        unknown = command("retry-now", "--sink", "alert", cwd=tmp_path)
+        assert (unknown.returncode, unknown.stdout) == (1, "")
+        assert "there is no sink-alert; there are stream-acme, sink-alerts" in unknown.stderr
+        with Simulator(SimulatorSettings(port=ports[0])), Receiver(ports[1]):
+            woken = command("retry-now", "--stream", "acme", cwd=tmp_path)
+            assert (woken.returncode, woken.stdout) == (0, "tried again now: stream-acme\n")
+            until(lambda: part("streams")["connected"], "the stream is connected")
+            assert part("streams")["next_attempt"] is None
+            assert not part("sinks")["up"]
+            bridge.signal(signal.SIGUSR1)
+            until(lambda: part("sinks")["up"], "the sink is up")
+            assert part("sinks")["next_attempt"] is None

@@ -109,6 +109,7 @@ def test_a_script_gets_a_line_of_json_for_every_sink(
         "drain_seconds": 4.0,
         "up": True,
         "error": None,
+        "next_attempt": None,
     }
     known = ("alerts", "audit", "down", "idle", "new")
     assert [(name, lines[name]["drains"], lines[name]["drain_seconds"]) for name in known] == [

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from bridge.journal import Closed
 from bridge.pipeline.availability import SinkStatus
 from bridge.pipeline.threads import ProgressThread, SinkThread, StreamThread
+from tests.support.waiting import until
 
 DEADLINE = 20.0
 
@@ -129,3 +131,24 @@ def test_the_end_of_a_sink_is_told_when_it_is_closed() -> None:
     join(thread)
 
     assert told == [(True, "close")]
+
+
+@pytest.mark.parametrize("make", [sink_thread, lambda steps: StreamThread(steps, Count(), lambda: None)])
+def test_a_wait_has_an_end_that_is_told_and_can_come_sooner(make: Callable[[Any], StreamThread | SinkThread]) -> None:
+    steps = Steps()
+    thread = make(steps)
+    thread.start()
+    steps.entered.get(timeout=DEADLINE)
+    assert thread.pause.until is None
+    now = time.time()
+    steps.returns.put(lambda: 3600.0)
+    until(lambda: thread.pause.until is not None, "the thread waits")
+    assert thread.pause.until is not None
+    assert 3600 <= thread.pause.until - now < 3600 + DEADLINE
+
+    thread.pause.end()
+    steps.entered.get(timeout=DEADLINE)
+    assert thread.pause.until is None
+    steps.returns.put(lambda: 3600.0)
+    thread.stop()
+    join(thread)
