@@ -7,6 +7,7 @@ process, and has no time limit.
 
 import math
 import os
+import re
 import select
 import socket
 import ssl
@@ -39,6 +40,11 @@ _MAX_READ_BYTES: Final = 1024 * 1024
 _MIN_READ_BYTES: Final = 4 * 1024
 _LIFE_BYTES: Final = 1024
 """So much of an unfinished message counts as life. With less, a server that sends a byte a second would live for ever."""
+
+_MAX_COOKIES: Final = 50
+_MAX_COOKIE_CHARS: Final = 4096
+_HUGE_NUMBER: Final = re.compile(r"(?<![0-9_])(?:[0-9]_?){300}")
+"""In the age of a cookie, `CookieJar` prints a warning of a bug."""
 
 _TLS_RECORD_BYTES: Final = 16 * 1024
 
@@ -112,11 +118,14 @@ class DockerCloudSource:
 
     def _keep_cookies(self, fields: Message) -> None:
         kept = Message()
-        for line in fields.get_all("Set-Cookie", []):
+        for line in fields.get_all("Set-Cookie", [])[:_MAX_COOKIES]:
             with suppress(CookieError):
-                SimpleCookie(line)
-                kept["Set-Cookie"] = line
+                if len(line) <= _MAX_COOKIE_CHARS and not _HUGE_NUMBER.search(line):
+                    SimpleCookie(line)
+                    kept["Set-Cookie"] = line
         if kept:
+            if len(self._cookies) > _MAX_COOKIES:
+                self._cookies.clear()
             response: Any = SimpleNamespace(info=lambda: kept)  # All that the jar looks at.
             self._cookies.extract_cookies(response, Request(self._http_url))
 

@@ -367,6 +367,35 @@ def test_a_cookie_of_a_refusal_is_kept_and_an_expired_one_is_not(start_raw: Star
     assert cookies(server) == [[], ["liveid=a"], []]
 
 
+def test_a_server_that_sets_new_cookies_each_time_does_not_fill_the_memory(start_raw: StartRaw) -> None:
+    def script(server: RawServer, connection: socket.socket) -> None:
+        number = len(server.requests)
+        lines = [f"Set-Cookie: c{number}-{each}=x\r\n" for each in range(40)]
+        answering(response("401 No", headers="".join(lines) + f"Set-Cookie: long={'x' * 5000}\r\n"))(server, connection)
+
+    server = start_raw(script)
+    known = source(server.url)
+    for _ in range(5):
+        with pytest.raises(Ended):
+            known.open(None)
+
+    sent = cookies(server)
+    assert [len(each) for each in sent] == [0, 40, 80, 40, 80]
+    assert not any("long=" in cookie for each in sent for cookie in each)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("age", ["max-age=" + "9" * 400, "max-age=" + "9_" * 400 + "9", "expires=1 Jan " + "9" * 4000])
+def test_a_cookie_of_an_absurd_age_costs_nothing(age: str, start_raw: StartRaw) -> None:
+    server = start_raw(answering(response("401 No", headers=f"Set-Cookie: a=b; {age}\r\n")))
+    known = source(server.url)
+    for _ in range(2):
+        with pytest.raises(Ended, match="401"):
+            known.open(None)
+
+    assert cookies(server) == [[], []]
+
+
 def test_an_invalid_cookie_costs_nothing(start_raw: StartRaw) -> None:
     server = start_raw(lambda server, connection: server.upgrade(connection, "Set-Cookie: a/b=1\r\n"))
     stream = source(server.url)
