@@ -8,6 +8,9 @@ from typing import Final
 MAX_OBJECT_BYTES: Final = 1024 * 1024
 """A longer JSON object is cut off and passed on as malformed."""
 
+_SOON_BYTES: Final = 16 * 1024
+"""A longer text without a line break may have to wait for one: it is looked at again when it has twice the length."""
+
 _ADJACENT: Final = re.compile(rb"\}\s*\{")
 _NOT_SPACE: Final = re.compile(r"\S")
 _raw_decode: Final = json.JSONDecoder().raw_decode
@@ -25,27 +28,30 @@ class ObjectReader:
 
     def __init__(self, max_bytes: int = MAX_OBJECT_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._tail = b""
+        self._tail = bytearray()
         self._skipping = False
+        self._try_from = 0
 
     def feed(self, data: bytes) -> list[bytes]:
         """Add data, and take out the texts that are complete."""
-        *lines, self._tail = (self._tail + data).replace(b"\x1e", b"\n").split(b"\n")
-        if self._skipping and lines:
-            self._skipping = False
-            del lines[0]
+        first, *more = data.replace(b"\x1e", b"\n").split(b"\n")
         texts: list[bytes] = []
-        for line in lines:
-            objects, rest = _objects(line) if _ADJACENT.search(line) else ([], line)
-            texts += [*objects, rest.strip()] if rest.strip() else objects
-        if self._skipping:
-            self._tail = b""
-        elif self._tail.rstrip().endswith(b"}"):
-            objects, self._tail = _objects(self._tail)
+        if more:
+            *lines, last = (bytes(self._tail) + first, *more)
+            for line in lines[self._skipping :]:
+                objects, rest = _objects(line) if _ADJACENT.search(line) else ([], line)
+                texts += [*objects, rest.strip()] if rest.strip() else objects
+            self._tail, self._skipping, self._try_from = bytearray(last), False, 0
+        elif not self._skipping:
+            self._tail += (last := first)
+        if not self._skipping and last.rstrip().endswith(b"}") and len(self._tail) >= self._try_from:
+            objects, rest = _objects(bytes(self._tail))
+            self._tail = bytearray(rest)
+            self._try_from = 2 * len(rest) if len(rest) > _SOON_BYTES else 0
             texts += objects
         if len(self._tail) > self._max_bytes:
-            texts.append(self._tail)
-            self._tail, self._skipping = b"", True
+            texts.append(bytes(self._tail))
+            self._tail, self._skipping, self._try_from = bytearray(), True, 0
         return [text[: self._max_bytes] for text in texts]
 
 

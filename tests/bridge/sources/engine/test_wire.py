@@ -58,6 +58,14 @@ def test_an_object_that_is_too_large_is_cut_off_once_and_the_next_line_is_read()
     assert found == [b'{"a":"' + b"x" * 94, b'{"b":2}']
 
 
+@pytest.mark.parametrize("between", [b"\n", b" \n", b"\n{}\n"])
+def test_a_large_object_in_small_pieces_comes_out_once(between: bytes) -> None:
+    large, reader = b'{"a":[' + b'{"b":{}},' * 10_000 + b"0]}", ObjectReader()
+    found = [text for piece in cut(large + between, [100] * 2000) for text in reader.feed(piece)]
+
+    assert found == [large, *between.split()]
+
+
 def test_a_large_line_that_comes_at_once_is_cut_off_too() -> None:
     assert ObjectReader(max_bytes=10).feed(b'{"a":"xxxxxxxxxxxxxxxxxx"}\n{"b":2}\n') == [b'{"a":"xxxx', b'{"b":2}']
 
