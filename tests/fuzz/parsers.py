@@ -2,10 +2,11 @@
 
 import json
 import socket
+import struct
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from email.message import Message
 from http.client import HTTPException
@@ -13,8 +14,11 @@ from io import BytesIO
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, NamedTuple, cast
+from unittest.mock import patch
 from urllib.parse import urlsplit
+from warnings import catch_warnings, simplefilter
 
+import h11
 import msgspec
 
 from bridge.admin.listener import _Reader
@@ -24,10 +28,15 @@ from bridge.event import Reception, normalize
 from bridge.field_types import duration, parse_time
 from bridge.frames import FrameReader, encode
 from bridge.policy import Filter, parse_retry_after
-from bridge.sink import Entry
-from bridge.sources.dockercloud.errors import BadAnswerError
+from bridge.sink import Entry, Unavailable
+from bridge.source import Ended
+from bridge.sources.dockercloud.errors import BadAnswerError, close_text, refusal
 from bridge.sources.dockercloud.handshake import _ask, proxy_for
+from bridge.sources.dockercloud.settings import DockerCloudSettings
+from bridge.sources.dockercloud.source import DockerCloudSource
+from bridge.sources.engine.connection import Address, Connection
 from bridge.sources.engine.events import EngineEvent, Identity, Info, Position, to_event
+from bridge.sources.engine.source import _require_ok
 from bridge.sources.engine.wire import ObjectReader
 from bridge.text import without
 from config.yaml_file import ReadError, read_document
@@ -35,8 +44,11 @@ from sinks.kafka import errors as kafka_errors
 from sinks.kafka.errors import Refusal, is_of_the_record, logged_reason
 from sinks.kafka.records import RecordMaker
 from sinks.mqtt import packets
+from sinks.mqtt.connection import Connection as MqttConnection
+from sinks.mqtt.packets import varint
 from sinks.mqtt.publication import PublicationEncoder
 from sinks.mqtt.settings import MqttSettings
+from sinks.mqtt.transport import Profile as MqttProfile
 from sinks.webhook.client import Response
 from sinks.webhook.errors import classify
 
@@ -87,6 +99,78 @@ def engine(data: bytes) -> None:
 def engine_info(data: bytes) -> None:
     with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         repr(msgspec.json.decode(data, type=Info).identity)
+
+
+class EngineConnection(Connection):
+    """A connection to an Engine that answers with these bytes."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(Address("/x"), 10, None)
+        self._ours = sock
+
+    def _connect(self) -> socket.socket:
+        self._socket = self._ours
+        return self._ours
+
+
+def engine_answer(data: bytes) -> None:
+    """What an Engine answers: its head, its body as chunks, the words of a refusal."""
+    with answering(data) as ours, suppress(OSError, h11.ProtocolError, Ended):
+        connection = EngineConnection(ours)
+        connection.get("/info")
+        _require_ok("GET /info", connection)
+        connection.read_all()
+
+
+def engine_pieces(data: bytes) -> None:
+    """A stream that arrives in small pieces."""
+    reader = ObjectReader()
+    for begin in range(0, len(data), 64):
+        reader.feed(data[begin : begin + 64])
+
+
+def cloud_answer(data: bytes) -> None:
+    """What a Docker Cloud server says when it refuses, sets cookies or closes."""
+    fields = Message()
+    for line in data.decode("latin-1").splitlines():
+        name, _, value = line.partition(":")
+        fields[name.strip()] = value.strip()
+    for status in (101, 302, 401, 429, 500):
+        repr(refusal(status, fields, data, "Basic Ym9iOnNlY3JldA=="))
+    close_text(data, "Basic Ym9iOnNlY3JldA==")
+    settings = DockerCloudSettings.model_validate({"url": "ws://stream.example"})
+    source = DockerCloudSource(settings, lambda: settings, user_agent="x")
+    with catch_warnings():
+        simplefilter("error")  # `CookieJar` prints warnings of its bugs.
+        source._keep_cookies(fields)
+        source._fields(None)
+
+
+def mqtt_session(data: bytes) -> None:
+    """What a broker sends from its CONNACK on."""
+    for protocol in ("5", "3.1.1"):
+        with answering(data) as ours, patch("sinks.mqtt.connection.Transport", lambda _, sock=ours: BrokerTransport(sock)):
+            profile = MqttProfile(MqttSettings(url="mqtt://x", topic="a"), protocol, "x", None)
+            with suppress(Unavailable), closing(MqttConnection(profile)) as connection, connection.in_use():
+                while True:
+                    connection.receive(time.monotonic() + 10)
+
+
+class BrokerTransport:
+    """A connection to a broker that sends these bytes."""
+
+    pending = 0
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.stream = sock
+
+    def quickack(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+    def close(self) -> None:
+        self.stream.close()
 
 
 def mqtt(data: bytes) -> None:
@@ -160,12 +244,18 @@ def kafka(data: bytes) -> None:
 
 def handshake(data: bytes) -> None:
     """What a Docker Cloud server answers."""
+    with answering(data) as ours, suppress(OSError, BadAnswerError):
+        _ask(ours, ["GET / HTTP/1.1"], time.monotonic() + 60)
+
+
+@contextmanager
+def answering(data: bytes) -> Iterator[socket.socket]:
+    """A socket whose peer sends these bytes and closes."""
     ours, theirs = socket.socketpair()
     sender = Thread(target=_send, args=(theirs, data), daemon=True)
     with ours:
         sender.start()
-        with suppress(OSError, BadAnswerError):
-            _ask(ours, ["GET / HTTP/1.1"], time.monotonic() + 60)
+        yield ours
     sender.join()
 
 
@@ -260,6 +350,48 @@ def _answers(size: int) -> Sequence[bytes]:
     ]
 
 
+def _engine_answers(size: int) -> Sequence[bytes]:
+    head = b"HTTP/1.1 500 x\r\n"
+    chunked = b"HTTP/1.1 200 x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return [
+        b"HTTP/1.1 100 x\r\n\r\n" * (size // 18),
+        b"HTTP/1.1 200 x\r\nContent-Length: " + b"9" * size + b"\r\n\r\n",
+        head + b"a: b\r\n" * (size // 6),
+        head + b"\r\n" * size,
+        chunked + b"1\r\nx\r\n" * (size // 6),
+        chunked + b"0" * size,
+        chunked + b"1;" + b"x" * size,
+        *[head + b"\r\n" + body for body in _json_like(size)],
+        *[head + b'\r\n{"message":' + body for body in _json_like(size)],
+    ]
+
+
+def _cookies(size: int) -> Sequence[bytes]:
+    values = (b"a=", b"a=b;", b" ", b";", b"=", b'a="', b"\\", b'\\"', b"1 ", b"a=b; expires=", b",")
+    starts = (b"", b"a=b; expires=", b"a=b; max-age=", b'a="', b"a=b; port=", b"a=b; expires=1 Jan ")
+    return [b"Set-Cookie: " + start + value * (size // len(value)) for start in starts for value in (*values, b"9")] + [
+        b"Set-Cookie: a=b\r\n" * (size // 17)
+    ]
+
+
+def _sessions(size: int) -> Sequence[bytes]:
+    def accepted(properties: bytes) -> bytes:
+        length = len(properties)
+        properties = varint(length) + properties
+        return b"\x20" + varint(2 + len(properties)) + b"\x00\x00" + properties
+
+    return [
+        accepted(b"\x26\x00\x00\x00\x00" * (min(size, 60_000) // 5)),
+        accepted(b"\x1f" + struct.pack(">H", min(size, 60_000)) + b"x" * min(size, 60_000)),
+        accepted(b"\xff" * min(size, 60_000)),
+        CONNACK + b"\xd0\x00" * (size // 2),
+        CONNACK + b"\x40\x02\x00\x01" * (size // 4),
+        CONNACK + b"\xe0\x01\x8e" * (size // 3),
+        b"\x20" * size,
+    ]
+
+
+CONNACK = b"\x20\x06\x00\x00\x03\x21\x00\x14"
 LOGGED = (
     b"Handshake failed: ",
     b"alert ",
@@ -314,6 +446,35 @@ PARSERS = {
     ),
     "engine info": Parser(
         engine_info, [b'{"ID":"x","SystemTime":"2026-01-01T00:00:00.5Z","Swarm":{"NodeID":"n"}}'], _json_like
+    ),
+    "engine answer": Parser(
+        engine_answer,
+        [
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+            b'HTTP/1.1 403 No\r\n\r\n{"message":"forbidden"}',
+        ],
+        _engine_answers,
+    ),
+    "engine pieces": Parser(
+        engine_pieces,
+        [ENGINE * 2, b"\x1e" + ENGINE],
+        lambda n: [
+            *_json_like(n),
+            b"{}" * (n // 2),
+            b"[" + b"{},".ljust(63) * (n // 64),
+            b"[{},".ljust(63) + b"{}," * (n // 3),
+        ],
+    ),
+    "cloud answer": Parser(
+        cloud_answer,
+        [ANSWER, b"Set-Cookie: a=b; Path=/; Max-Age=9; Expires=Fri, 31 Dec 1999 23:59:59 GMT\r\nx: y", b'{"error":"secret"}'],
+        lambda n: [*_answers(n), *_cookies(n), *_json_like(n)],
+    ),
+    "mqtt session": Parser(
+        mqtt_session,
+        [CONNACK, b"\x20\x02\x00\x05", CONNACK + b"\xe0\x06\x8e\x04\x1f\x00\x01x", CONNACK + b"\xd0\x00\x40\x03\x00\x01\x87"],
+        _sessions,
     ),
     "mqtt": Parser(
         mqtt,
