@@ -29,9 +29,6 @@ _STRUCK: Final = -1
 _FIRST_PAUSE, _LONGEST_PAUSE = 60.0, 600.0
 """Seconds between two trials of such events, doubled each time."""
 
-_MOST: Final = 10_000
-"""Number of suspects, events and topics to remember, besides those of one delivery."""
-
 
 class Breakers:
     """Knows what breaks connections.
@@ -54,11 +51,7 @@ class Breakers:
     def judge(self, entry: Entry, publications: Sequence[Publication], now: float, *, alone: bool) -> Failure | int | None:
         """Return None if the event may be sent now, otherwise its failure, or the rank at which it may be sent alone.
 
-        Args:
-            entry: The event.
-            publications: Its publications.
-            now: Monotonic time.
-            alone: Nothing else is in flight.
+        It is sent alone if `alone`; `now` is a monotonic time.
         """
         verdict = self._verdicts.pop(entry.seq, None)
         if verdict is not None:
@@ -78,30 +71,21 @@ class Breakers:
         return None
 
     def accepted(self, delivered: AbstractSet[int], topics: set[bytes], largest: int) -> None:
-        """Clear what the broker has accepted.
-
-        Args:
-            delivered: The `seq` of events.
-            topics: Topics of publications.
-            largest: Size of the largest payload.
-        """
-        for known in (self._suspects, self._events, self._topics, self._accepted):
-            if len(known) > _MOST:
-                known.clear()
+        """Clear what the broker has accepted: events by `seq`, topics, and payloads up to the `largest` in bytes."""
+        for memory in (self._suspects, self._events, self._topics, self._accepted):
+            if len(memory) > 10_000:
+                memory.clear()
         self._accepted |= topics
         self._largest = max(self._largest, largest)
         if not self.active:
             return
         for seq in self._suspects.keys() & delivered:
             del self._suspects[seq]
-        wrong = self._topics.keys() & topics
-        for topic in wrong:
-            del self._topics[topic]
-        if self._limit is not None and largest >= self._limit:
-            self._limit = None
-            wrong = topics
-        if wrong or self._events & delivered:
-            self._events -= delivered
+        known = self._topics, self._limit, self._events
+        self._topics = {topic: size for topic, size in self._topics.items() if topic not in topics}
+        self._limit = None if self._limit is not None and largest >= self._limit else self._limit
+        self._events = self._events - delivered
+        if known != (self._topics, self._limit, self._events):
             self._next_trial, self._pause = 0.0, _FIRST_PAUSE
         self.active = bool(self._suspects or self._verdicts or self._events or self._topics or self._limit)
 
@@ -158,12 +142,10 @@ class Breakers:
         for topic, payload, _, _ in publications:
             if topic in self._topics:
                 hint = '; perhaps over the space in it (set `replace: {" ": "_"}`)' if b" " in topic else ""
-                return f"the broker closes the connection when something is published on the topic {shown(topic)}{hint}"
+                return f"the connection breaks when something is published on the topic {shown(topic)}{hint}"
             if self._limit is not None and len(payload) >= self._limit:
-                return (
-                    f"the broker closes the connection over events of {self._limit} bytes and more; "
-                    "those above `max_event_bytes` become dead letters"
-                )
+                limit = f"the connection breaks over events of {self._limit} bytes and more"
+                return f"{limit}; those above `max_event_bytes` become dead letters"
         if seq in self._events:
             return "the connection broke each time when this event was sent alone, and took others"
         return None

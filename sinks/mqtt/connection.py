@@ -10,7 +10,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from bridge.policy import Keepalive
 from bridge.sink import Reason, Unavailable
@@ -55,6 +55,7 @@ class Connection:
         self._alive = Keepalive(profile.settings.keepalive / 2, self._timeout, None, time.monotonic())
         self._transport = Transport(profile)
         self._socket = self._transport.stream
+        self._pending: Callable[[], int] = getattr(self._socket, "pending", int)  # Bytes in the buffer of TLS.
         self._poll_read, self._poll_write = select.poll(), select.poll()
         self._poll_read.register(self._socket.fileno(), select.POLLIN)
         self._poll_write.register(self._socket.fileno(), select.POLLIN | select.POLLOUT)
@@ -115,8 +116,8 @@ class Connection:
             if received or now >= until:
                 return received
             self._keep_alive(now)
-            if self._transport.pending:
-                continue  # The bytes are in the buffer of TLS, of which poll() does not know.
+            if self._pending():
+                continue  # poll() does not know of these bytes.
             wait = min(until - now, self._alive.wait(now))
             self._transport.quickack()
             with contextlib.suppress(InterruptedError):
@@ -250,9 +251,7 @@ class Connection:
         while not self._over.wait(0.5):  # Less than the shortest keep-alive.
             if self._used.acquire(blocking=False):
                 try:
-                    self._require_whole()
-                    self._flush()
-                    while self._read() or self._transport.pending:
+                    while self._take() or self._pending():
                         pass
                     self._keep_alive(time.monotonic())
                 except Unavailable:

@@ -14,7 +14,8 @@ Events that may break the connection go last, each of them alone; see `sinks.mqt
 import itertools
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from operator import itemgetter
 
 from bridge.sink import Entry, Failure
@@ -33,16 +34,14 @@ Or, if the event is not alone, which the second argument says, the rank at which
 """
 
 
+@dataclass(slots=True)
 class _Sending:
-    """An event in flight: the number of publications without an acknowledgement, and those that are not sent yet."""
+    """An event in flight: those of its publications that are not sent, and the number of those without an acknowledgement."""
 
-    __slots__ = ("entry", "group", "unacknowledged", "unsent")
-
-    def __init__(self, entry: Entry, group: Group, publications: Sequence[Publication]) -> None:
-        self.entry = entry
-        self.group = group
-        self.unacknowledged = len(publications)
-        self.unsent = iter(publications)
+    entry: Entry
+    group: Group
+    unsent: Iterator[Publication]
+    unacknowledged: int
 
 
 class Delivery:
@@ -118,14 +117,7 @@ class Delivery:
         return b"".join(parts)
 
     def acknowledge(self, kind: int, packet_id: int, code: int, now: float) -> bytes:
-        """Note an acknowledgement, and return the packet that answers it.
-
-        Args:
-            kind: PUBACK, PUBREC or PUBCOMP.
-            packet_id: The packet identifier.
-            code: The reason code.
-            now: The monotonic time.
-        """
+        """Note a PUBACK, PUBREC or PUBCOMP with its reason code, and return the packet that answers it."""
         sent = self._in_flight.get(packet_id)
         # Some brokers do QoS 2 as QoS 1, and answer PUBACK.
         if sent is None or (kind != PUBACK and self._qos == 1):
@@ -168,7 +160,7 @@ class Delivery:
             self._continue(group, stopped=publications.outcome != "rejected")
         else:
             self._open += 1
-            self._queue(_Sending(entry, group, publications))
+            self._queue(_Sending(entry, group, iter(publications), len(publications)))
         return True
 
     def _queue(self, state: _Sending) -> None:

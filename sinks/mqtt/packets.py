@@ -103,15 +103,7 @@ def varint(number: int) -> bytes:
 
 
 def encode_publish(topic: bytes, payload: bytes, *, qos: int, retain: bool, packet_id: int, properties: bytes | None) -> bytes:
-    """Encode a PUBLISH packet.
-
-    Args:
-        topic: The topic, of 65,535 bytes at most.
-        payload: The payload.
-        qos: Quality of service.
-        retain: True if the broker shall retain it.
-        packet_id: Packet identifier; not used with QoS 0.
-        properties: Encoded properties; None for MQTT 3.1.1.
+    """Encode a PUBLISH packet with a topic of 65,535 bytes at most, and encoded properties: None for MQTT 3.1.1.
 
     Raises:
         ValueError: It is more than a packet can have.
@@ -134,7 +126,7 @@ def encode_properties(fields: Fields, expiry: float | None) -> bytes:
     texts = (fields.namespace, fields.type, fields.action, fields.state)
     # Long texts would fill the memory: a cache counts its entries, not their bytes.
     common = _common_properties if sum(map(len, texts)) <= MAX_CACHED_CHARS else _common_properties.__wrapped__
-    return common(*texts, expiry) + _pair("uuid", fields.uuid)
+    return common(*texts, expiry) + b"\x26" + _text("uuid") + _text(fields.uuid)
 
 
 @lru_cache(maxsize=4096)
@@ -143,11 +135,7 @@ def _common_properties(namespace: str, kind: str, action: str, state: str, expir
     if expiry is not None:
         encoded += b"\x02" + struct.pack(">I", int(expiry))
     pairs = {"namespace": namespace, "type": kind, "action": action, "state": state}
-    return encoded + b"".join([_pair(name, value) for name, value in pairs.items()])
-
-
-def _pair(name: str, value: str) -> bytes:
-    return b"\x26" + _text(name) + _text(value)
+    return encoded + b"".join([b"\x26" + _text(name) + _text(value) for name, value in pairs.items()])
 
 
 def _text(text: str) -> bytes:
@@ -156,11 +144,7 @@ def _text(text: str) -> bytes:
 
 
 def take_packets(buffer: bytearray, longest: int) -> list[Packet]:
-    """Remove all complete packets from the buffer, and return them.
-
-    Args:
-        buffer: The received bytes; the beginning of a packet stays.
-        longest: Largest packet in bytes that is accepted.
+    """Remove all complete packets, of `longest` bytes at most, from the received bytes, and return them.
 
     Raises:
         Malformed: The bytes are not MQTT, or a packet is too large.

@@ -153,7 +153,7 @@ class MqttSettings(SinkSettings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         given = [name for name in ("ca_file", "cert_file", "key_file", "key_password") if getattr(self, name) is not None]
-        if given and not read_address(self.url).tls:
+        if given and not self.address.tls:
             raise ValueError(f"`{given[0]}` is of no use without TLS: write mqtts:// or wss:// in `url`")
         for name in ("key_file", "key_password"):
             if getattr(self, name) is not None and self.cert_file is None:

@@ -5,16 +5,11 @@ follows the events of a delivery, and its answer shows that the broker has read 
 no reason codes: a broker acknowledges what it refuses. Each connection begins a new session, so that QoS 2 does not mean
 exactly once if a connection breaks; the event's uuid identifies duplicates.
 
-"Not authorized" concerns a topic, and others may be accepted: the event is retried later, and later events of its resource
-wait. An invalid name or payload, or a packet that is too large, rejects the event. A quota concerns the sink.
+Some brokers end the connection over an event, mostly without a reason, and would do so on every new connection: see
+`sinks.mqtt.breakers`. When the event is known, the sink connects again within the delivery, and takes the rest.
 
-Some brokers end the connection over an event without a reason, or never acknowledge it, and would do so on every new
-connection: see `sinks.mqtt.breakers`. When the event is known, the sink connects again within the delivery, and takes the rest.
-An unreachable broker is not mistaken for this: it accepts nothing.
-
-With a `state_topic` an event is two publications, and delivered when both are acknowledged. The state comes first, since it can
-be published again without harm; the event follows when the state was acknowledged. Otherwise an event whose state is refused
-would be published at every retry.
+With a `state_topic` an event is two publications, and delivered when both are acknowledged: the state, which can be published
+again without harm, and then the event. Otherwise an event whose state is refused would be published at every retry.
 """
 
 import contextlib
@@ -203,13 +198,13 @@ class MqttSink:
                 connection.send(answers)
 
     def _check_limits(self, connection: Connection) -> None:
-        settings, limits = self._settings, connection.limits
+        settings, limits, lacks = self._settings, connection.limits, ""
         if settings.qos > limits.max_qos:
-            words = f"the broker can't do QoS {settings.qos}; set `qos: {limits.max_qos}`"
-            raise Unavailable(f"{self._address}: {words}", "rejected")
-        if not limits.retain and (settings.retain or settings.state_topic is not None):
-            words = "the broker can't retain; set `retain: false` and no `state_topic`"
-            raise Unavailable(f"{self._address}: {words}", "rejected")
+            lacks = f"do QoS {settings.qos}; set `qos: {limits.max_qos}`"
+        elif not limits.retain and (settings.retain or settings.state_topic is not None):
+            lacks = "retain; set `retain: false` and no `state_topic`"
+        if lacks:
+            raise Unavailable(f"{self._address}: the broker can't {lacks}", "rejected")
 
     def _availability_packet(self, connection: Connection, payload: bytes) -> bytes:
         if self._availability is None:
@@ -218,7 +213,7 @@ class MqttSink:
             self._availability,
             payload,
             qos=min(self._settings.qos, 1),
-            retain=connection.limits.retain,
+            retain=bool(connection.limits.retain),
             packet_id=1,
             properties=b"" if connection.protocol == "5" else None,
         )

@@ -48,7 +48,7 @@ class Limits(NamedTuple):
     receive_maximum: int = 65_535
     max_packet: int = 1 << 28
     max_qos: int = 2
-    retain: bool = True
+    retain: int = 1
 
 
 class _Websocket(_WebsocketWrapper):
@@ -146,12 +146,6 @@ class Transport(Client):
         extra = self._websocket_extra_headers
         return _Websocket(connection, self._host, self._port, self._ssl, self._websocket_path, extra)
 
-    @property
-    def pending(self) -> int:
-        """Bytes in the buffer of TLS. A websocket reads them in small parts, and stops at a ping."""
-        pending = getattr(self.stream, "pending", None)
-        return int(pending()) if pending is not None else 0
-
     def quickack(self) -> None:
         """Send the pending TCP acknowledgement at once. The option does not stay set.
 
@@ -180,11 +174,7 @@ class Transport(Client):
 
 
 def read_limits(properties: bytes, keepalive: int) -> tuple[Limits, int]:
-    """Return the limits and the keep-alive of a CONNACK.
-
-    Args:
-        properties: The bytes after its reason code.
-        keepalive: The keep-alive that was sent in CONNECT.
+    """Return the limits and the keep-alive in seconds of the properties of a CONNACK; `keepalive` was sent in CONNECT.
 
     Raises:
         Malformed: The properties can't be decoded.
@@ -194,13 +184,8 @@ def read_limits(properties: bytes, keepalive: int) -> tuple[Limits, int]:
         answer.unpack(properties)  # type: ignore[no-untyped-call]
     except Exception as error:  # paho raises exceptions of many types here, KeyError and IndexError among them.
         raise Malformed("a malformed CONNACK") from error
-    default = Limits()
-    limits = Limits(
-        getattr(answer, "ReceiveMaximum", default.receive_maximum),
-        getattr(answer, "MaximumPacketSize", default.max_packet),
-        getattr(answer, "MaximumQoS", default.max_qos),
-        bool(getattr(answer, "RetainAvailable", default.retain)),
-    )
+    names = ("ReceiveMaximum", "MaximumPacketSize", "MaximumQoS", "RetainAvailable")
+    limits = Limits(*[getattr(answer, name, default) for name, default in zip(names, Limits(), strict=True)])
     return limits, getattr(answer, "ServerKeepAlive", keepalive) or keepalive
 
 
