@@ -26,17 +26,13 @@ class VersionRefused(Unavailable):
 class Connection:
     """A connection that the broker has accepted. All but `close` raise `Unavailable` if it is broken, or was closed.
 
-    Args:
-        profile: The parameters of the connection.
-
     Attributes:
         protocol: Version of MQTT.
         limits: The broker's limits.
         ended_by: The reason code with which the broker ended the connection; None without one.
 
     Raises:
-        VersionRefused: Perhaps with another version.
-        Unavailable: The connection can't be made.
+        VersionRefused: Another version may be accepted.
     """
 
     def __init__(self, profile: Profile) -> None:
@@ -124,10 +120,7 @@ class Connection:
                 (self._poll_write if self._unsent else self._poll_read).poll(max(1.0, wait * 1000))
 
     def close(self, farewell: bytes = b"", patience: float = 2.0) -> None:
-        """Close the connection; send a last PUBLISH and DISCONNECT if it works and is not in use. Never raises.
-
-        It waits for `patience` seconds for each of: the lock, the acknowledgement, and the broker's reading.
-        """
+        """Close the connection; send a last PUBLISH and DISCONNECT within seconds if it works and is not in use."""
         self._over.set()
         # The keepalive thread releases it soon. A delivery in another thread is ended by the shutdown.
         if not self._used.acquire(timeout=min(1.0, patience)):

@@ -1,12 +1,8 @@
 """The state of one delivery over MQTT: which publications to send next, and what an acknowledgement means; pure.
 
 An event is sent only after the previous event of its resource was acknowledged. If one is refused, no later event of that
-resource is in flight. Events of different resources are in flight together, as many as the broker allows. A single busy
-resource is therefore limited to one publication per round trip. With `ordering: none` and with QoS 0, where nothing is refused,
-no event waits.
-
-The publications of one event are sent one after another, too. If one is refused, the rest is not published, however often the
-event is retried.
+resource is in flight. A busy resource is therefore limited to one publication per round trip. With `ordering: none` and with
+QoS 0, where nothing is refused, no event waits. The publications of one event are sent one after another, too.
 
 Events that may break the connection go last, each of them alone; see `sinks.mqtt.breakers`.
 """
@@ -28,10 +24,7 @@ Group = deque[Entry]
 """Entries that must be sent one after another."""
 
 Publish = Callable[[Entry, bool], Sequence[Publication] | Failure | int]
-"""Returns the publications of an event in sending order, or why it has none.
-
-Or, if the event is not alone, which the second argument says, the rank at which it has to be sent alone, after all others.
-"""
+"""Returns the publications of an event, its failure, or if it is not alone (False) the rank at which it is sent alone."""
 
 
 @dataclass(slots=True)
@@ -89,11 +82,7 @@ class Delivery:
 
     @property
     def silent_since(self) -> float:
-        """The monotonic time since which publications are in flight and none was acknowledged.
-
-        While others are acknowledged, the broker is not silent: the oldest may be slow to arrive. A single event that is never
-        acknowledged is found as well, since the others come to an end.
-        """
+        """The monotonic time since which publications are in flight and none was acknowledged, also of the later ones."""
         return max(next(iter(self._in_flight.values()))[1] if self._in_flight else 0.0, self._acknowledged)
 
     @property

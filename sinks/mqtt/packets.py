@@ -87,11 +87,7 @@ def classify(code: int) -> Classification:
 
 
 def varint(number: int) -> bytes:
-    """Encode a length with seven bits per byte.
-
-    Raises:
-        ValueError: It is more than a packet can have.
-    """
+    """Encode a length with seven bits per byte; raise `ValueError` if it is more than a packet can have."""
     if number >= 1 << 28:
         raise ValueError("longer than a packet of MQTT can be")
     encoded = bytearray()

@@ -3,7 +3,6 @@
 import sys
 from typing import NamedTuple
 
-from bridge.event import Fields
 from bridge.sink import Entry, Failure
 from sinks.mqtt.packets import encode_properties, varint
 from sinks.mqtt.settings import MqttSettings
@@ -20,13 +19,7 @@ class Publication(NamedTuple):
 
 
 class PublicationEncoder:
-    """Encodes events as publications.
-
-    Args:
-        settings: The sink's settings.
-        protocol: Version of MQTT.
-        max_packet: Largest packet in bytes that the broker accepts.
-    """
+    """Encodes events as publications in a version of MQTT, for a broker that accepts packets of `max_packet` bytes at most."""
 
     def __init__(self, settings: MqttSettings, protocol: str, max_packet: int) -> None:
         self._topic = Topic(settings.topic, replace=settings.replace)
@@ -49,7 +42,10 @@ class PublicationEncoder:
         properties = encode_properties(fields, self._expiry) if self._has_properties else None
         publications = [Publication(self._topic.of(fields), entry.json, self._retain, properties)]
         if self._state_topic is not None:
-            publications.insert(0, self._state(self._state_topic, fields, entry.json))
+            # After "Terminated" an empty payload, which deletes the state. It does not expire: the next event may be far away.
+            payload = b"" if fields.state.lower() == "terminated" else entry.json
+            properties = encode_properties(fields, None) if self._has_properties else None
+            publications.insert(0, Publication(self._state_topic.of(fields), payload, retain=True, properties=properties))
         for publication in publications:
             if len(publication.topic) > MAX_TEXT_BYTES:
                 return Failure.rejected(entry, "too_large", "its topic would be longer than MQTT allows")
@@ -57,15 +53,6 @@ class PublicationEncoder:
             if size > self._max_packet:
                 return Failure.rejected(entry, "too_large", f"{size} bytes, and the broker takes {self._max_packet} at most")
         return publications
-
-    def _state(self, topic: Topic, fields: Fields, json: bytes) -> Publication:
-        """Return the state of a resource: its last event, retained; after "Terminated", an empty one, which deletes it.
-
-        It does not expire, since a resource may have no event for long.
-        """
-        payload = b"" if fields.state.lower() == "terminated" else json
-        properties = encode_properties(fields, None) if self._has_properties else None
-        return Publication(topic.of(fields), payload, retain=True, properties=properties)
 
 
 def _packet_size(publication: Publication) -> int:

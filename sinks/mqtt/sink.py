@@ -37,12 +37,7 @@ _RECONNECTS: Final = 10
 
 
 class MqttSink:
-    """Publishes events to an MQTT broker.
-
-    Args:
-        name: The sink's name in the configuration.
-        settings: Its settings.
-    """
+    """Publishes events to an MQTT broker."""
 
     Settings: ClassVar = MqttSettings
 
@@ -60,11 +55,7 @@ class MqttSink:
         self._breakers = Breakers()
 
     def open(self) -> None:
-        """Connect, and publish `online`.
-
-        Raises:
-            Unavailable: The broker can't be reached, refuses the connection or lacks what the settings need.
-        """
+        """Connect, and publish `online`; raise `Unavailable` if the broker is, or lacks what the settings need."""
         self.close()
         connection = self._connect()
         try:
@@ -91,11 +82,7 @@ class MqttSink:
         return connection
 
     def deliver(self, entries: Sequence[Entry]) -> Sequence[Failure]:
-        """Publish all entries.
-
-        Raises:
-            Unavailable: The broker is not available; with the events that it has acknowledged.
-        """
+        """Publish all entries, or raise `Unavailable` with the events that the broker has acknowledged."""
         failures: list[Failure] = []
         self.delivered = set[int]()
         try:
@@ -141,11 +128,7 @@ class MqttSink:
         return True
 
     def check_connection(self) -> None:
-        """Read what the broker has sent since the last use.
-
-        Raises:
-            Unavailable: The connection is lost.
-        """
+        """Read what the broker has sent since the last use; raise `Unavailable` if the connection is lost."""
         connection = self._opened()
         try:
             with connection.in_use():

@@ -37,12 +37,7 @@ def clean_text(text: str) -> bytes:
 
 
 class Topic:
-    """Makes topics by a template.
-
-    Args:
-        text: The template.
-        fields: The fields that may stand in it.
-        replace: Replacements for characters of values.
+    """Makes topics by a template in which `fields` may stand; `replace` has replacements for characters of their values.
 
     Attributes:
         template: The parsed template.

@@ -27,14 +27,7 @@ _QUICKACK: Final[int | None] = getattr(socket, "TCP_QUICKACK", None)
 
 
 class Profile(NamedTuple):
-    """The parameters of a connection.
-
-    Attributes:
-        settings: The sink's settings.
-        protocol: Version of MQTT.
-        client_id: Client id.
-        will: Topic, payload and QoS of the last will, which is retained.
-    """
+    """The parameters of a connection; `will` has the topic, the payload and the QoS of the last will, which is retained."""
 
     settings: MqttSettings
     protocol: Literal["5", "3.1.1"]
@@ -75,9 +68,6 @@ class _Websocket(_WebsocketWrapper):
 
 class Transport(Client):
     """A socket on which CONNECT was sent. The client of paho would close it when it is collected.
-
-    Args:
-        profile: The parameters of the connection.
 
     Attributes:
         stream: The socket, or one of TLS, or what paho has for a websocket, with the same methods.
@@ -149,8 +139,8 @@ class Transport(Client):
     def quickack(self) -> None:
         """Send the pending TCP acknowledgement at once. The option does not stay set.
 
-        Most brokers send each PUBACK by itself, with Nagle's algorithm on. The last one is then delayed until TCP has
-        acknowledged the previous one, for which Linux waits up to 40 ms if there is nothing to send.
+        Many brokers send each PUBACK by itself, with Nagle's algorithm on: after TCP has acknowledged the one before, for which
+        Linux waits up to 40 ms if there is nothing to send.
         """
         if _QUICKACK is not None and self._duplicate is not None:
             with contextlib.suppress(OSError):
@@ -192,10 +182,7 @@ def read_limits(properties: bytes, keepalive: int) -> tuple[Limits, int]:
 def early_hint(profile: Profile) -> str:
     """Return a hint for a connection that the broker closes before it answers CONNECT.
 
-    Some brokers do so at a version of MQTT, or at a will, that they do not support.
-
-    With TLS 1.3 a server refuses the client's certificate after the client has finished the handshake, and its alert may be
-    lost with the connection.
+    A server refuses the client's certificate after the handshake of TLS 1.3, and its alert may be lost with the connection.
     """
     guesses = [] if not profile.settings.address.tls else ["wants a certificate of ours (`cert_file`), or another one"]
     if profile.protocol == "5":
