@@ -1,4 +1,4 @@
-"""The brokers of `deploy/compose.test.yaml` are where the tests look for them."""
+"""The brokers of `deploy/compose.test.yaml` are where the tests look for them; the parts of `compose.yaml` find each other."""
 
 import re
 import shutil
@@ -23,6 +23,12 @@ KNOWN: Final = {"image", "ports", "environment", "configs", "healthcheck"}
 @pytest.fixture
 def compose() -> Any:
     return yaml.safe_load(FILE.read_text())
+
+
+@pytest.fixture
+def shown() -> Any:
+    """Return what `docker compose up` runs for somebody who wants to see it."""
+    return yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
 
 
 def ports_of(service: dict[str, Any]) -> list[str]:
@@ -74,6 +80,36 @@ def test_mosquitto_takes_its_configuration(tmp_path: Path, compose: Any) -> None
                 assert subscriber.payloads() == [b"hello"]
         finally:
             process.kill()
+
+
+@pytest.mark.skipif(shutil.which("amtool") is None, reason="not installed: prometheus-alertmanager")
+def test_alertmanager_takes_its_configuration_and_is_told_by_prometheus(tmp_path: Path, shown: Any) -> None:
+    path = tmp_path / "alertmanager.yml"
+    path.write_text(shown["configs"]["alertmanager"]["content"])
+    done = subprocess.run(["amtool", "check-config", str(path)], check=False, capture_output=True, text=True)
+    prometheus = yaml.safe_load((ROOT / "deploy" / "prometheus.yaml").read_text())
+    (managers,) = prometheus["alerting"]["alertmanagers"]
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert managers["static_configs"] == [{"targets": [f"alertmanager:{ports_of(shown['services']['alertmanager'])[0][-4:]}"]}]
+
+
+def test_grafana_finds_its_dashboard_and_prometheus(shown: Any) -> None:
+    grafana = shown["services"]["grafana"]
+    (dashboard,) = [volume.split(":")[:2] for volume in grafana["volumes"]]
+    provided = {one["source"]: yaml.safe_load(shown["configs"][one["source"]]["content"]) for one in grafana["configs"]}
+
+    assert (ROOT / "deploy" / dashboard[0]).is_file()
+    assert dashboard[1] == grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert provided["dashboards"]["providers"][0]["options"] == {"path": str(Path(dashboard[1]).parent)}
+    assert provided["datasources"]["datasources"][0]["url"] == "http://prometheus:9090"
+
+
+def test_what_is_shown_is_open_on_loopback_only_and_has_its_files(shown: Any) -> None:
+    for service in shown["services"].values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+        mounted = [volume.split(":")[0] for volume in service.get("volumes", ())]
+        assert all((ROOT / "deploy" / path).is_file() for path in mounted if path.startswith("."))
 
 
 def has_compose() -> bool:

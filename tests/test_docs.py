@@ -180,7 +180,7 @@ def test_links_in_the_documents_lead_somewhere() -> None:
 def test_compose_gives_the_bridge_longer_than_its_grace_to_stop() -> None:
     compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
 
-    assert set(compose["services"]) == {"bridge", "simulator", "prometheus"}
+    assert set(compose["services"]) == {"bridge", "simulator", "prometheus", "alertmanager", "grafana"}
     assert int(compose["services"]["bridge"]["stop_grace_period"].removesuffix("s")) > load(None, NO_SINKS).shutdown.grace
 
 
