@@ -9,7 +9,7 @@ COUNT ?= 10000
 # puts the slow files first; xdist by itself would begin with the files that have most tests.
 PYTEST = $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run check quick lint corrupt bench bench-check chaos soak fuzz lock format clean
+.PHONY: run check quick lint corrupt bench bench-check chaos soak fuzz lock man format clean
 .DEFAULT_GOAL := run
 
 run: .venv/run.stamp  ## See it work: simulator, bridge and stdout sink in one go.
@@ -62,6 +62,10 @@ lock: .venv/dev.stamp
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url --extra build --custom-compile-command "make lock" -o requirements.lock pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url --extra build --custom-compile-command "make lock" --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
+
+man: .venv/dev.stamp  ## The man page, from the parsers of the command line.
+	@mkdir -p build
+	$(BIN)/argparse-manpage --module bridge.cli.main --function parser --prog event-bridge --project-name event-bridge --manual-title event-bridge --description "journal and deliver Docker event streams" --format single-commands-section --output build/event-bridge.1
 
 clean:
 	rm -rf .venv build data *.egg-info

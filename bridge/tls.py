@@ -1,15 +1,20 @@
-"""TLS contexts, made of the PEM files that settings name."""
+"""TLS contexts, made of the PEM files that settings name, and what goes without TLS."""
 
 import ssl
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Final, Protocol
+from urllib.parse import urlsplit
 
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
+from bridge.field_types import is_loopback
 from bridge.sink import Unavailable
+
+_PLAIN: Final = frozenset({"http", "ws", "mqtt", "tcp"})
 
 _shared_lock: Final = Lock()
 
@@ -134,3 +139,23 @@ def tls_context(files: TlsFiles) -> ssl.SSLContext:
         raise Unavailable(f"ca_file {files.ca_file}: {error.strerror or error}", "tls") from error
     except CertificateError as error:
         raise Unavailable(f"cert_file {files.cert_file}: not usable with its key: {error}", "tls") from error
+
+
+def hosts_in_clear_text(settings: BaseModel) -> list[str]:
+    """Return the hosts beyond this machine to which settings with a secret in them connect without TLS.
+
+    A part has a `url`, or `bootstrap_servers` and `uses_tls`; so may a plug-in.
+    """
+    if not any(isinstance(value, SecretStr) or (isinstance(value, dict) and value) for value in _values(settings)):
+        return []
+    urls = [getattr(settings, "url", None) or ""]
+    if not getattr(settings, "uses_tls", True):
+        urls += [f"tcp://{server}" for server in getattr(settings, "bootstrap_servers", [])]
+    parts = [urlsplit(url) for url in urls]
+    return [part.hostname for part in parts if part.scheme in _PLAIN and part.hostname and not is_loopback(part.hostname)]
+
+
+def _values(settings: BaseModel) -> Iterator[object]:
+    """Yield the values that may be secret: fields, and mappings of secrets such as headers."""
+    for value in dict(settings).values():
+        yield {key: inner for key, inner in value.items() if isinstance(inner, SecretStr)} if isinstance(value, dict) else value

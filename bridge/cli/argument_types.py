@@ -2,6 +2,7 @@
 
 import argparse
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -70,3 +71,8 @@ def key(text: str) -> str:
         return str(number(text))
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError("must be a uuid, or the number that list shows") from None
+
+
+def values(options: Sequence[str]) -> list[str]:
+    """Return the values of a repeatable option, which may be separated by commas."""
+    return [value for option in options for value in option.split(",") if value]

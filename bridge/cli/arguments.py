@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final, TypeAlias, get_args
 
 from bridge.cli import backlog, dead_letters, journal, sinks
-from bridge.cli.argument_types import key, moment, number, place_or_moment, seconds, url, uuid_text
+from bridge.cli.argument_types import key, moment, number, place_or_moment, seconds, url, uuid_text, values
 from bridge.cli.dead_letters import Refused, Selection
 from bridge.cli.journal import Wanted
 from bridge.cli.output import confirmation
@@ -14,6 +14,10 @@ from bridge.cli.target import Target
 from bridge.journal import DeadLetterQuery, DeathReason
 
 COMMANDS: Final = ("dead-letters", "backlog", "journal", "quarantine", "rewind", "skip", "retry-now")
+
+CONFIG: Final = "the configuration (see event-bridge --help)"
+
+_ALIASES: Final = {"check": ("validate",)}
 
 _WHERE: Final = """
 
@@ -59,6 +63,7 @@ def add_commands(subparsers: Subparsers, commands: Mapping[str, tuple[str, str]]
     return {
         name: subparsers.add_parser(
             name,
+            aliases=_ALIASES.get(name, ()),
             help=text,
             description=text[0].upper() + text[1:] + ".",
             epilog=f"example:\n  {example}",
@@ -165,7 +170,7 @@ def _add_journal(parser: argparse.ArgumentParser) -> None:
     copy = add("backup", "copy it, also beside a running bridge, and verify the copy", "event-bridge journal backup backup.db")
     copy.add_argument("file", type=Path, metavar="FILE", help="the copy; must not exist")
     copy.set_defaults(url=None, do=lambda a: journal.backup(_target(a), a.file))
-    copy.add_argument("--config", type=Path, metavar="FILE", help="the configuration (see event-bridge --help)")
+    copy.add_argument("--config", type=Path, metavar="FILE", help=CONFIG)
     copy.add_argument("--journal", type=Path, metavar="FILE", help="copy this file; needs no configuration")
     for each in (verify, export):
         _add_target(each, with_journal=True)
@@ -218,7 +223,7 @@ def _subcommands(parser: argparse.ArgumentParser) -> Callable[..., argparse.Argu
 
 def _add_target(parser: argparse.ArgumentParser, *, with_journal: bool) -> None:
     group = parser.add_argument_group("where to look")
-    group.add_argument("--config", type=Path, metavar="FILE", help="the configuration (see event-bridge --help)")
+    group.add_argument("--config", type=Path, metavar="FILE", help=CONFIG)
     other = group.add_mutually_exclusive_group()
     other.add_argument(
         "--url", type=url, metavar="URL", help="ask this bridge, like http://10.0.0.5:9477; its token from the configuration"
@@ -276,5 +281,4 @@ def _drop(args: argparse.Namespace) -> int:
 
 
 def _wanted(args: argparse.Namespace) -> Wanted:
-    types = frozenset(value for option in args.type for value in option.split(",") if value)
-    return Wanted(args.after, args.since, types)
+    return Wanted(args.after, args.since, frozenset(values(args.type)))

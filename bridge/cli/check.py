@@ -3,28 +3,22 @@
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Final
-from urllib.parse import urlsplit
 
 import msgspec
-from pydantic import BaseModel, SecretStr
 
 from bridge import app
 from bridge.event import normalize_all
-from bridge.field_types import is_loopback
 from bridge.journal import JournalError, JournalReader, check_access, holder
 from bridge.sink import Entry, SinkSettings, Unavailable
 from bridge.source import Ended
-from bridge.tls import ServerContext
+from bridge.tls import ServerContext, hosts_in_clear_text
 from config.load import find, load
 from config.rotation import ConfigReader
 from config.settings import Settings, StreamSettings
-
-_PLAIN: Final = frozenset({"http", "ws", "mqtt", "tcp"})
 
 
 class ConnectFailed(Exception):
@@ -68,26 +62,6 @@ def check(config: Path | None, *, connect: bool, send: bool = False) -> None:
     failed = [what for what, attempt in attempts if not _succeeds(what, attempt)]
     if failed:
         raise ConnectFailed(f"not reached: {', '.join(failed)}")
-
-
-def hosts_in_clear_text(settings: BaseModel) -> list[str]:
-    """Return the hosts beyond this machine to which settings with a secret in them connect without TLS.
-
-    A part has a `url`, or `bootstrap_servers` and `uses_tls`; so may a plug-in.
-    """
-    if not any(isinstance(value, SecretStr) or (isinstance(value, dict) and value) for value in _values(settings)):
-        return []
-    urls = [getattr(settings, "url", None) or ""]
-    if not getattr(settings, "uses_tls", True):
-        urls += [f"tcp://{server}" for server in getattr(settings, "bootstrap_servers", [])]
-    parts = [urlsplit(url) for url in urls]
-    return [part.hostname for part in parts if part.scheme in _PLAIN and part.hostname and not is_loopback(part.hostname)]
-
-
-def _values(settings: BaseModel) -> Iterator[object]:
-    """Yield the values that may be secret: fields, and mappings of secrets such as headers."""
-    for value in dict(settings).values():
-        yield {key: inner for key, inner in value.items() if isinstance(inner, SecretStr)} if isinstance(value, dict) else value
 
 
 def _try_journal(path: Path) -> Sequence[str]:

@@ -10,13 +10,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 from bridge import app, logs
 from bridge.admin.client import OperationError
 from bridge.cli import arguments as inspect_arguments
 from bridge.cli import check as checking
 from bridge.cli import run as commands
+from bridge.cli.argument_types import values
 from bridge.cli.check import ConnectFailed
 from bridge.cli.dead_letters import Refused
 from bridge.cli.health import health
@@ -34,7 +35,7 @@ BAD_ARGUMENTS: Final = 2
 BAD_CONFIGURATION: Final = 78
 """EX_CONFIG of sysexits.h: to try again without a change is no use."""
 
-COMMANDS: Final = ("run", "check", "health", "listen", "demo", "simulate", "schema", *inspect_arguments.COMMANDS)
+COMMANDS: Final = ("run", "check", "health", "listen", "demo", "simulate", "schema", "completion", *inspect_arguments.COMMANDS)
 
 _DESCRIPTION: Final = """\
 Listens to Docker Cloud event streams and Docker Engines, commits every event to a durable journal, and delivers it to
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    if args.command in inspect_arguments.COMMANDS:
+    if "do" in args:
         return _look_inside(args)
     logs.configure(getattr(args, "log_format", None) or "auto", "info")
     all_ended = True
@@ -96,11 +97,11 @@ def _run(args: argparse.Namespace) -> int:
         case "demo":
             all_ended = commands.demo(args.engine, args.duration, args.rate, args.seed)
         case "listen":
-            filters = Filters(*map(_values, (args.type, args.object, args.parent)))
+            filters = Filters(*map(values, (args.type, args.object, args.parent)))
             listen(args.config, args.url, args.namespace, filters)
         case "simulate":
             commands.simulate(_simulator_settings(args))
-        case "check":
+        case "check" | "validate":
             _check(args)
         case "health":
             return health(args.config, ready=args.ready)
@@ -111,6 +112,19 @@ def _run(args: argparse.Namespace) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+    return 0
+
+
+def _complete(args: argparse.Namespace) -> int:
+    import shtab  # noqa: PLC0415 - it takes every other command 20 ms
+
+    todo = [root := parser()]
+    for each in todo:
+        for action in each._actions:  # noqa: SLF001 - argparse has no public way to its parts
+            if action.type is Path:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+            todo += action.choices.values() if isinstance(action.choices, dict) else ()
+    print(shtab.complete(root, args.shell))
     return 0
 
 
@@ -163,37 +177,33 @@ def parser() -> argparse.ArgumentParser:
     )
     inspect_arguments.add(subparsers)
     schema = ("print the JSON schema of the configuration", "event-bridge schema > bridge.schema.json")
-    inspect_arguments.add_commands(subparsers, {"schema": schema})
+    completion = (
+        "print what a shell needs to complete the commands",
+        "event-bridge completion bash > event-bridge.bash",
+    )
+    others = inspect_arguments.add_commands(subparsers, {"schema": schema, "completion": completion})
+    others["completion"].add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    others["completion"].set_defaults(do=_complete)
     run, check, live, demo = (commands[name] for name in ("run", "check", "listen", "demo"))
     check.add_argument("--connect", action="store_true", help="open what `run` opens, too: journal, port, streams, sinks")
     check.add_argument("--print", action="store_true", help="only print every value, and where it is from; no secrets")
     check.add_argument("--send", action="store_true", help="deliver a test event to every sink, too (implies --connect)")
     commands["health"].add_argument("--ready", action="store_true", help="whether it can do its job, too (/readyz)")
     for config_user in (run, check, live, commands["health"]):
-        config_user.add_argument("--config", type=Path, metavar="FILE", help="the configuration (see event-bridge --help)")
-    run.add_argument(
-        "--log-format", choices=("auto", "human", "json", "flat"), help="human on a terminal, JSON elsewhere (auto)"
-    )
-    live.add_argument(
-        "--url", metavar="URL", help="the service, if not the one of the configuration (wss://ws.cloud.docker.com)"
-    )
-    live.add_argument("--namespace", metavar="NAME", help="whose events; the account's own if not given")
-    live.add_argument(
-        "--type", action="append", default=[], metavar="TYPE", help="only events of this type; repeatable, or a,b"
-    )
-    live.add_argument("--object", action="append", default=[], metavar="URI", help="only events of this resource; repeatable")
-    live.add_argument("--parent", action="append", default=[], metavar="URI", help="only events below this one; repeatable")
+        config_user.add_argument("--config", type=Path, metavar="FILE", help=inspect_arguments.CONFIG)
+    run.add_argument("--log-format", choices=get_args(logs.Format), help="human on a terminal, JSON elsewhere (auto)")
+    add = live.add_argument
+    add("--url", metavar="URL", help="the service, if not the one of the configuration (wss://ws.cloud.docker.com)")
+    add("--namespace", metavar="NAME", help="whose events; the account's own if not given")
+    add("--type", action="append", default=[], metavar="TYPE", help="only events of this type; repeatable, or a,b")
+    add("--object", action="append", default=[], metavar="URI", help="only events of this resource; repeatable")
+    add("--parent", action="append", default=[], metavar="URI", help="only events below this one; repeatable")
     demo.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds; Ctrl-C otherwise")
     demo.add_argument("--engine", metavar="URL", help="follow this Docker Engine instead, like unix:///var/run/docker.sock")
     demo.add_argument("--rate", type=float, default=2.0, metavar="N", help="simulated events per second (2)")
     demo.add_argument("--seed", type=int, default=1, metavar="N", help="same seed, same story (1)")
     simulator_arguments.add(commands["simulate"])
     return root
-
-
-def _values(options: Sequence[str]) -> list[str]:
-    """Return the values of a repeatable option, which may be separated by commas."""
-    return [value for option in options for value in option.split(",") if value]
 
 
 def _simulator_settings(args: argparse.Namespace) -> SimulatorSettings:

@@ -1,6 +1,8 @@
 """The command line; what the commands do as processes is in tests/e2e/test_command.py."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,55 @@ def test_values_may_be_repeated_or_separated_by_commas(monkeypatch: pytest.Monke
     main.main(["listen", "--type", "container,service", "--type", "node", "--parent", "/x/", "--namespace", "acme"])
 
     assert given == [None, None, "acme", Filters(["container", "service", "node"], [], ["/x/"])]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_shells_complete_every_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["completion", shell]) == 0
+
+    script = capsys.readouterr().out
+    for word in (*main.COMMANDS, "validate", "replay", "backup", "--patience", "--no-such-option"):
+        assert (word.lstrip("-") in script) is (word != "--no-such-option"), word
+
+
+def test_bash_completes_commands_options_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["completion", "bash"]) == 0
+    script = tmp_path / "completion"
+    script.write_text(capsys.readouterr().out)
+    (tmp_path / "bridge.yaml").touch()
+
+    def completed(*words: str) -> set[str]:
+        line = " ".join(f"'{word}'" for word in ("event-bridge", *words))
+        code = f"source completion; COMP_WORDS=({line}); COMP_CWORD={len(words)}; _shtab_event_bridge; echo ${{COMPREPLY[@]}}"
+        done = subprocess.run(["bash", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return set(done.stdout.split())
+
+    assert completed("dead") == {"dead-letters"}
+    assert completed("journal", "ver") == {"verify"}
+    assert completed("dead-letters", "replay", "--pat") == {"--patience"}
+    assert completed("run", "--config", "br") == {"bridge.yaml"}
+
+
+def test_the_man_page_has_every_command_and_option(tmp_path: Path) -> None:
+    makefile = (Path(__file__).parents[3] / "Makefile").read_text()
+    line = next(line for line in makefile.splitlines() if "argparse-manpage" in line).strip()
+    page = tmp_path / "page"
+    command = line.replace("$(BIN)", str(Path(sys.executable).parent)).replace("build/event-bridge.1", str(page))
+
+    subprocess.run(command, shell=True, check=True)
+
+    text = page.read_text().replace("\\-", "-").replace("\\fR", "").replace("\\fB", "")
+    for name in main.COMMANDS:
+        assert f".SS event-bridge {name}" in text
+    assert ".SS event-bridge dead-letters replay" in text
+    assert "--patience" in text
+
+
+def test_validate_is_another_name_of_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bridge.yaml").write_text("streams: {acme: {}}")
+
+    assert main.main(["validate"]) == 0
+    assert capsys.readouterr().out.startswith("configuration ok: ")
