@@ -438,3 +438,32 @@ def abort_connections_to(port: int) -> None:
 
 def reached(subscriber: Subscriber, count: int) -> bool:
     return len(subscriber.publications()) >= count
+
+
+@OF_OUR_OWN
+def test_a_broker_of_3_1_1_that_closes_at_large_packets_takes_all_others(tmp_path: Path, make_sink: MakeSink) -> None:
+    entries = [make_entry(seq, f"web-{seq}", environment="x" * (3000 if seq % 10 == 9 else 0)) for seq in range(300)]
+    with Mosquitto(tmp_path, "max_packet_size 2000") as broker, broker.listening("docker/acme/#") as subscriber:
+        sink = make_sink(broker.url, protocol="3.1.1")
+
+        failures, unavailable = deliver_all(sink, entries)
+        again = sink.deliver(entries[-20:])
+        arrived = set(subscriber.payloads())
+
+    assert arrived == {entry.json for entry in entries if entry.seq % 10 != 9}
+    assert outcomes(failures) == dict.fromkeys(range(9, 300, 10), ("retry", "server_error"))
+    assert outcomes(again) == dict.fromkeys((289, 299), ("retry", "server_error"))
+    assert "the connection breaks over events of" in again[0].error
+    assert len(unavailable) <= 1
+
+
+@OF_OUR_OWN
+def test_a_broker_of_3_1_1_without_retained_messages_gets_a_hint(tmp_path: Path, make_sink: MakeSink) -> None:
+    with Mosquitto(tmp_path, "retain_available false") as broker:
+        with pytest.raises(Unavailable, match="perhaps the broker does not take our will, which is retained"):
+            make_sink(broker.url, protocol="3.1.1").open()
+
+        sink = make_sink(broker.url, protocol="3.1.1", availability_topic=None)
+        sink.open()
+
+        assert sink.deliver(make_entries(5)) == []
