@@ -163,8 +163,7 @@ class Delivery:
         """Note the end of a publication. If it was the last one or refused, the event has ended, too."""
         if refusal is None:
             self.topics.add(publication.topic)
-            if len(publication.payload) > self.largest:
-                self.largest = len(publication.payload)
+            self.largest = max(self.largest, len(publication.payload))
         state.unacknowledged -= 1
         if state.unacknowledged and refusal is None:
             self._queue(state)
