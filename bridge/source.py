@@ -86,12 +86,14 @@ class Read(NamedTuple):
         heard: Anything at all arrived, a pong for example.
         ignored: Number of messages left out because they have no counterpart among our events.
         position: Position to resume from once these messages are committed; None if the source has no replay.
+        secrets: Our credentials, which no text of these messages may show in a log.
     """
 
     messages: Sequence[bytes] = ()
     heard: bool = False
     ignored: int = 0
     position: str | None = None
+    secrets: Sequence[str] = ()
 
 
 class Session(Protocol):

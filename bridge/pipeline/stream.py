@@ -22,6 +22,7 @@ from bridge.metrics import StreamMetrics
 from bridge.pipeline.gaps import LONG_SECONDS, GapTracker
 from bridge.policy import Uniform, backoff
 from bridge.source import Ended, EndReason, Read, Session, Source, SourceSettings
+from bridge.text import without
 
 log = structlog.get_logger(__name__)
 
@@ -201,7 +202,7 @@ class Stream:
             self._quiet_until = self._monotonic() + _MALFORMED_LOG_SECONDS
             log.warning("messages that are no events were put into quarantine", stream=self.name, reason=malformed[0].reason)
         for control in controls:
-            self._control(control)
+            self._control(control, read.secrets)
 
     def _is_due(self, mark: Mark) -> bool:
         """Return whether a mark is worth a commit without events."""
@@ -230,9 +231,9 @@ class Stream:
             self._metrics.lag.observe_all(age_seconds(events[0].json, now), len(events))
             self._metrics.last_event.set(now)
 
-    def _control(self, control: Control) -> None:
+    def _control(self, control: Control, secrets: Sequence[str]) -> None:
         self._metrics.control[control.type].inc()
-        log.info("control frame", stream=self.name, type=control.type, text=control.text[:200])
+        log.info("control frame", stream=self.name, type=control.type, text=without(secrets, control.text)[:200])
         if control.unauthorized:
             raise Ended("the server says UNAUTHORIZED", "unauthorized")
 

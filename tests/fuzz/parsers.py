@@ -30,7 +30,7 @@ from bridge.frames import FrameReader, encode
 from bridge.policy import Filter, parse_retry_after
 from bridge.sink import Entry, Unavailable
 from bridge.source import Ended
-from bridge.sources.dockercloud.errors import BadAnswerError, close_text, refusal
+from bridge.sources.dockercloud.errors import BadAnswerError, close_text, refusal, secrets_in
 from bridge.sources.dockercloud.handshake import _ask, proxy_for
 from bridge.sources.dockercloud.settings import DockerCloudSettings
 from bridge.sources.dockercloud.source import DockerCloudSource
@@ -129,6 +129,9 @@ def engine_pieces(data: bytes) -> None:
         reader.feed(data[begin : begin + 64])
 
 
+SECRETS = secrets_in("Basic Ym9iOnNlY3JldA==")
+
+
 def cloud_answer(data: bytes) -> None:
     """What a Docker Cloud server says when it refuses, sets cookies or closes."""
     fields = Message()
@@ -136,8 +139,8 @@ def cloud_answer(data: bytes) -> None:
         name, _, value = line.partition(":")
         fields[name.strip()] = value.strip()
     for status in (101, 302, 401, 429, 500):
-        repr(refusal(status, fields, data, "Basic Ym9iOnNlY3JldA=="))
-    close_text(data, "Basic Ym9iOnNlY3JldA==")
+        repr(refusal(status, fields, data, SECRETS))
+    close_text(data, SECRETS)
     settings = DockerCloudSettings.model_validate({"url": "ws://stream.example"})
     source = DockerCloudSource(settings, lambda: settings, user_agent="x")
     with catch_warnings():

@@ -4,6 +4,7 @@ import base64
 import socket
 import ssl
 import struct
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from email.message import Message
 from http import HTTPStatus
@@ -29,14 +30,14 @@ class BadAnswerError(ValueError):
     """The answer is not HTTP, or not that of a websocket."""
 
 
-def refusal(status: int, fields: Message, content: bytes, authorization: str) -> Ended:
-    """Describe an answer other than the upgrade; its text is cut, and our credentials in it are masked.
+def refusal(status: int, fields: Message, content: bytes, secrets: Sequence[str]) -> Ended:
+    """Describe an answer other than the upgrade; its text is cut, and these secrets in it are masked.
 
     A redirect is not followed, since it would get the credentials; its target is shown without credentials and query.
     """
     if status in {301, 302, 303, 307, 308}:
         try:
-            target = urlsplit(without(_secrets(authorization), fields.get("Location", "")))
+            target = urlsplit(without(secrets, fields.get("Location", "")))
             address = target._replace(netloc=target.netloc.rpartition("@")[2], query="", fragment="").geturl()
         except ValueError:
             address = "?"
@@ -45,7 +46,7 @@ def refusal(status: int, fields: Message, content: bytes, authorization: str) ->
         body = msgspec.json.decode(content, type=_ErrorBody)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         body = _ErrorBody()
-    detail = without(_secrets(authorization), body.error or body.detail)
+    detail = without(secrets, body.error or body.detail)
     text = f"the server answered {status} {responses.get(status, '')}".rstrip() + (f": {_one_line(detail)}" if detail else "")
     retry_after = parse_retry_after(fields.get("Retry-After"), datetime.now(UTC))
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
@@ -54,7 +55,7 @@ def refusal(status: int, fields: Message, content: bytes, authorization: str) ->
     return Ended(text, "throttled" if patience else "refused", retry_after=retry_after)
 
 
-def _secrets(authorization: str) -> list[str]:
+def secrets_in(authorization: str) -> Sequence[str]:
     """List the secrets in a header's value: the part after the scheme, and the password that it may encode."""
     token = authorization.rpartition(" ")[2]
     try:
@@ -85,12 +86,12 @@ def failure(error: Exception) -> Ended:
     return Ended(text.format(detail), reason)
 
 
-def close_text(payload: bytes, authorization: str) -> str:
-    """Read code and text of a close frame; our credentials in it are masked."""
+def close_text(payload: bytes, secrets: Sequence[str]) -> str:
+    """Read code and text of a close frame; these secrets in it are masked."""
     if len(payload) < struct.calcsize("!H"):
         return "no code"
     (code,) = struct.unpack_from("!H", payload)
-    return _one_line(f"{code} {without(_secrets(authorization), payload[2:].decode(errors='replace'))}")
+    return _one_line(f"{code} {without(secrets, payload[2:].decode(errors='replace'))}")
 
 
 def _one_line(text: str) -> str:

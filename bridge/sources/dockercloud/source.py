@@ -30,7 +30,7 @@ from websocket import ABNF
 from bridge import frames
 from bridge.policy import Keepalive
 from bridge.source import Ended, Read
-from bridge.sources.dockercloud.errors import close_text, failure, refusal
+from bridge.sources.dockercloud.errors import close_text, failure, refusal, secrets_in
 from bridge.sources.dockercloud.handshake import dial, proxy_for, read_body, upgrade
 from bridge.sources.dockercloud.settings import DockerCloudSettings
 from bridge.sources.dockercloud.url import stream_url
@@ -87,7 +87,7 @@ class DockerCloudSource:
             raise Ended("the credentials contain a line break or another control character", "unauthorized")
         until = time.monotonic() + settings.connect_timeout
         proxy = None if settings.proxy is None else settings.proxy.get_secret_value()
-        context, fields = self._tls_context(), self._fields(authorization)
+        context, fields, secrets = self._tls_context(), self._fields(authorization), secrets_in(authorization or "")
         try:
             with ExitStack() as stack:
                 way = proxy_for(self._url, proxy, os.environ)
@@ -96,11 +96,11 @@ class DockerCloudSource:
                 self._keep_cookies(answer.fields)
                 if answer.status != 101:
                     body = read_body(sock, answer, until)
-                    raise refusal(answer.status, answer.fields, body, authorization or "")
+                    raise refusal(answer.status, answer.fields, body, secrets)
                 stack.pop_all()
         except (OSError, ValueError) as error:
             raise failure(error) from None
-        return DockerCloudSession(sock, answer.rest, settings, self._clock)
+        return DockerCloudSession(sock, answer.rest, self._settings, self._clock, secrets)
 
     def _tls_context(self) -> ssl.SSLContext | None:
         try:
@@ -133,7 +133,14 @@ class DockerCloudSource:
 class DockerCloudSession:
     """One open websocket; made by `DockerCloudSource.open`."""
 
-    def __init__(self, sock: socket.socket, early: bytes, settings: DockerCloudSettings, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        early: bytes,
+        settings: DockerCloudSettings,
+        clock: Callable[[], float],
+        secrets: Sequence[str],
+    ) -> None:
         self._socket = sock
         self._early = early  # Came with the handshake.
         self._tls = self._socket if isinstance(self._socket, ssl.SSLSocket) else None
@@ -142,6 +149,7 @@ class DockerCloudSession:
         self._poll.register(self._socket, select.POLLIN)
         self._settings = settings
         self._clock = clock
+        self._secrets = secrets
         self._keepalive = Keepalive(settings.ping_interval, settings.ping_timeout, settings.idle_timeout, clock())
         self._frames = frames.FrameReader(settings.max_frame_bytes)
         self._room = _MIN_READ_BYTES
@@ -237,12 +245,12 @@ class DockerCloudSession:
             self._answer(controls)
         if controls and controls[-1].opcode == frames.CLOSE:
             self._send(frames.CLOSE, struct.pack("!H", 1000))
-            text = close_text(controls[-1].payload, authorization_of(self._settings) or "")
+            text = close_text(controls[-1].payload, self._secrets)
             self._ending = Ended(f"closed by the server: {text}", "closed")
         if error is not None:
             self._send(frames.CLOSE, struct.pack("!H", error.code))
             self._ending = Ended(f"the server broke the protocol: {error}", "protocol")
-        return Read(messages, heard=True)
+        return Read(messages, heard=True, secrets=self._secrets)
 
     def _answer(self, controls: Sequence[frames.Control]) -> None:
         pings = [control.payload for control in controls if control.opcode == frames.PING]

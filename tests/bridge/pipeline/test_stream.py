@@ -248,6 +248,16 @@ def test_control_frames_are_counted_and_never_events(journal: Journal) -> None:
     assert journal.counters().streams["acme"].received == 0
 
 
+def test_an_error_that_repeats_our_credentials_does_not_show_them() -> None:
+    error = b'{"type":"error","data":{"errorMessage":"no secret%2Dkey"}}'
+    bench = Bench(ScriptedSource(Scripted(Read([error], heard=True, secrets=["secret-key"]))), Recorder())
+
+    with capture_logs() as logs:
+        bench.stream.step()
+
+    assert [line["text"] for line in logs if line["event"] == "control frame"] == ["no ***"]
+
+
 def test_events_without_a_readable_time_are_counted() -> None:
     bench = Bench(ScriptedSource(Scripted(heard(message(1), message(2, None), message(3, "yesterday")))), Recorder())
 

@@ -439,3 +439,9 @@ def test_neither_credentials_nor_cookies_are_logged(start_raw: StartRaw, caplog:
     shown = caplog.text + "".join(traceback.format_exception(caught.value))
     assert SECRET not in shown
     assert "hunter2" not in shown
+
+
+def test_what_is_read_comes_with_the_credentials_that_no_log_may_show(start_raw: StartRaw) -> None:
+    server = start_raw(lambda server, connection: server.upgrade(connection, after=encode(TEXT, b"x")))
+    with opened(server.url) as session:
+        assert SECRET in session.read().secrets
