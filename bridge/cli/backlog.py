@@ -84,8 +84,8 @@ def backlog(
 def _row(name: str, sink: SinkBacklog, its: Pace | None) -> list[str]:
     oldest = "-" if not sink.pending or sink.lag_seconds is None else age(sink.lag_seconds)
     drains = _drains(sink, its) if its and sink.pending and sink.up else "-"
-    again = f", next try in {age(max(0.0, sink.next_attempt.timestamp() - time.time()))}" if sink.next_attempt else ""
-    state = "stopped" if sink.up is None else "up" if sink.up else f"down{again}: {sink.error}"
+    again = f"; next try in {age(max(0.0, sink.next_attempt.timestamp() - time.time()))}" if sink.next_attempt else ""
+    state = "stopped" if sink.up is None else "up" if sink.up else f"down: {sink.error}{again}"
     counts = [f"{number:,}" for number in (sink.pending, sink.retrying, sink.dead_letters)]
     return [name, *counts, oldest, "-" if its is None else rate(its.delivered), drains, state]
 
