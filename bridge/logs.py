@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TextIO
 
 import structlog
 
-from bridge.text import MAX_CHARS, plain
+from bridge.text import MAX_CHARS, lines_of, plain
 
 log = structlog.get_logger(__name__)
 _bridge: Final = logging.getLogger("bridge")
@@ -81,17 +81,14 @@ def configure(log_format: Format, level: str, stream: TextIO | None = None) -> N
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        # Plain tracebacks: the pretty ones show local variables, secrets among them.
+        structlog.processors.format_exc_info,
+        _clean_traceback,
     ]
     renderer: list[structlog.types.Processor] = (
-        # Plain tracebacks: the pretty ones show local variables, secrets among them.
-        [
-            structlog.dev.ConsoleRenderer(
-                colors=stream.isatty(), pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
-            )
-        ]
+        [structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=0)]
         if human
         else [
-            structlog.processors.format_exc_info,
             _flat if log_format == "flat" else _as_opentelemetry,
             structlog.processors.JSONRenderer(sort_keys=False),
         ]
@@ -119,6 +116,12 @@ def _clean(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMappin
     for key, value in event.items():
         if isinstance(value, str) and not key.startswith("_"):
             event[key] = plain(value, 2 * MAX_CHARS)
+    return event
+
+
+def _clean_traceback(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if isinstance(event.get("exception"), str):
+        event["exception"] = lines_of(event["exception"])
     return event
 
 

@@ -1,10 +1,11 @@
-"""Texts of peers, made fit to be shown."""
+"""Texts of peers, made fit to be shown: without our secrets, control characters, and at a length that can be read."""
 
 import re
 import unicodedata
+from base64 import b64encode
 from collections.abc import Iterable
 from typing import Final
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 MAX_CHARS: Final = 1000
 """Characters of a peer's text that are shown; it may send as many as it likes."""
@@ -13,12 +14,40 @@ _MIN_BEGINNING: Final = 4
 # An element or a comment without an end goes to the end of the text. So no character is looked at twice.
 _MARKUP: Final = re.compile(r"(?is)<(script|style)\b.*?(?:</\1>|\Z)|<!--.*?(?:-->|\Z)|<[^<>]*>")
 
+_LEAST_CHARS: Final = 6
+"""A shorter secret is not looked for: it stands in any text."""
+
+_hidden: list[str] = []
+"""What is never shown, the longest first. Of the process: an error does not know whose configuration it comes from."""
+
+
+def hide(secrets: Iterable[str], usernames: Iterable[str] = ()) -> None:
+    """Never show these any more, nor their encodings: percent-encoded, in base64, and as basic authentication of a user."""
+    found = {secret for secret in secrets if len(secret) >= _LEAST_CHARS}
+    logins = {f"{user}:{secret}" for user in usernames for secret in found}
+    encoded = {b64encode(text.encode()).decode().rstrip("=") for text in found | logins}
+    _hidden[:] = sorted(
+        {*_hidden, *found, *encoded, *map(quote, found), *(quote(each, "") for each in found)}, key=len, reverse=True
+    )
+
 
 def plain(text: str, max_chars: int = MAX_CHARS) -> str:
-    """Return a text in one line, without control characters (a terminal obeys them) and not longer than this."""
+    """Return a text in one line, without secrets and control characters (a terminal obeys them), and not longer than this."""
+    # Before anything is cut: a part of a secret would not be known.
+    text = without_secrets(text[: 100 * max_chars])
     if len(text) > max_chars:
         text = text[: max_chars - 1] + "…"
     return text if text.isprintable() else "".join(character if character.isprintable() else "·" for character in text)
+
+
+def lines_of(text: str, max_lines: int = 60) -> str:
+    """Return a text of several lines, each made plain: a traceback, of which the end says most."""
+    return "\n".join(map(plain, text.split("\n")[-max_lines:]))
+
+
+def without_secrets(text: str) -> str:
+    """Return a text with `***` in place of the secrets of this process."""
+    return _masked(_hidden, text)
 
 
 def without_markup(text: str, instead: str = " ") -> str:

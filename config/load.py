@@ -13,10 +13,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 
 from bridge.field_types import NAME
 from bridge.sink import SinkSettings
+from bridge.text import hide
 from config.dockercloud_env import from_original, incomplete
 from config.errors import ConfigError, Problems
 from config.introspection import FILE, KeyPath, decode, merged, models_in, secrets_of
@@ -175,4 +176,24 @@ def _validated(
         problems.add_validation(error, Settings, data)
     if settings is None or lines or problems.found:
         raise ConfigError([*lines, *problems.found.values()])
-    return settings.model_copy(update={"sinks": sinks})
+    settings = settings.model_copy(update={"sinks": sinks})
+    _hide_secrets(settings)
+    return settings
+
+
+def _hide_secrets(settings: Settings) -> None:
+    """Let no log line, error or status show a secret of the configuration, even if a peer repeats it."""
+    secrets, usernames = set[str](), set[str]()
+
+    def collect(value: Any) -> None:
+        if isinstance(value, SecretStr):
+            secrets.add(value.get_secret_value())
+        elif isinstance(value, BaseModel):
+            usernames.add(getattr(value, "username", None) or "")
+            collect(dict(value))
+        elif isinstance(value, dict):
+            for inner in value.values():
+                collect(inner)
+
+    collect(settings)
+    hide(secrets, usernames)

@@ -1,10 +1,13 @@
 """What peers send is shown, and does nothing else."""
 
+from base64 import b64encode
+from urllib.parse import quote
+
 import pytest
 
 from bridge.sink import Entry, Failure, Unavailable
 from bridge.source import Ended
-from bridge.text import MAX_CHARS, plain, without
+from bridge.text import MAX_CHARS, hide, lines_of, plain, without
 
 HOSTILE = "\x1b]0;owned\x07\r\n\u202e\x00" + "x" * 1_000_000
 
@@ -52,3 +55,45 @@ def test_a_secret_is_masked_in_every_promised_form(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "a<b>c</b> 100%25 ä\u200b geh", "the key is not valid"])
 def test_a_text_without_a_secret_stays_as_it_is(text: str) -> None:
     assert without(["geheim-1"], text) == text
+
+
+@pytest.fixture
+def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridge.text._hidden", [])
+    hide(["s3cret/val+ue", "short", "another-secret"], ["bob"])
+
+
+@pytest.mark.usefixtures("secrets")
+@pytest.mark.parametrize(
+    "form",
+    [
+        "s3cret/val+ue",
+        quote("s3cret/val+ue"),
+        quote("s3cret/val+ue", ""),
+        b64encode(b"s3cret/val+ue").decode(),
+        b64encode(b"bob:s3cret/val+ue").decode(),
+        b64encode(b"bob:s3cret/val+ue").decode().rstrip("="),
+    ],
+)
+def test_a_secret_is_not_shown_in_any_of_its_encodings(form: str) -> None:
+    assert "***" in plain(f"bad key {form} is bad")
+    assert form.rstrip("=") not in plain(f"bad key {form} is bad")
+    assert form not in str(Ended(f"closed by the server: {form}", "network"))
+
+
+@pytest.mark.usefixtures("secrets")
+def test_no_part_of_a_secret_is_left_where_a_text_is_cut() -> None:
+    assert "another" not in plain("x" * (MAX_CHARS - 9) + "another-secret")
+
+
+@pytest.mark.usefixtures("secrets")
+def test_a_short_secret_is_not_looked_for_since_it_stands_in_any_text() -> None:
+    assert plain("a short text") == "a short text"
+
+
+@pytest.mark.usefixtures("secrets")
+def test_a_traceback_keeps_its_lines_and_loses_secrets_and_control_characters() -> None:
+    text = lines_of("Traceback\n  File x\nRuntimeError: \x1b[2J another-secret " + "w" * 100_000)
+
+    assert text.startswith("Traceback\n  File x\nRuntimeError: ·[2J *** www")
+    assert len(text) < 2 * MAX_CHARS
