@@ -1,7 +1,6 @@
 """Builds the application from its settings: the one place that knows both the configuration and what runs."""
 
 import errno
-import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -38,9 +37,6 @@ log = structlog.get_logger(__name__)
 
 VERSION: Final = version("event-bridge")
 USER_AGENT: Final = f"event-bridge/{VERSION}"
-
-_WRONG_TOKEN_SECONDS: Final = 0.5
-"""Time that a wrong token costs its client."""
 
 Made = TypeVar("Made")
 
@@ -175,12 +171,11 @@ def serve(settings: Settings, app: App, *, or_any_port: bool = False) -> Server 
     def note_wrong_token(client: str) -> None:
         log.warning("a client sent a wrong token", client=client)
         app.metrics.http_wrong_tokens.inc()
-        time.sleep(_WRONG_TOKEN_SECONDS)
 
     access = Access(secret, token, note_wrong_token)
-    operations = operation_routes(app.journal, access)
-    operations["/-/retry"] = retry_route(app.supervisor.running, access)
-    operations["/-/reload"] = reload_route(app.health, app.supervisor.requests, access)
+    operations = operation_routes(app.journal)
+    operations["/-/retry"] = retry_route(app.supervisor.running)
+    operations["/-/reload"] = reload_route(app.health, app.supervisor.requests)
     listen = partial(
         Server,
         health=app.health,
@@ -203,15 +198,15 @@ def serve(settings: Settings, app: App, *, or_any_port: bool = False) -> Server 
     return server
 
 
-def serve_probes(settings: Settings, problem: str) -> AbstractContextManager[None]:
-    """Let the HTTP port, if one is configured, say why the bridge can't start yet.
+def serve_probes(settings: Settings) -> AbstractContextManager[None]:
+    """Let the HTTP port, if one is configured, say that the bridge can't start yet.
 
     Raises:
         ConfigError: The certificates can't be used.
     """
     if settings.http.address is None:
         return nullcontext()
-    return answering_probes(settings.http.address, problem, _server_context(settings))
+    return answering_probes(settings.http.address, _server_context(settings))
 
 
 def _server_context(settings: Settings) -> ServerContext | None:

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from bridge import logs
 from bridge.admin.health import Health
-from bridge.admin.routes import Access, operation_routes
+from bridge.admin.routes import operation_routes
 from bridge.admin.settings import HealthSettings
 from bridge.cli import arguments, main
 from bridge.event import Event, Malformed, Reception, fields_of, normalize
@@ -161,7 +161,7 @@ def test_the_reasons_of_dead_letters_are_all_told() -> None:
 
 def test_every_path_of_the_operations_is_told_with_its_method(tmp_path: Path) -> None:
     with opened(tmp_path / "journal.db") as journal:
-        routes = operation_routes(journal, Access("", lambda: None, lambda _: None))
+        routes = operation_routes(journal)
         told = {}
         for line in shell(OPERATIONS):
             if line.startswith("curl"):

@@ -146,8 +146,13 @@ class Health:
         """Return True if the main thread, whose last tick was at this monotonic time, still works."""
         return time.monotonic() - last_tick < _STUCK
 
-    def problems(self, *, within_grace: bool = False) -> list[str]:
-        """Return the reasons why the process is not ready, with `within_grace` also what may become one, marked as such."""
+    def problems(self, *, within_grace: bool = False, texts: bool = True) -> list[str]:
+        """Return the reasons why the process is not ready.
+
+        Args:
+            within_grace: Add what may become a reason, marked as such.
+            texts: Add the words of peers, and paths.
+        """
         now, problems = time.time(), []
         if trouble := self._journal.counters().last_error:
             problems.append(f"journal: {trouble}")
@@ -165,9 +170,11 @@ class Health:
             if down > (0 if within_grace and not forwarder.status.up else grace):
                 words = f"unavailable for {down:.0f} s{_marked(down, grace)}: {_words(forwarder)}"
                 problems.append(f"sink {forwarder.name}: {words}")
-        return problems
+        return (
+            problems if texts else [": ".join(problem.split(": ")[: 1 + (problem[:8] != "journal:")]) for problem in problems]
+        )
 
-    def status(self) -> Status:
+    def status(self, *, texts: bool = True) -> Status:
         """Everything that an operator may ask."""
         streams, forwarders, stopping, pauses = self._running()
         counters = self._counters(streams)
@@ -175,7 +182,7 @@ class Health:
             version=self._version,
             started=_time(self._started),
             reload=_reload_report(self.reloaded) if self.reloaded else None,
-            problems=self.problems(within_grace=True),
+            problems=self.problems(within_grace=True, texts=texts),
             journal=JournalReport(counters.bytes, counters.last_error, self._damaged()),
             streams={stream.name: _stream_report(stream, counters.streams[stream.name], pauses) for stream in streams},
             # A sink without counters was forgotten a moment ago.

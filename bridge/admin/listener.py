@@ -1,48 +1,48 @@
 """HTTP connections: a bounded number, read with limits. Routes decide on the responses."""
 
+import select
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from email.message import Message
 from http import HTTPStatus
 from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedReader
-from ipaddress import ip_address
 from socket import SocketIO
 from socketserver import TCPServer
 from typing import Any, Final
 
 import structlog
 
+from bridge.admin.headers import is_of_a_web_page, is_well_formed, unreadable
 from bridge.admin.route import Access, Request, Response, Route, text_response
-from bridge.field_types import is_loopback
 from bridge.journal import Closed
 from bridge.tls import ServerContext
 
 log = structlog.get_logger(__name__)
 
 CONNECTIONS: Final = 64
-"""Most connections at a time; each has a thread. For one more, the one that has waited longest is closed. So a probe, which
-sends its request at once, gets through beside any number of silent clients."""
+"""Most connections at a time; each has a thread. For one more, one is closed: the one that has sent no request for longest, or
+else the oldest. So a probe, which sends its request at once, gets through beside any number of others."""
 
 HEAD: Final = 16 * 1024
 """Bytes of a request line and its headers at most."""
 
-BODY: Final = 64 * 1024
-"""Bytes of a request's body at most: the numbers of as many dead letters as one request may name, and more."""
-
-_DIGITS: Final = 10
-"""Most digits of a length; Python refuses to read numbers of thousands of digits."""
-
 _CLIENT_TIMEOUT: Final = 10
 """Seconds that a client may take for its request, and to read the answer."""
 
-_MAKE_ROOM_SECONDS: Final = 1.0
-"""How long a closed connection's thread may take to end; it takes milliseconds."""
+_ASKS_SECONDS: Final = 0.2
+_LIVES_SECONDS: Final = 1.0
+"""How long a connection that sends no request, or any other, is left alone at least, although others want its place."""
+
+_MAKE_ROOM_SECONDS: Final = 5.0
+"""How long a new connection waits for a place."""
+
+_WRONG_TOKEN_SECONDS: Final = 0.5
+"""Time that a wrong token costs its client."""
 
 
 class Listener(ThreadingHTTPServer):
@@ -58,6 +58,7 @@ class Listener(ThreadingHTTPServer):
     Attributes:
         waiting: Connections that wait for their client, since when (monotonic seconds), and whether for the end of a request.
             They may be closed. A connection of an operation is not among them.
+        accepted: When each connection was accepted, in monotonic seconds.
 
     Raises:
         OSError: The address can't be listened on.
@@ -79,6 +80,7 @@ class Listener(ThreadingHTTPServer):
             self.address_family = socket.AF_INET6
         self._free = threading.BoundedSemaphore(CONNECTIONS)
         self.waiting: dict[socket.socket, tuple[float, bool]] = {}
+        self.accepted: dict[socket.socket, float] = {}
         self.routes = routes
         self.not_found = not_found
         self.tls = tls
@@ -93,23 +95,37 @@ class Listener(ThreadingHTTPServer):
                 _cut(connection)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Give a connection a thread; if none is left, that of the connection that has waited longest."""
-        if not self._free.acquire(blocking=False):
-            # First those whose request is not complete, then those that read their response.
-            waiting = list(self.waiting.items())
-            if waiting:
-                oldest, _ = min(waiting, key=lambda item: (not item[1][1], item[1][0]))
-                self.waiting.pop(oldest, None)
-                _cut(oldest)
-            if not self._free.acquire(timeout=_MAKE_ROOM_SECONDS):
+        """Give a connection a thread; if none is left, that of another connection."""
+        until = time.monotonic() + _MAKE_ROOM_SECONDS
+        while not self._free.acquire(blocking=False):
+            self._make_room()
+            if self._free.acquire(timeout=0.05):
+                break
+            if time.monotonic() > until:
                 self.close_request(request)
                 return
         self.waiting[request] = time.monotonic(), True
+        self.accepted[request] = time.monotonic()
         try:
             super().process_request(request, client_address)
         except BaseException:
             self._free.release()
             raise
+
+    def _make_room(self) -> None:
+        now, waiting = time.monotonic(), list(self.waiting.items())
+        silent = [(since, connection) for connection, (since, asks) in waiting if asks and now - since > _ASKS_SECONDS]
+        others = [(self.accepted.get(connection, now), connection) for connection, _ in waiting]
+        found = silent or [(since, connection) for since, connection in others if now - since > _LIVES_SECONDS]
+        if found:
+            _, connection = min(found, key=lambda item: item[0])
+            self.waiting.pop(connection, None)
+            _cut(connection)
+
+    @property
+    def is_crowded(self) -> bool:
+        """True if more than half of the places are taken: a connection is not kept then."""
+        return len(self.accepted) > CONNECTIONS // 2
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve a connection to its end."""
@@ -117,6 +133,7 @@ class Listener(ThreadingHTTPServer):
             super().process_request_thread(request, client_address)
         finally:
             self.waiting.pop(request, None)
+            self.accepted.pop(request, None)
             self._free.release()
 
     def finish_request(self, request: Any, client_address: Any) -> None:
@@ -127,12 +144,14 @@ class Listener(ThreadingHTTPServer):
         request.settimeout(_CLIENT_TIMEOUT)
         with self.tls.current().wrap_socket(request, server_side=True, do_handshake_on_connect=False) as secured:
             self.waiting[secured] = time.monotonic(), True
+            self.accepted[secured] = self.accepted.pop(request, time.monotonic())
             self.waiting.pop(request, None)
             try:
                 secured.do_handshake()
                 super().finish_request(secured, client_address)
             finally:
                 self.waiting.pop(secured, None)
+                self.accepted.pop(secured, None)
 
     def server_bind(self) -> None:
         """Bind, without the look-up of our own name that the library does here: it takes seconds where there is no DNS."""
@@ -209,26 +228,33 @@ class _Connection(BaseHTTPRequestHandler):
         if response is None:
             body = self.rfile.read(int(self.headers.get("Content-Length", "0"))) if method == "POST" else b""
             self.server.waiting[self.connection] = time.monotonic(), False
-            if route.refuse:
+            if route.is_operation:
                 # An operator's: it may take long, and is not given up for others.
                 self.server.waiting.pop(self.connection, None)
             trusted = self.server.access is not None and self.server.access.is_trusted(self.headers)
             accept = self.headers.get("Accept", "")
             response = _respond(route, Request(method, path, query, body, accept, self.client_address[0], trusted))
+        self.close_connection = self.close_connection or self.server.is_crowded
         self._send(response, with_body=with_body)
 
     def _refusal(self, method: str, route: Route) -> Response | None:
         access = self.server.access
-        if self.headers.defects or len(self.headers.get_all("Host", [])) > 1:
+        if self.headers.defects or not is_well_formed(self.headers):
             return text_response(HTTPStatus.BAD_REQUEST, "malformed headers")
         if method != route.method:
             return text_response(HTTPStatus.METHOD_NOT_ALLOWED, f"only {route.method}", {"Allow": route.method})
-        if not route.is_probe and _is_of_a_web_page(self.headers, str(self.connection.getsockname()[0])):
+        if not route.is_probe and is_of_a_web_page(self.headers, str(self.connection.getsockname()[0])):
             return text_response(HTTPStatus.FORBIDDEN, "not for web pages: ask by localhost or an address, without Origin")
         if not (route.is_probe or self._is_certified() or (access and access.is_command(self.headers))):
             return text_response(HTTPStatus.FORBIDDEN, "needs a client certificate (http.tls.client_ca_file)")
-        refusal = route.refuse(self.client_address[0], self.headers) if route.refuse else None
-        return refusal or (_unreadable(self.headers) if method == "POST" else None)
+        refusal = access.refusal(self.headers, needed=route.is_operation) if access and not route.is_probe else None
+        if refusal and access and "Authorization" in self.headers:
+            access.note_wrong_token(self.client_address[0])
+            # Ends early if the connection is closed to make room.
+            hung_up = select.poll()
+            hung_up.register(self.connection, 0)
+            hung_up.poll(_WRONG_TOKEN_SECONDS * 1000)
+        return refusal or (unreadable(self.headers) if method == "POST" else None)
 
     def _is_certified(self) -> bool:
         if self.server.tls is None or not self.server.tls.asks:
@@ -251,29 +277,6 @@ class _Connection(BaseHTTPRequestHandler):
         """Log nothing: probes come every few seconds."""
 
 
-def _is_of_a_web_page(headers: Message, our_address: str) -> bool:
-    """Tell whether a browser sends this for a page of somebody else.
-
-    It names the page's origin (`Origin`) or its relation to us (`Sec-Fetch-Site`). Or the page's name was made to point to this
-    machine ("DNS rebinding"): then it stands in `Host`, whereas who asks for loopback writes localhost or an address.
-    """
-    host = str(headers.get("Host", ""))
-    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    return (
-        "Origin" in headers
-        or headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}
-        or (is_loopback(our_address) and not (is_loopback(name) or _is_address(name)))
-    )
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
 def _respond(route: Route, request: Request) -> Response:
     """Respond, whatever happens: the library would close the connection without a word."""
     try:
@@ -283,18 +286,3 @@ def _respond(route: Route, request: Request) -> Response:
     except Exception:
         log.exception("a request could not be answered because of a bug", path=request.path)
         return text_response(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error, see the log")
-
-
-def _unreadable(headers: Message) -> Response | None:
-    """Return why the body of a request can't be read; None if it can, or if there is none."""
-    if headers.get("Content-Length", "0") == "0" and "Transfer-Encoding" not in headers:
-        return None
-    if "Content-Type" not in headers or headers.get_content_type() != "application/json":
-        # A form of a web page can't send this type.
-        return text_response(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body must be application/json")
-    length = headers.get("Content-Length", "")
-    if not (length.isascii() and length.isdecimal()) or "Transfer-Encoding" in headers:
-        return text_response(HTTPStatus.LENGTH_REQUIRED, "the body needs a Content-Length")
-    if len(length) > _DIGITS or int(length) > BODY:
-        return text_response(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body must not be larger than {BODY} bytes")
-    return None

@@ -7,7 +7,6 @@ import msgspec
 import structlog
 
 from bridge.admin.route import JSON, Request, Response, Route, text_response
-from bridge.admin.routes import Access
 from bridge.pipeline.supervisor import Running
 
 log = structlog.get_logger(__name__)
@@ -20,7 +19,7 @@ class _Retry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sinks: list[str] = []
 
 
-def retry_route(running: Callable[[], Running], access: Access) -> Route:
+def retry_route(running: Callable[[], Running]) -> Route:
     """Return the route that ends the backoff of streams and sinks, and answers with those that were waiting."""
 
     def retry(request: Request) -> Response:
@@ -38,4 +37,4 @@ def retry_route(running: Callable[[], Running], access: Access) -> Route:
         log.info("an operator asked for attempts now", client=request.client, woken=woken)
         return Response(HTTPStatus.OK, JSON, msgspec.json.encode({"woken": woken}) + b"\n")
 
-    return Route("POST", retry, access.refuse)
+    return Route("POST", retry, is_operation=True)

@@ -54,6 +54,12 @@ class Access(Protocol):
     def is_trusted(self, headers: Message) -> bool:
         """Return whether the request has any token that is valid now."""
 
+    def refusal(self, headers: Message, *, needed: bool) -> Response | None:
+        """Return why a request is refused: a token is `needed` and missing, or there is a wrong one."""
+
+    def note_wrong_token(self, client: str) -> None:
+        """Note that a client, by its address, sent a wrong token."""
+
 
 class Route(NamedTuple):
     """The row of a path in the route table.
@@ -61,12 +67,11 @@ class Route(NamedTuple):
     Attributes:
         method: The only method, GET or POST; HEAD goes with GET.
         respond: Answers a request.
-        refuse: Returns why a request is refused, by the client's address and the headers; None if it is not. Only operations
-            have it.
+        is_operation: It needs a token.
         is_probe: Open to everybody: it needs no client certificate, and tells a web page nothing.
     """
 
     method: str
     respond: Callable[[Request], Response]
-    refuse: Callable[[str, Message], Response | None] | None = None
+    is_operation: bool = False
     is_probe: bool = False

@@ -90,15 +90,15 @@ class _Skip(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sink: str
 
 
-def operation_routes(journal: Journal, access: "Access") -> dict[str, Route]:
+def operation_routes(journal: Journal) -> dict[str, Route]:
     """Return the routes by path."""
     return {
-        path: Route(method, partial(_respond, operation, journal), access.refuse)
+        path: Route(method, partial(_respond, operation, journal), is_operation=True)
         for path, (method, operation) in _OPERATIONS.items()
     }
 
 
-def reload_route(health: Health, requests: Requests, access: "Access") -> Route:
+def reload_route(health: Health, requests: Requests) -> Route:
     """Return the route that reads the configuration again, as SIGHUP does, and tells how it went. Its path is Prometheus's."""
 
     def reload(request: Request) -> Response:
@@ -112,7 +112,7 @@ def reload_route(health: Health, requests: Requests, access: "Access") -> Route:
         problems = health.reloaded.problems
         return text_response(HTTPStatus.INTERNAL_SERVER_ERROR if problems else HTTPStatus.OK, "\n".join(problems) or "ok")
 
-    return Route("POST", reload, access.refuse)
+    return Route("POST", reload, is_operation=True)
 
 
 class Access:
@@ -127,7 +127,7 @@ class Access:
     def __init__(self, secret: str, token: Callable[[], str | None], note_wrong_token: Callable[[str], None]) -> None:
         self._secret = secret
         self._token = token
-        self._note_wrong_token = note_wrong_token
+        self.note_wrong_token = note_wrong_token
 
     def is_command(self, headers: Message) -> bool:
         """Return whether the request has the secret of this bridge's own commands."""
@@ -140,13 +140,12 @@ class Access:
         valid = self._token()
         return valid is not None and hmac.compare_digest(_bearer(headers), valid.encode())
 
-    def refuse(self, client: str, headers: Message) -> Response | None:
-        """Return why a request is refused; None if it is not."""
-        if self.is_trusted(headers):
-            return None
+    def refusal(self, headers: Message, *, needed: bool) -> Response | None:
+        """Return why a request is refused: a token is `needed` and missing, or there is a wrong one."""
         given = "Authorization" in headers
-        if given:
-            self._note_wrong_token(client)
+        # What is open to all stays so for a client with credentials of another kind, a scraper with a login perhaps.
+        if self.is_trusted(headers) or not (needed or str(headers.get("Authorization", "")).lower().startswith("bearer ")):
+            return None
         if self._token() is None:
             text = "needs a token, and http.token is not set; the commands of the bridge's own user need none"
         elif given:

@@ -72,11 +72,13 @@ class Server:
         self._health = health
         self._registry = registry
         self._last_tick = last_tick
+        # Whoever asks for much waits for the others who do, so that a probe finds the process at leisure.
+        self._one_at_a_time = threading.Lock()
         routes = {
             "/": Route("GET", lambda _: Response(HTTPStatus.OK, TEXT, _INDEX)),
             "/metrics": Route("GET", self._metrics),
             "/healthz": Route("GET", self._alive, is_probe=True),
-            "/readyz": Route("GET", lambda _: _probe(health.problems()), is_probe=True),
+            "/readyz": Route("GET", self._ready, is_probe=True),
             "/status": Route("GET", self._status),
             **operations,
         }
@@ -93,14 +95,19 @@ class Server:
 
     def _metrics(self, request: Request) -> Response:
         encode, content_type = _encoding(request.accept)
-        return Response(HTTPStatus.OK, content_type, encode(self._registry))
+        with self._one_at_a_time:
+            return Response(HTTPStatus.OK, content_type, encode(self._registry))
 
     def _alive(self, _: Request) -> Response:
         return _probe([] if self._health.alive(self._last_tick()) else ["the main thread does not tick any more"])
 
+    def _ready(self, request: Request) -> Response:
+        return _probe(self._health.problems(texts=request.is_trusted))
+
     def _status(self, request: Request) -> Response:
-        found = self._health.status()
-        status = msgspec.json.encode(found if request.is_trusted else without_texts(found))
+        with self._one_at_a_time:
+            found = self._health.status(texts=request.is_trusted)
+            status = msgspec.json.encode(found if request.is_trusted else without_texts(found))
         return Response(HTTPStatus.OK, JSON, msgspec.json.format(status, indent=2) + b"\n")
 
 

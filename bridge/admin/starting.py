@@ -11,10 +11,11 @@ from bridge.tls import ServerContext
 
 
 @contextmanager
-def answering_probes(address: tuple[str, int], problem: str, tls: ServerContext | None) -> Iterator[None]:
-    """Answer `/healthz` with 200, and everything else with 503 and the problem; nothing if the address can't be listened on."""
+def answering_probes(address: tuple[str, int], tls: ServerContext | None) -> Iterator[None]:
+    """Answer `/healthz` with 200, and everything else with 503; nothing if the address can't be listened on."""
     alive = Route("GET", lambda _: text_response(HTTPStatus.OK, "ok"), is_probe=True)
-    not_ready = Route("GET", lambda _: text_response(HTTPStatus.SERVICE_UNAVAILABLE, problem), is_probe=True)
+    words = "the bridge can't start yet, since there is no space for its journal; see the log"
+    not_ready = Route("GET", lambda _: text_response(HTTPStatus.SERVICE_UNAVAILABLE, words), is_probe=True)
     try:
         listener = Listener(address, {"/healthz": alive, "/readyz": not_ready}, not_ready, tls)
     except OSError:

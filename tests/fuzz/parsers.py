@@ -199,7 +199,7 @@ def http_head(data: bytes) -> None:
 
 
 def operations(data: bytes) -> None:
-    routes = operation_routes(cast("Journal", None), Access("secret", lambda: None, lambda _: None))
+    routes = operation_routes(cast("Journal", None))
     for path in ("/dead-letters", "/journal/events"):
         with suppress(AttributeError):  # There is no journal.
             routes[path].respond(Request("GET", path, data.decode("latin-1")))
@@ -211,7 +211,7 @@ def access(data: bytes) -> None:
     headers = Message()
     with suppress(ValueError):
         headers["Authorization"] = data.decode("latin-1")
-        Access("secret", lambda: "token", lambda _: None).refuse("10.0.0.5", headers)
+        Access("secret", lambda: "token", lambda _: None).refusal(headers, needed=True)
 
 
 def yaml(data: bytes) -> None:

@@ -46,7 +46,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
             health=Health(journal, Running, settings=HealthSettings(), version="0"),
             registry=CollectorRegistry(),
             last_tick=lambda: 0.0,
-            operations=operation_routes(journal, access),
+            operations=operation_routes(journal),
             access=access,
         )
         with closing(server):

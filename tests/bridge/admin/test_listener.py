@@ -14,21 +14,46 @@ from threading import Thread
 import pytest
 
 from bridge.admin import listener
-from bridge.admin.listener import BODY, CONNECTIONS, HEAD, Listener
+from bridge.admin.headers import BODY
+from bridge.admin.listener import CONNECTIONS, HEAD, Listener
 from bridge.admin.route import Request, Response, Route, text_response
 
 TIMEOUT = 20.0
 POST = "/change"
+PROBE = "/healthz"
+
+
+class Tokens:
+    """Refuses whoever has a header `Refuse`, or a wrong token."""
+
+    def __init__(self) -> None:
+        self.wrong: list[str] = []
+
+    def is_command(self, _: Message) -> bool:
+        return False
+
+    def is_trusted(self, headers: Message) -> bool:
+        return headers.get("Authorization") == "Bearer right"
+
+    def refusal(self, headers: Message, *, needed: bool) -> Response | None:
+        wrong = "Authorization" in headers and not self.is_trusted(headers)
+        return text_response(HTTPStatus.UNAUTHORIZED, "no") if wrong or (needed and "Refuse" in headers) else None
+
+    def note_wrong_token(self, client: str) -> None:
+        self.wrong.append(client)
 
 
 class Place:
-    """A listener that says what it was asked, and refuses whoever has a header `Refuse`."""
+    """A listener that says what it was asked."""
 
     def __init__(self) -> None:
         self.asked: list[Request] = []
         self.delay = 0.0
-        get = Route("GET", self._respond, self._refuse)
-        self._listener = Listener(("127.0.0.1", 0), {POST: get._replace(method="POST")}, get)
+        get, post = Route("GET", self._respond, is_operation=True), Route("POST", self._respond, is_operation=True)
+        self.tokens = Tokens()
+        self._listener = Listener(
+            ("127.0.0.1", 0), {POST: post, PROBE: Route("GET", self._respond, is_probe=True)}, get, None, self.tokens
+        )
         self.port: int = self._listener.server_address[1]
         Thread(target=self._listener.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -46,10 +71,6 @@ class Place:
             answer = read_all(client)
         assert answer.count(b"HTTP/1.1 ") == 1
         return int(answer.split()[1])
-
-    @staticmethod
-    def _refuse(_: str, headers: Message) -> Response | None:
-        return text_response(HTTPStatus.FORBIDDEN, "no") if "Refuse" in headers else None
 
     def _respond(self, request: Request) -> Response:
         self.asked.append(request)
@@ -113,7 +134,7 @@ def test_who_is_refused_is_not_read_any_further(place: Place) -> None:
     """What comes behind the headers would be taken for another request, were the connection kept."""
     smuggled = b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
-    assert place.status_of(f"POST {POST} HTTP/1.1", "Refuse: yes", f"Content-Length: {len(smuggled)}", body=smuggled) == 403
+    assert place.status_of(f"POST {POST} HTTP/1.1", "Refuse: yes", f"Content-Length: {len(smuggled)}", body=smuggled) == 401
     assert place.asked == []
 
 
@@ -176,6 +197,48 @@ def test_a_request_of_an_operator_is_not_given_up_for_others(place: Place) -> No
         assert b" 200 " in read_all(operator)
 
 
+@pytest.mark.parametrize("host", ["localhost:x@evil.example", "[::1]evil.example", "a b", "localhost:999999", "<script>"])
+def test_a_host_that_is_none_is_refused(place: Place, host: str) -> None:
+    with closing(place.connect()) as client:
+        client.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert b" 400 " in read_all(client)
+
+
+BUSY = """
+import http.client, sys, threading
+
+def ask():
+    while True:
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=5)
+            while True:
+                connection.request("GET", sys.argv[2], headers={"Authorization": sys.argv[3]} if sys.argv[3] else {})
+                connection.getresponse().read()
+        except (OSError, http.client.HTTPException):
+            pass
+
+for _ in range(200):
+    threading.Thread(target=ask, daemon=True).start()
+threading.Event().wait(60)
+"""
+
+
+@pytest.mark.parametrize("token", ["", "Bearer wrong"])
+def test_probes_get_through_beside_clients_that_ask_without_a_pause(place: Place, token: str) -> None:
+    place.delay = 0.01
+    with subprocess.Popen([sys.executable, "-c", BUSY, str(place.port), "/status", token]) as busy:
+        try:
+            time.sleep(1.5)
+            durations = []
+            for _ in range(30):
+                began = time.monotonic()
+                assert ask(place, "GET", PROBE)[0] == 200
+                durations.append(time.monotonic() - began)
+        finally:
+            busy.kill()
+    assert max(durations) < 2.0
+
+
 HOSTILE = """
 import asyncio, sys
 
@@ -217,7 +280,28 @@ def test_a_head_that_is_too_large_is_refused_without_reading_it_all(place: Place
     assert place.asked == []
 
 
-@pytest.mark.parametrize("lines", [("no header at all",), ("Host: y",)])
+def test_a_wrong_token_costs_its_client_time_on_every_path_but_probes(place: Place) -> None:
+    began = time.monotonic()
+    assert ask(place, "GET", "/status", Authorization="Bearer wrong")[0] == 401
+    assert time.monotonic() - began > 0.4
+    assert ask(place, "GET", PROBE, Authorization="Bearer wrong")[0] == 200
+    assert ask(place, "GET", "/status", Authorization="Bearer right")[0] == 200
+    assert place.tokens.wrong == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("no header at all",),
+        ("Host: y",),
+        ("Content-Length: 1", "Content-Length: 2"),
+        ("Authorization: Bearer right", "Authorization: Bearer wrong"),
+        ("Sec-Fetch-Site: none", "Sec-Fetch-Site: cross-site"),
+        ("X: a\0b",),
+        ("X: a\x0bb",),
+        ("X: folded", " over two lines"),
+    ],
+)
 def test_malformed_headers_are_refused(place: Place, lines: tuple[str, ...]) -> None:
     assert place.status_of("GET / HTTP/1.1", *lines) == 400
     assert place.asked == []

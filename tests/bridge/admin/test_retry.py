@@ -5,13 +5,12 @@ from typing import Any
 
 from bridge.admin.retry import retry_route
 from bridge.admin.route import Request
-from bridge.admin.routes import Access
 from bridge.pipeline.supervisor import Running
 from bridge.pipeline.threads import Pause
 
 
 def ask(pauses: dict[str, Pause], body: bytes) -> tuple[int, Any]:
-    route = retry_route(lambda: Running(pauses=pauses), Access("", lambda: None, lambda _: None))
+    route = retry_route(lambda: Running(pauses=pauses))
     answer = route.respond(Request("POST", "/-/retry", body=body))
     text = answer.body.decode()
     return answer.status, json.loads(text) if answer.status == 200 else text.strip()

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import socket
 import threading
 import time
@@ -95,7 +96,7 @@ class Bench:
             health=health or self.health,
             registry=self.metrics.registry,
             last_tick=lambda: self.last_tick,
-            operations=operation_routes(self.journal, access),
+            operations=operation_routes(self.journal),
             access=access,
         )
 
@@ -148,13 +149,21 @@ def test_a_process_that_can_do_its_job_is_ready(server: Server) -> None:
 
 def test_a_process_that_can_not_do_its_job_says_why_line_by_line(bench: Bench) -> None:
     with closing(bench.serve(bench.hasty)) as server:
-        answer = ask(server, "/readyz")
+        answer = ask(server, "/readyz", Authorization=f"Bearer {SECRET}")
 
     assert answer.status == 503
     stream, sink = answer.body.splitlines()
     assert stream.startswith("stream acme: not connected for ")
     assert stream.endswith(": connection refused")
     assert sink.startswith("sink audit: unavailable for ")
+
+
+def test_everybody_is_told_which_parts_are_not_ready_and_not_in_whose_words(bench: Bench) -> None:
+    with closing(bench.serve(bench.hasty)) as server:
+        stream, sink = ask(server, "/readyz").body.splitlines()
+
+    assert re.fullmatch(r"stream acme: not connected for \d+ s", stream)
+    assert re.fullmatch(r"sink audit: unavailable for \d+ s", sink)
 
 
 def test_the_status_is_json(server: Server) -> None:
@@ -316,7 +325,7 @@ def test_clients_are_answered_at_the_same_time(bench: Bench) -> None:
 
         asked = threading.Barrier(2, timeout=TIMEOUT)
 
-        def problems(self, *, within_grace: bool = False) -> list[str]:
+        def problems(self, *, within_grace: bool = False, texts: bool = True) -> list[str]:
             self.asked.wait()
             return []
 
@@ -351,7 +360,7 @@ def test_junk_is_answered_as_a_bad_request(server: Server) -> None:
 
 def test_a_bug_is_answered_and_logged_and_the_server_lives_on(bench: Bench) -> None:
     class Buggy(Health):
-        def status(self) -> Status:
+        def status(self, *, texts: bool = True) -> Status:
             raise ZeroDivisionError(SECRET)
 
     buggy = Buggy(bench.journal, Running, settings=bench.grace, version="1.2.3")

@@ -49,7 +49,8 @@ def bridge() -> Iterator[Server]:
             health=Health(journal, Running, settings=HealthSettings(), version="0"),
             registry=CollectorRegistry(),
             last_tick=lambda: 0.0,
-            operations=operation_routes(journal, Access(SECRET, lambda: "geheim und lang genug", lambda _: None)),
+            operations=operation_routes(journal),
+            access=Access(SECRET, lambda: "geheim und lang genug", lambda _: None),
         )
         with closing(server):
             journal.announce(server.url, SECRET)
