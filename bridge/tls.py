@@ -103,7 +103,12 @@ class ServerContext:
         cert_file, key_file, client_ca_file = self._files
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=client_ca_file)
         context.verify_mode = ssl.CERT_OPTIONAL if client_ca_file else ssl.CERT_NONE
-        context.load_cert_chain(cert_file, key_file, lambda: "")
+        try:
+            context.load_cert_chain(cert_file, key_file, lambda: "")
+        except ssl.SSLError as error:
+            # OpenSSL's words for a key with a password are those for a broken file.
+            words = "the key must be that of the certificate, both in PEM format, the key without a password"
+            raise OSError(f"{cert_file} with {key_file}: {words}") from error
         return context
 
 
@@ -148,7 +153,8 @@ def hosts_in_clear_text(settings: BaseModel) -> list[str]:
     """
     if not any(isinstance(value, SecretStr) or (isinstance(value, dict) and value) for value in _values(settings)):
         return []
-    urls = [getattr(settings, "url", None) or ""]
+    proxy = getattr(settings, "proxy", None)
+    urls = [getattr(settings, "url", None) or "", proxy.get_secret_value() if proxy else ""]
     if not getattr(settings, "uses_tls", True):
         urls += [f"tcp://{server}" for server in getattr(settings, "bootstrap_servers", [])]
     parts = [urlsplit(url) for url in urls]

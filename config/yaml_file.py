@@ -15,7 +15,10 @@ _TAG: Final = "tag:yaml.org,2002:"
 _UNSET: Final = "the variable "
 _VARIABLE: Final = re.compile(r"\$\$(?=\{)|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 _TWICE: Final = "this key is there twice"
-_MAX_VALUES: Final = 100_000
+_MAX_BYTES: Final = 2 << 20
+_MAX_VALUES: Final = 20_000
+"""Values of a configuration at most. An alias stands for all that is in it, and a merge key (`<<`) copies that."""
+
 _QUOTED: Final = re.compile(r"""\s*(['"])(.*?)\1""")
 
 
@@ -82,18 +85,20 @@ def read_document(path: Path, env: Mapping[str, str]) -> dict[str, Any]:
         ReadError: There is no such file, it is not YAML, its top level is no mapping, or a variable is not set.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        text = content.decode("utf-8-sig")
     except OSError as error:
         raise ReadError(f"can't be read: {error.strerror}") from None
     except ValueError:
         raise ReadError("is not text in UTF-8") from None
+    if len(content) > _MAX_BYTES:
+        raise ReadError(f"is larger than {_MAX_BYTES >> 20} MiB")
     document = _parse(text, env)
     if document is None:
         return {}
     if not isinstance(document, dict):
         raise ReadError("must hold a mapping: sections like `streams:` and `sinks:` with keys and values")
-    if _size(document, {}) > _MAX_VALUES:
-        raise ReadError(f"has more than {_MAX_VALUES:,} values, aliases (*) included")
     return document
 
 
@@ -101,7 +106,11 @@ def _parse(text: str, env: Mapping[str, str]) -> Any:
     try:
         loader = _Loader(text)
         loader.env = env
-        return loader.get_single_data()
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node)
+        return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         position = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -110,6 +119,8 @@ def _parse(text: str, env: Mapping[str, str]) -> Any:
         problem = _QUOTED.sub(_without_content, error.problem or "").removeprefix("but ")
         line = text.splitlines()[mark.line : mark.line + 1] if mark else []
         raise ReadError(f"is not valid YAML{position}: {problem}{_hint(problem, ''.join(line))}") from None
+    except ReadError:
+        raise
     except yaml.YAMLError:
         raise ReadError("has control characters, which YAML does not allow") from None
     except RecursionError:
@@ -134,18 +145,25 @@ def _without_content(quoted: re.Match[str]) -> str:
     return quoted[0] if re.fullmatch(r"<[a-z ]+>|\W{1,2}", quoted[2]) else ""
 
 
-def _size(value: Any, known: dict[int, int | None]) -> int:
+def _check_size(node: yaml.Node) -> None:
+    """Refuse what would become too many values, before any is made."""
+    if _size(node, {}) > _MAX_VALUES:
+        raise ReadError(f"has more than {_MAX_VALUES:,} values, aliases (*) included")
+
+
+def _size(node: yaml.Node, known: dict[int, int | None]) -> int:
     """Return the number of values with every alias counted as often as it stands there; a few lines may mean millions.
 
     Raises:
         ReadError: A value contains itself.
     """
-    if not isinstance(value, (dict, list)):
+    if not isinstance(node, yaml.CollectionNode):
         return 1
-    if id(value) not in known:
-        known[id(value)] = None
-        known[id(value)] = 1 + sum(_size(inner, known) for inner in (value.values() if isinstance(value, dict) else value))
-    size = known[id(value)]
+    if id(node) not in known:
+        known[id(node)] = None
+        inner = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 + sum(_size(each, known) for each in inner)
+    size = known[id(node)]
     if size is None:
         raise ReadError("has an anchor (&) that contains itself")
     return size

@@ -34,7 +34,7 @@ HEAD: Final = 16 * 1024
 _CLIENT_TIMEOUT: Final = 10
 """Seconds that a client may take for its request, and to read the answer."""
 
-_ASKS_SECONDS: Final = 0.2
+_ASKS_SECONDS: Final = 0.1
 _LIVES_SECONDS: Final = 1.0
 """How long a connection that sends no request, or any other, is left alone at least, although others want its place."""
 

@@ -12,6 +12,7 @@ import msgspec
 
 from bridge import app
 from bridge.event import normalize_all
+from bridge.field_types import is_loopback
 from bridge.journal import JournalError, JournalReader, check_access, holder
 from bridge.sink import Entry, SinkSettings, Unavailable
 from bridge.source import Ended
@@ -47,6 +48,9 @@ def check(config: Path | None, *, connect: bool, send: bool = False) -> None:
     ]:
         for host in hosts_in_clear_text(part):
             print(f"{what}: its credentials go to {host} in clear text; use TLS")
+    http = settings.http
+    if http.token and not http.tls and http.address and not is_loopback(http.address[0]):
+        print("http: the token of operators crosses the network in clear text; set http.tls, or a proxy that adds TLS in front")
     if not connect:
         return
     attempts: list[tuple[str, Callable[[], Sequence[str]]]] = [

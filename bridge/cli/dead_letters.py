@@ -9,7 +9,7 @@ import msgspec
 
 from bridge.admin.client import Client, OperationError
 from bridge.cli.dead_letter_table import in_full, rows, table
-from bridge.cli.output import Progress, count, plain
+from bridge.cli.output import Progress, count, json_line, plain
 from bridge.cli.replay import Replay, follow, tell_what_is_down
 from bridge.cli.target import Reader, Target
 from bridge.journal import DEAD_LETTERS_PER_PAGE, DeadLetterQuery, StoredDeadLetter
@@ -40,11 +40,14 @@ def show_list(target: Target, selection: Selection, *, as_json: bool) -> int:
     with target.open_reader() as reader:
         for page in _pages(reader, selection):
             shown += len(page)
-            lines = [msgspec.json.encode(letter).decode() for letter in page] if as_json else listed.lines(rows(page))
-            print("\n".join(lines))
+            print("\n".join(map(_json, page) if as_json else listed.lines(rows(page))))
     if not as_json:
         print(count(shown, "dead letter") if shown else "no dead letters", file=sys.stderr)
     return DONE
+
+
+def _json(letter: StoredDeadLetter) -> str:
+    return json_line(msgspec.json.encode(letter)).decode()
 
 
 def show_one(target: Target, key: str, *, as_json: bool) -> int:
@@ -60,7 +63,7 @@ def show_one(target: Target, key: str, *, as_json: bool) -> int:
         for page in _pages(reader, selection):
             for letter in page:
                 separator = "\n" if found and not as_json else ""
-                print(separator + (msgspec.json.encode(letter).decode() if as_json else in_full(letter, now)))
+                print(separator + (_json(letter) if as_json else in_full(letter, now)))
                 found += 1
     if not found and not by_id:
         print(f"there is no dead letter of event {key}", file=sys.stderr)

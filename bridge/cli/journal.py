@@ -1,6 +1,7 @@
 """The commands journal and quarantine."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import msgspec
 
 from bridge import journal
 from bridge.admin.client import OperationError
-from bridge.cli.output import Progress, Table, count, line_width, plain, size, time
+from bridge.cli.output import Progress, Table, count, json_line, line_width, plain, size, time
 from bridge.cli.target import Reader, Target, report_errors
 from bridge.journal import EVENTS_PER_PAGE, MESSAGES_PER_PAGE, ROWS_PER_VERIFY, JournalExtent, QuarantinedMessage, StoredEvent
 
@@ -109,7 +110,8 @@ def export(target: Target, wanted: Wanted, output: Path | None) -> int:
                 break
             # Events that were appended since are left out: the export would never end.
             events = [event for event in page.events if event.seq <= end and wanted.has(event)]
-            file.write(b"".join(bytes(event.event) + b"\n" for event in events))
+            lines = b"".join(bytes(event.event) + b"\n" for event in events)
+            file.write(lines if output else json_line(lines))
             at, exported, damaged = page.upto, exported + len(events), damaged + page.damaged
             progress.at(min(at, end) - begin)
     progress.clear()
@@ -177,7 +179,8 @@ def _written(output: Path | None) -> Iterator[tuple[BinaryIO, bool]]:
         sys.stdout.buffer.flush()
         return
     try:
-        with output.open("wb") as file:
+        # Events may hold what other users of the machine must not read.
+        with open(output, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
             yield file, True
     except OSError as error:
         raise OperationError(f"{output}: {error.strerror}") from None
@@ -203,4 +206,4 @@ def _json(frame: QuarantinedMessage) -> str:
     content: dict[str, object] = {"base64": frame.frame}
     with contextlib.suppress(UnicodeDecodeError):
         content = {"text": frame.frame.decode()}
-    return msgspec.json.encode(line | content).decode()
+    return json_line(msgspec.json.encode(line | content)).decode()

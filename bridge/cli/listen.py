@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from bridge import app
 from bridge.cli.check import ConnectFailed
+from bridge.cli.output import json_line
 from bridge.cli.run import OptionError, stop_on_signals
 from bridge.journal import Batch
 from bridge.metrics import Metrics, StreamMetrics
@@ -103,7 +104,7 @@ class _Printer:
     def append(self, batch: Batch) -> None:
         if self.failed is None:
             try:
-                sys.stdout.buffer.write(b"".join(event.json + b"\n" for event in batch.events))
+                sys.stdout.buffer.write(json_line(b"".join(event.json + b"\n" for event in batch.events)))
                 sys.stdout.buffer.flush()
             except OSError as error:
                 self.failed = error

@@ -31,6 +31,27 @@ def block(text: str) -> str:
     return "\n".join(map(plain, text.split("\n")))
 
 
+def json_line(line: bytes, *, terminal: bool | None = None) -> bytes:
+    """Return JSON, one or more lines of it, which a terminal shows as it is: characters that it may obey are escaped.
+
+    Args:
+        line: UTF-8.
+        terminal: Whether standard output is a terminal; None finds out. Elsewhere nothing is changed.
+    """
+    if not (sys.stdout.isatty() if terminal is None else terminal):
+        return line
+    return "".join(
+        character if character.isprintable() or character == "\n" else _escaped(character)
+        for character in line.decode(errors="replace")
+    ).encode()
+
+
+def _escaped(character: str) -> str:
+    """Return what JSON writes for a character: its units of UTF-16."""
+    units = character.encode("utf-16-be").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
+
+
 class Table:
     """Rows in columns, page by page: columns only become wider.
 

@@ -155,7 +155,8 @@ def _build(settings: Settings, reader: ConfigReader, requests: Requests, stops: 
     try:
         return app.build(settings, reader, requests)
     except DiskFullError as error:
-        log.error("the bridge can't start yet, and tries again until it can", error=str(error))  # noqa: TRY400 - all is said
+        problem = str(error)
+    log.error("the bridge can't start yet, and tries again until it can", error=problem)
     with app.serve_probes(settings):
         while True:
             systemd.tell("READY=1", "WATCHDOG=1", systemd.status_of([problem]))

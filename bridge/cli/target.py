@@ -1,15 +1,18 @@
 """The journal that a command reads or changes: that of a running bridge, over HTTP, or the file that a stopped one left."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from bridge import logs
 from bridge.admin.client import Client, OperationError
 from bridge.admin.settings import HttpSettings
+from bridge.field_types import is_loopback
 from bridge.journal import Journal, JournalError, JournalReader, JournalSettings, holder
 from config.load import find, load, load_section
 
@@ -83,6 +86,9 @@ class Target:
         """The bridge to ask; None if none runs on the journal."""
         if self.url is not None:
             token = load_section("http", HttpSettings, self.config).token
+            parts = urlsplit(self.url)
+            if token and parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+                print(f"event-bridge: http.token goes to {parts.hostname} in clear text; use https://", file=sys.stderr)
             return Client(self.url, token.get_secret_value() if token else None)
         try:
             running = holder(self.path)

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import stat
 import tempfile
 import time
 from pathlib import Path
@@ -28,7 +29,12 @@ def lock(path: Path) -> TextIO:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # What the holder wrote survives our attempt. For this user only: see `announce`.
-        file = os.fdopen(os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+")
+        file = _opened(lock_path)
+        if file.writable() and os.fstat(file.fileno()).st_mode & 0o077 and _locked(file):
+            # Of an older version. Who has opened it already could read what is written into it: another one takes its place.
+            lock_path.unlink()
+            file.close()
+            file = _opened(lock_path)
     except OSError as error:
         raise_full(path)
         raise JournalError(
@@ -41,7 +47,6 @@ def lock(path: Path) -> TextIO:
             f"{path}: in use by process {process}; stop it, or give this one a journal.path of its own"
         ) from None
     try:
-        os.fchmod(file.fileno(), 0o600)
         announce(file)
         _warn_of_others(path)
     except OSError as error:
@@ -49,6 +54,10 @@ def lock(path: Path) -> TextIO:
         raise_full(path)
         raise JournalError(f"{lock_path}: {error.strerror}; journal.path must be on a disk that can be written") from None
     return file
+
+
+def _opened(lock_path: Path) -> TextIO:
+    return os.fdopen(os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600), "r+")
 
 
 def check_access(path: Path) -> None:
@@ -74,8 +83,9 @@ def check_access(path: Path) -> None:
 
 def _warn_of_others(path: Path) -> None:
     """Log that users who are not in the group can read or replace the files. New files and directories are private."""
-    for place, forbidden in ((path, 0o007), (path.parent, 0o002)):
-        if place.exists() and place.stat().st_mode & forbidden:
+    others = [*(other for other in path.parent.glob(f"{path.name}*") if other.is_file()), path.parent]
+    for place in sorted(others):
+        if place.stat().st_mode & (0o002 if place == path.parent else 0o007) and not place.stat().st_mode & stat.S_ISVTX:
             log.warning("other users of this machine have access to the journal", path=str(place), fix=f"chmod o-rwx {place}")
 
 

@@ -164,7 +164,8 @@ class Bridge:
         """GET from its port: status and body."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
         with contextlib.suppress(OSError, IndexError):
-            request.add_header("Authorization", f"Bearer {self.directory.joinpath('journal.db.lock').read_text().split()[2]}")
+            lock = Path(yaml.safe_load(self.config.read_text())["journal"]["path"] + ".lock")
+            request.add_header("Authorization", f"Bearer {lock.read_text().split()[2]}")
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return answer.status, answer.read().decode()

@@ -165,7 +165,7 @@ def test_a_start_on_a_full_disk_waits_for_space_and_says_so(small_disk: Path, fl
         assert f"{small_disk / 'journal.db'}: the disk is full" in told["attributes"]["error"]
         until(bridge.answers, "it is alive")
         status, why = bridge.get("/readyz")
-        assert (status, "the disk is full" in why) == (503, True)
+        assert (status, "there is no space for its journal" in why) == (503, True)
         filler.unlink()
         until(lambda: bool(bridge.said("is running")), "it starts when there is space")
         receiver.wait_for_more()

@@ -103,6 +103,7 @@ def test_a_check_names_what_has_an_old_name(tmp_path: Path, capsys: pytest.Captu
         ("sinks: {x: {type: webhook, url: 'http://far.example', token: t}}", ["far.example"]),
         ("sinks: {x: {type: webhook, url: 'http://far.example', headers: {X-Key: t}}}", ["far.example"]),
         ("sinks: {x: {type: webhook, url: 'http://localhost', token: t}}", []),
+        ("streams: {x: {url: 'wss://far.example', proxy: 'http://u:p@proxy.example:3128'}}", ["proxy.example"]),
         ("sinks: {x: {type: mqtt, url: 'mqtt://10.0.0.5', username: bob, password: p}}", ["10.0.0.5"]),
         ("sinks: {x: {type: mqtt, url: 'mqtts://10.0.0.5', username: bob, password: p}}", []),
         (
@@ -122,6 +123,27 @@ def test_credentials_in_clear_text_are_said(
 
     said = [line.split()[6] for line in capsys.readouterr().out.splitlines() if "clear text" in line]
     assert said == hosts
+
+
+@pytest.mark.parametrize(
+    ("http", "said"),
+    [
+        ("{listen: '0.0.0.0:9477', token: 0123456789abcdef}", True),
+        ("{listen: '127.0.0.1:9477', token: 0123456789abcdef}", False),
+        ("{listen: '0.0.0.0:9477'}", False),
+        ("{listen: '0.0.0.0:9477', token: 0123456789abcdef, tls: {cert_file: a, key_file: b}}", False),
+    ],
+)
+def test_a_token_of_operators_in_clear_text_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, http: str, said: bool
+) -> None:
+    monkeypatch.delenv("BRIDGE_HTTP__LISTEN")
+    config = tmp_path / "bridge.yaml"
+    config.write_text(f"streams: {{acme: {{}}}}\nhttp: {http}")
+
+    check(config, connect=False)
+
+    assert ("the token of operators crosses the network in clear text" in capsys.readouterr().out) is said
 
 
 def test_the_command_prints_the_configuration_and_where_it_is_from(

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import sqlite3
 from contextlib import closing
 from datetime import timedelta
@@ -147,6 +148,16 @@ def test_an_export_of_a_damaged_journal_goes_as_far_as_possible(
         "exported 20 events, places 1 to 30",
         "damaged: 10 events could not be read",
     ]
+
+
+def test_an_export_is_for_its_user_only(journal: Path, tmp_path: Path) -> None:
+    mask = os.umask(0o022)
+    try:
+        export(Target(journal=journal), Wanted(), tmp_path / "saved.jsonl")
+    finally:
+        os.umask(mask)
+
+    assert (tmp_path / "saved.jsonl").stat().st_mode & 0o777 == 0o600
 
 
 def test_an_export_is_put_together_of_pages(journal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

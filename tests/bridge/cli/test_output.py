@@ -2,9 +2,10 @@
 
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 
-from bridge.cli.output import Table, age, bar, block, count, plain, rate, size, time
+from bridge.cli.output import Table, age, bar, block, count, json_line, plain, rate, size, time
 
 
 def test_a_table_aligns_its_columns() -> None:
@@ -39,6 +40,17 @@ def test_what_strangers_wrote_does_nothing_to_a_terminal() -> None:
     assert Table(["A"], None).lines([["\x1b[31mred\n\x9b2J\u202eok ü"]]) == ["A", "·[31mred··2J·ok ü"]
     assert plain("\x07a\tb") == "·a·b"
     assert block("a\n\x1bb") == "a\n·b"
+
+
+@pytest.mark.parametrize("text", ["\x7f", "\x9b2J", "\u202e", "\U000e0001", "é🙂"])
+def test_json_does_nothing_to_a_terminal_and_means_the_same(text: str) -> None:
+    line = msgspec.json.encode({"text": text}) + b"\n"
+
+    shown = json_line(line, terminal=True)
+
+    assert shown.decode().rstrip("\n").isprintable()
+    assert msgspec.json.decode(shown) == {"text": text}
+    assert json_line(line, terminal=False) is line
 
 
 @pytest.mark.parametrize(

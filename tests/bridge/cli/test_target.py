@@ -123,6 +123,14 @@ def test_a_bridge_at_a_url_is_asked_with_the_token_of_the_configuration(
         count(Target(url=bridge.url))
 
 
+def test_a_token_that_crosses_the_network_in_clear_text_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("off", "geheim und lang genug")
+
+    with pytest.raises(OperationError):
+        count(Target(url="http://bridge.invalid:9477"))
+    assert "http.token goes to bridge.invalid in clear text; use https://" in capsys.readouterr().err
+
+
 def test_a_bridge_elsewhere_needs_a_token_and_no_configuration(bridge: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("bridge.yaml").unlink()
     Path("token").write_text("geheim und lang genug\n")
