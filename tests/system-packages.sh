@@ -12,6 +12,7 @@ mosquitto mosquitto
 mosquitto_pub mosquitto-clients
 promtool prometheus
 prometheus-alertmanager prometheus-alertmanager
+debootstrap debootstrap
 kcat kcat
 openssl openssl
 java default-jre-headless
