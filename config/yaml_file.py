@@ -13,7 +13,8 @@ import yaml
 
 _TAG: Final = "tag:yaml.org,2002:"
 _UNSET: Final = "the variable "
-_VARIABLE: Final = re.compile(r"\$\$(?=\{)|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
+# One without an end goes to the end of the text. So no character is looked at twice.
+_VARIABLE: Final = re.compile(r"\$\$(?=\{)|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?(?P<end>\}|\Z)")
 _TWICE: Final = "this key is there twice"
 _MAX_BYTES: Final = 2 << 20
 _MAX_VALUES: Final = 20_000
@@ -50,6 +51,8 @@ class _Loader(yaml.SafeLoader):
             name, default = match["name"], match["default"]
             if name is None:
                 return "$"
+            if not match["end"]:
+                return match[0]
             value = self.env.get(name) or default
             if value is None:
                 problem = f"{_UNSET}{name} is not set; write ${{{name}:-}} for an empty default, or $${{…}} for the text itself"

@@ -72,6 +72,7 @@ def test_a_mapping_can_be_merged_into_another_that_says_more(file: Path) -> None
         ("${NAME:-default}", "value"),
         ("'$${NAME} ${NAME}'", "${NAME} value"),
         ("$NAME $ $$ {x}", "$NAME $ $$ {x}"),
+        ("'${NAME} ${UNSET:-x ${UNSET'", "value ${UNSET:-x ${UNSET"),
         ("['${NAME}', x]", ["value", "x"]),
         ("${COLON}", "a: b # c"),
         ("|\n  x ${NAME}\n", "x value\n"),
