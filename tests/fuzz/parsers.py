@@ -251,9 +251,35 @@ def handshake(data: bytes) -> None:
         _ask(ours, ["GET / HTTP/1.1"], time.monotonic() + 60)
 
 
+class Dripping:
+    """A socket that gives a few bytes at a time."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = BytesIO(data)
+
+    def sendall(self, data: bytes) -> None: ...
+
+    def settimeout(self, seconds: float) -> None: ...
+
+    def recv(self, size: int) -> bytes:
+        return self._data.read(min(size, 4))
+
+
+def handshake_pieces(data: bytes) -> None:
+    with suppress(OSError, BadAnswerError):
+        _ask(cast("socket.socket", Dripping(data)), ["GET / HTTP/1.1"], time.monotonic() + 60)
+
+
+def frame_pieces(data: bytes) -> None:
+    reader = FrameReader(1 << 24)
+    for begin in range(0, len(data), 16):
+        if reader.feed(data[begin : begin + 16]).error:
+            return
+
+
 @contextmanager
 def answering(data: bytes) -> Iterator[socket.socket]:
-    """A socket whose peer sends these bytes and closes."""
+    """A socket whose peer sends these bytes and no more."""
     ours, theirs = socket.socketpair()
     sender = Thread(target=_send, args=(theirs, data), daemon=True)
     with ours:
@@ -265,6 +291,9 @@ def answering(data: bytes) -> Iterator[socket.socket]:
 def _send(peer: socket.socket, data: bytes) -> None:
     with peer, suppress(OSError):
         peer.sendall(data)
+        peer.shutdown(socket.SHUT_WR)
+        while peer.recv(1 << 16):  # Who closed at once would break a request that is sent later.
+            pass
 
 
 def proxy(data: bytes) -> None:
@@ -369,6 +398,14 @@ def _engine_answers(size: int) -> Sequence[bytes]:
     ]
 
 
+def _frames(size: int) -> Sequence[bytes]:
+    return [
+        encode(1, b"x" * size),
+        encode(1, b"") * (size // 2),
+        encode(1, b"a", fin=False) + encode(0, b"b", fin=False) * (size // 3),
+    ]
+
+
 def _cookies(size: int) -> Sequence[bytes]:
     values = (b"a=", b"a=b;", b" ", b";", b"=", b'a="', b"\\", b'\\"', b"1 ", b"a=b; expires=", b",")
     starts = (b"", b"a=b; expires=", b"a=b; max-age=", b'a="', b"a=b; port=", b"a=b; expires=1 Jan ")
@@ -427,16 +464,14 @@ PARSERS = {
         _logged,
     ),
     "handshake": Parser(handshake, [ANSWER, b"HTTP/1.1 101 x\r\nUpgrade: websocket\r\nSet-Cookie: a=b\r\n\r\n"], _answers),
+    "handshake pieces": Parser(handshake_pieces, [ANSWER], _answers),
     "proxy": Parser(proxy, [b"http://u:p@proxy:3128", b"10.0.0.0/8,.example,*"], _text),
     "frames": Parser(
         frames,
         [encode(1, EVENT), encode(9, b"x") + encode(1, b"a", fin=False) + encode(0, b"b"), encode(8, b"\x03\xe8bye")],
-        lambda size: [
-            encode(1, b"x" * size),
-            encode(1, b"") * (size // 2),
-            encode(1, b"a", fin=False) + encode(0, b"b", fin=False) * (size // 3),
-        ],
+        _frames,
     ),
+    "frame pieces": Parser(frame_pieces, [encode(1, EVENT) * 2], _frames),
     "event": Parser(
         event,
         [EVENT, b'{"type":"auth"}', b'{"type":"error","data":{"errorMessage":"UNAUTHORIZED"}}'],
@@ -498,7 +533,14 @@ PARSERS = {
     "yaml": Parser(
         yaml,
         [b"sinks: {a: {type: stdout}}\n", b"a: &x [1]\nb: *x\n", b"a: ${X:-y} $${z}\n"],
-        lambda n: [b"a" * n, b"- a\n" * (n // 4), b"[" * min(n, 400), b"# " * (n // 2), b"a: '" + b"${" * (n // 2) + b"'"],
+        lambda n: [
+            b"a" * n,
+            b"- a\n" * (n // 4),
+            b"[" * min(n, 400),
+            b"# " * (n // 2),
+            b"a: '" + b"${" * (n // 2) + b"'",
+            b"a: '" + b"${a:-" * (n // 5) + b"'",
+        ],
     ),
     "sinks": Parser(sinks, [EVENT], _fields),
 }

@@ -164,16 +164,17 @@ def _ask(sock: socket.socket, request: Sequence[str], until: float) -> Answer:
     """Send the lines of a request, and read the head of its final answer."""
     with suppress(ConnectionError):  # A peer may answer and close without reading; its answer counts.
         sock.sendall("\r\n".join([*request, "", ""]).encode())
-    data = b""
+    data, searched = b"", 0
     while True:
-        while not (end := _HEAD_END.search(data)):
+        while not (end := _HEAD_END.search(data, searched)):
             if data[:5] != b"HTTP/"[: len(data)] or len(data) > _MAX_BYTES:
                 raise BadAnswerError("the answer is not HTTP")
             if not (received := _receive(sock, until)):
                 raise ConnectionResetError("the connection was closed during the handshake")
+            searched = max(0, len(data) - len("\r\n\r"))
             data += received
         line, *lines = data[: end.start()].decode("latin-1").split("\n")
-        data = data[end.end() :]
+        data, searched = data[end.end() :], 0
         match = _STATUS_LINE.fullmatch(line)
         if match is None:
             raise BadAnswerError("the answer is not HTTP")
