@@ -16,7 +16,6 @@ from threading import Thread
 from typing import TYPE_CHECKING, NamedTuple, cast
 from unittest.mock import patch
 from urllib.parse import urlsplit
-from warnings import catch_warnings, simplefilter
 
 import h11
 import msgspec
@@ -143,10 +142,8 @@ def cloud_answer(data: bytes) -> None:
     close_text(data, SECRETS)
     settings = DockerCloudSettings.model_validate({"url": "ws://stream.example"})
     source = DockerCloudSource(settings, lambda: settings, user_agent="x")
-    with catch_warnings():
-        simplefilter("error")  # `CookieJar` prints warnings of its bugs.
-        source._keep_cookies(fields)
-        source._fields(None)
+    source._keep_cookies(fields)
+    source._fields(None)
 
 
 def mqtt_session(data: bytes) -> None:

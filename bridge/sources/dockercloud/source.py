@@ -7,7 +7,6 @@ process, and has no time limit.
 
 import math
 import os
-import re
 import select
 import socket
 import ssl
@@ -24,6 +23,7 @@ from types import SimpleNamespace
 from typing import Any, Final
 from urllib.parse import urlsplit
 from urllib.request import Request
+from warnings import filterwarnings
 
 from websocket import ABNF
 
@@ -43,8 +43,8 @@ _LIFE_BYTES: Final = 1024
 
 _MAX_COOKIES: Final = 50
 _MAX_COOKIE_CHARS: Final = 4096
-_HUGE_NUMBER: Final = re.compile(r"(?<![0-9_])(?:[0-9]_?){300}")
-"""In the age of a cookie, `CookieJar` prints a warning of a bug."""
+# At an age that it can't read, `CookieJar` prints a traceback, with the text of the server in it.
+filterwarnings("ignore", "http.cookiejar bug", UserWarning)
 
 _TLS_RECORD_BYTES: Final = 16 * 1024
 
@@ -117,17 +117,17 @@ class DockerCloudSource:
         return [f"{name}: {value}" for name, value in fields.items() if value is not None]
 
     def _keep_cookies(self, fields: Message) -> None:
-        kept = Message()
+        if len(self._cookies) > _MAX_COOKIES:
+            self._cookies.clear()
+        # One by one: `CookieJar` loses all of a response with one that it can't read.
         for line in fields.get_all("Set-Cookie", [])[:_MAX_COOKIES]:
             with suppress(CookieError):
-                if len(line) <= _MAX_COOKIE_CHARS and not _HUGE_NUMBER.search(line):
+                if len(line) <= _MAX_COOKIE_CHARS:
                     SimpleCookie(line)
+                    kept = Message()
                     kept["Set-Cookie"] = line
-        if kept:
-            if len(self._cookies) > _MAX_COOKIES:
-                self._cookies.clear()
-            response: Any = SimpleNamespace(info=lambda: kept)  # All that the jar looks at.
-            self._cookies.extract_cookies(response, Request(self._http_url))
+                    response: Any = SimpleNamespace(info=lambda kept=kept: kept)  # All that the jar looks at.
+                    self._cookies.extract_cookies(response, Request(self._http_url))
 
 
 class DockerCloudSession:
