@@ -11,7 +11,8 @@ COPY pyproject.toml README.md LICENSE ./
 COPY bridge bridge
 COPY sinks sinks
 COPY config config
-RUN /opt/event-bridge/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
+RUN /opt/event-bridge/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
+    && /opt/event-bridge/bin/pip uninstall --yes setuptools wheel pip
 
 FROM python:${PYTHON}
 LABEL org.opencontainers.image.title="event-bridge" \

@@ -1,11 +1,12 @@
 """Texts of peers, made fit to be shown: without our secrets, control characters, and at a length that can be read."""
 
+import json
 import re
 import unicodedata
 from base64 import b64encode
 from collections.abc import Iterable
 from typing import Final
-from urllib.parse import quote, unquote
+from urllib.parse import quote, quote_plus, unquote
 
 MAX_CHARS: Final = 1000
 """Characters of a peer's text that are shown; it may send as many as it likes."""
@@ -17,18 +18,20 @@ _MARKUP: Final = re.compile(r"(?is)<(script|style)\b.*?(?:</\1>|\Z)|<!--.*?(?:--
 _LEAST_CHARS: Final = 6
 """A shorter secret is not looked for: it stands in any text."""
 
+_ESCAPE: Final = re.compile("%[0-9A-F]{2}")
 _hidden: list[str] = []
 """What is never shown, the longest first. Of the process: an error does not know whose configuration it comes from."""
 
 
 def hide(secrets: Iterable[str], usernames: Iterable[str] = ()) -> None:
-    """Never show these any more, nor their encodings: percent-encoded, in base64, and as basic authentication of a user."""
+    """Never show these any more, nor their encodings: percent-encoded, in JSON, in base64, and as basic authentication."""
     found = {secret for secret in secrets if len(secret) >= _LEAST_CHARS}
     logins = {f"{user}:{secret}" for user in usernames for secret in found}
     encoded = {b64encode(text.encode()).decode().rstrip("=") for text in found | logins}
-    _hidden[:] = sorted(
-        {*_hidden, *found, *encoded, *map(quote, found), *(quote(each, "") for each in found)}, key=len, reverse=True
-    )
+    for secret in found:
+        percent = {quote(secret), quote(secret, ""), quote_plus(secret)}
+        encoded |= percent | {_ESCAPE.sub(lambda it: it[0].lower(), each) for each in percent} | {json.dumps(secret)[1:-1]}
+    _hidden[:] = sorted({*_hidden, *found, *encoded}, key=len, reverse=True)
 
 
 def plain(text: str, max_chars: int = MAX_CHARS) -> str:

@@ -154,8 +154,10 @@ def hosts_in_clear_text(settings: BaseModel) -> list[str]:
     if not any(isinstance(value, SecretStr) or (isinstance(value, dict) and value) for value in _values(settings)):
         return []
     proxy = getattr(settings, "proxy", None)
-    urls = [getattr(settings, "url", None) or "", proxy.get_secret_value() if proxy else ""]
-    if not getattr(settings, "uses_tls", True):
+    urls = [getattr(settings, "url", None) or ""]
+    if proxy and "@" in proxy.get_secret_value():
+        urls.append(proxy.get_secret_value())
+    if not (getattr(settings, "uses_tls", True) or str(getattr(settings, "sasl", "")).startswith("SCRAM")):
         urls += [f"tcp://{server}" for server in getattr(settings, "bootstrap_servers", [])]
     parts = [urlsplit(url) for url in urls]
     return [part.hostname for part in parts if part.scheme in _PLAIN and part.hostname and not is_loopback(part.hostname)]

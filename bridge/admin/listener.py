@@ -171,12 +171,15 @@ class _Reader(BufferedReader):
     """Reads a connection, with a limit for the head of a request."""
 
     left = HEAD
+    has_bare_cr = False
 
     def readline(self, size: int | None = -1) -> bytes:
         line = super().readline(self.left + 1 if size is None or not 0 <= size <= self.left else size)
         self.left -= len(line)
         if self.left < 0:
             raise HTTPException
+        # Some take it for the end of a line, and what follows for another header.
+        self.has_bare_cr = self.has_bare_cr or b"\r" in line[:-2]
         return line
 
 
@@ -197,7 +200,7 @@ class _Connection(BaseHTTPRequestHandler):
     def handle_one_request(self) -> None:
         """Read a request and answer it."""
         self.server.waiting[self.connection] = time.monotonic(), True
-        self.rfile.left = HEAD
+        self.rfile.left, self.rfile.has_bare_cr = HEAD, False
         try:
             super().handle_one_request()
         except HTTPException:
@@ -231,7 +234,9 @@ class _Connection(BaseHTTPRequestHandler):
             if route.is_operation:
                 # An operator's: it may take long, and is not given up for others.
                 self.server.waiting.pop(self.connection, None)
-            trusted = self.server.access is not None and self.server.access.is_trusted(self.headers)
+            access = self.server.access
+            # A probe must not wait for files of secrets, and is no place to try tokens.
+            trusted = access is not None and (access.is_command if route.is_probe else access.is_trusted)(self.headers)
             accept = self.headers.get("Accept", "")
             response = _respond(route, Request(method, path, query, body, accept, self.client_address[0], trusted))
         self.close_connection = self.close_connection or self.server.is_crowded
@@ -239,7 +244,7 @@ class _Connection(BaseHTTPRequestHandler):
 
     def _refusal(self, method: str, route: Route) -> Response | None:
         access = self.server.access
-        if self.headers.defects or not is_well_formed(self.headers):
+        if self.headers.defects or self.rfile.has_bare_cr or not is_well_formed(self.headers):
             return text_response(HTTPStatus.BAD_REQUEST, "malformed headers")
         if method != route.method:
             return text_response(HTTPStatus.METHOD_NOT_ALLOWED, f"only {route.method}", {"Allow": route.method})

@@ -8,6 +8,7 @@ import structlog
 
 from bridge.admin.route import JSON, Request, Response, Route, text_response
 from bridge.pipeline.supervisor import Running
+from bridge.text import plain
 
 log = structlog.get_logger(__name__)
 
@@ -30,11 +31,12 @@ def retry_route(running: Callable[[], Running]) -> Route:
         pauses = running().pauses
         names = [f"stream-{name}" for name in asked.streams] + [f"sink-{name}" for name in asked.sinks] or list(pauses)
         if unknown := [name for name in names if name not in pauses]:
-            return text_response(HTTPStatus.BAD_REQUEST, f"there is no {', no '.join(unknown)}; there are {', '.join(pauses)}")
+            there = ", ".join(pauses)
+            return text_response(HTTPStatus.BAD_REQUEST, f"there is no {plain(', no '.join(unknown))}; there are {there}")
         woken = [name for name in names if pauses[name].until is not None]
         for name in woken:
             pauses[name].end()
-        log.info("an operator asked for attempts now", client=request.client, woken=woken)
+        log.warning("an operator asked for attempts now", operation=request.path, client=request.client, woken=woken)
         return Response(HTTPStatus.OK, JSON, msgspec.json.encode({"woken": woken}) + b"\n")
 
     return Route("POST", retry, is_operation=True)

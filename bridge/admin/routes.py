@@ -35,6 +35,7 @@ from bridge.journal import (
     UnknownSinkError,
 )
 from bridge.pipeline.supervisor import Requests
+from bridge.text import plain
 
 log = structlog.get_logger(__name__)
 
@@ -103,7 +104,7 @@ def reload_route(health: Health, requests: Requests) -> Route:
 
     def reload(request: Request) -> Response:
         before, until = health.reloaded, time.monotonic() + _RELOAD_SECONDS
-        log.warning("an operator asked for the configuration to be read again", client=request.client)
+        log.warning("an operator asked for the configuration to be read again", operation=request.path, client=request.client)
         requests.put("reload")
         while health.reloaded is before and time.monotonic() < until:
             time.sleep(0.05)
@@ -137,7 +138,8 @@ class Access:
         """Return whether the request has a token that is valid now."""
         if self.is_command(headers):
             return True
-        valid = self._token()
+        # Nobody makes us read the configuration without a token.
+        valid = self._token() if _bearer(headers) else None
         return valid is not None and hmac.compare_digest(_bearer(headers), valid.encode())
 
     def refusal(self, headers: Message, *, needed: bool) -> Response | None:
@@ -146,19 +148,17 @@ class Access:
         # What is open to all stays so for a client with credentials of another kind, a scraper with a login perhaps.
         if self.is_trusted(headers) or not (needed or str(headers.get("Authorization", "")).lower().startswith("bearer ")):
             return None
-        if self._token() is None:
-            text = "needs a token, and http.token is not set; the commands of the bridge's own user need none"
-        elif given:
+        if given:
             text = "the token is not the one of http.token"
         else:
-            text = "needs the token of http.token, as `Authorization: Bearer ...`"
+            text = "needs the token of http.token, as `Authorization: Bearer ...`; commands of the bridge's user need none"
         return text_response(HTTPStatus.UNAUTHORIZED, text, {"WWW-Authenticate": 'Bearer realm="event-bridge"'})
 
 
 def _bearer(headers: Message) -> bytes:
     """Return the token that was sent. Headers are read as Latin-1, whatever they are."""
     scheme, _, given = str(headers.get("Authorization", "")).partition(" ")
-    return given.strip().encode("latin-1", "replace") if scheme.lower() == "bearer" else b"none"
+    return given.strip().encode("latin-1", "replace") if scheme.lower() == "bearer" else b""
 
 
 def _dead_letters(journal: Journal, request: Request) -> object:
@@ -244,7 +244,8 @@ def _respond(operation: Callable[[Journal, Request], object], journal: Journal, 
         body = msgspec.json.encode(operation(journal, request))
         if request.method == "POST":
             # Nothing else remembers that somebody did it.
-            log.warning("an operator changed the journal", operation=request.path, client=request.client, result=body.decode())
+            done = {"operation": request.path, "asked": plain(request.body.decode(errors="replace")), "result": body.decode()}
+            log.warning("an operator changed the journal", client=request.client, **done)
         return Response(HTTPStatus.OK, JSON, body + b"\n")
     except _BadRequestError as error:
         return text_response(HTTPStatus.BAD_REQUEST, str(error))

@@ -13,6 +13,9 @@ _SOCKET: Final = "NOTIFY_SOCKET"
 _EVERY: Final = 1.0
 """Seconds between messages."""
 
+_STATUS: Final = 1024
+"""Bytes of a status. systemd ignores a message of more than 4096, and with it the sign of life that is in it."""
+
 
 def tell(*assignments: str) -> None:
     """Send assignments like `READY=1` to systemd. Takes no lock, so that a signal handler may call it; never raises."""
@@ -25,8 +28,9 @@ def tell(*assignments: str) -> None:
 
 
 def status_of(problems: Sequence[str]) -> str:
-    """Return the assignment of a status in one line: the reasons why the process is not ready."""
-    return "STATUS=" + (" ".join("; ".join(problems).split()) or "ready")
+    """Return the assignment of a status in one line: the reasons why the process is not ready, cut to `_STATUS` bytes."""
+    text = " ".join("; ".join(problems).split()) or "ready"
+    return "STATUS=" + text.encode()[:_STATUS].decode(errors="ignore")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from stat import S_ISREG
 from typing import BinaryIO, Final, NamedTuple
 
 import msgspec
@@ -181,6 +182,8 @@ def _written(output: Path | None) -> Iterator[tuple[BinaryIO, bool]]:
     try:
         # Events may hold what other users of the machine must not read.
         with open(output, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            if S_ISREG(os.fstat(file.fileno()).st_mode):
+                os.fchmod(file.fileno(), 0o600)
             yield file, True
     except OSError as error:
         raise OperationError(f"{output}: {error.strerror}") from None

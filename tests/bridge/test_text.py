@@ -70,6 +70,7 @@ def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
         "s3cret/val+ue",
         quote("s3cret/val+ue"),
         quote("s3cret/val+ue", ""),
+        quote("s3cret/val+ue", "").lower(),
         b64encode(b"s3cret/val+ue").decode(),
         b64encode(b"bob:s3cret/val+ue").decode(),
         b64encode(b"bob:s3cret/val+ue").decode().rstrip("="),

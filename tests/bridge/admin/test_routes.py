@@ -257,13 +257,13 @@ def test_nobody_else_may(given: str | None, token: str | None) -> None:
     assert ask(headers, token) == HTTPStatus.UNAUTHORIZED
 
 
-@pytest.mark.parametrize(("token", "said"), [(TOKEN, b"http.token, as"), (None, b"http.token is not set")])
-def test_a_client_without_a_token_is_told_how(token: str | None, said: bytes) -> None:
+@pytest.mark.parametrize("token", [TOKEN, None])
+def test_a_client_without_a_token_is_told_how(token: str | None) -> None:
     refusal = refuse(Message(), token)
 
     assert refusal is not None
     assert refusal.headers["WWW-Authenticate"].startswith("Bearer ")
-    assert said in refusal.body
+    assert b"http.token, as" in refusal.body
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,14 @@ def test_assignments_are_lines_of_one_message(received: socket.socket) -> None:
     assert received.recv(1000) == b"READY=1\nSTATUS=ready"
 
 
+def test_a_long_status_does_not_make_systemd_ignore_the_message(received: socket.socket) -> None:
+    systemd.tell("WATCHDOG=1", systemd.status_of(["stream é🙂: not connected"] * 1000))
+
+    message = received.recv(100_000)
+    assert message.startswith("WATCHDOG=1\nSTATUS=stream é🙂: not connected; stream".encode())
+    assert 1000 < len(message) < 1100
+
+
 @pytest.mark.parametrize("path", ["", "/nowhere/notify", "vsock:2:1234", "@nobody-listens"])
 def test_nobody_who_listens_is_no_error(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", path)

@@ -150,7 +150,10 @@ def test_an_export_of_a_damaged_journal_goes_as_far_as_possible(
     ]
 
 
-def test_an_export_is_for_its_user_only(journal: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_there", [False, True])
+def test_an_export_is_for_its_user_only(journal: Path, tmp_path: Path, is_there: bool) -> None:
+    if is_there:
+        (tmp_path / "saved.jsonl").touch(0o644)
     mask = os.umask(0o022)
     try:
         export(Target(journal=journal), Wanted(), tmp_path / "saved.jsonl")
