@@ -172,24 +172,24 @@ class ProgressThread(threading.Thread):
     def __init__(self, sinks: Callable[[], Iterable[SinkThread]], restarts: Count) -> None:
         super().__init__(name="progress", daemon=True)
         self.wanted = threading.Event()
-        self._stopped = False
+        self._stopped = threading.Event()
         self._sinks = sinks
         self._restarts = restarts
 
     def run(self) -> None:
         """Keep going; called by `start`."""
-        _keep_going(self._step, time.sleep, self._restarts)
+        _keep_going(self._step, self._stopped.wait, self._restarts)
 
     def stop(self) -> None:
         """End after what is being recorded."""
-        self._stopped = True
+        self._stopped.set()
         self.wanted.set()
 
     def _step(self) -> float | None:
         self.wanted.clear()
-        if not sum(sink.forwarder.record_progress() for sink in self._sinks()) and not self._stopped:
+        if not sum(sink.forwarder.record_progress() for sink in self._sinks()) and not self._stopped.is_set():
             self.wanted.wait()
-        return None if self._stopped else _PROGRESS_SECONDS
+        return None if self._stopped.is_set() else _PROGRESS_SECONDS
 
 
 def _keep_going(step: Callable[[], float | None], wait: Callable[[float], object], restarts: Count) -> None:
