@@ -9,7 +9,7 @@ COUNT ?= 10000
 # puts the slow files first; xdist by itself would begin with the files that have most tests.
 PYTEST = $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run check quick lint corrupt bench bench-check chaos soak fuzz lock man format clean
+.PHONY: run check quick lint corrupt bench bench-check chaos soak fuzz peers lock man format clean
 .DEFAULT_GOAL := run
 
 run: .venv/run.stamp  ## See it work: simulator, bridge and stdout sink in one go.
@@ -52,6 +52,10 @@ SECONDS ?= 60
 
 fuzz: .venv/dev.stamp  ## Nearly right and random bytes for all parsers, for so many seconds.
 	$(BIN)/python -m tests.fuzz $(SECONDS)
+
+peers: .venv/dev.stamp  ## Brokers, receivers and proxies of others, installed for it; writes docs/compatibility.md.
+	@sh tests/system-packages.sh
+	$(BIN)/python -m tests.peers $(ARGS)
 
 format: .venv/dev.stamp
 	$(BIN)/ruff format $(SOURCES)
