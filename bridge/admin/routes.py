@@ -132,7 +132,8 @@ class Access:
 
     def is_command(self, headers: Message) -> bool:
         """Return whether the request has the secret of this bridge's own commands."""
-        return hmac.compare_digest(_bearer(headers), self._secret.encode())
+        given = _bearer(headers)
+        return bool(given) and hmac.compare_digest(given, self._secret.encode())
 
     def is_trusted(self, headers: Message) -> bool:
         """Return whether the request has a token that is valid now."""
