@@ -82,8 +82,11 @@ class Bridge:
     def configure(self, settings: Mapping[str, Any]) -> None:
         """Write its configuration file, so that nobody finds half of it."""
         base = {"journal": {"path": str(self.directory / "journal.db")}, "http": {"listen": f"127.0.0.1:{self.port}"}}
+        whole: dict[str, Any] = {**base, **settings}
+        # Remembered, since a test may put something else into the file.
+        self.journal = whole["journal"].get("path", base["journal"]["path"])
         new = self.config.with_suffix(".new")
-        new.write_text(yaml.safe_dump({**base, **settings}))
+        new.write_text(yaml.safe_dump(whole))
         new.replace(self.config)
 
     def hang_up(self) -> None:
@@ -164,7 +167,7 @@ class Bridge:
         """GET from its port: status and body."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
         with contextlib.suppress(OSError, IndexError):
-            lock = Path(yaml.safe_load(self.config.read_text())["journal"]["path"] + ".lock")
+            lock = Path(f"{self.journal}.lock")
             request.add_header("Authorization", f"Bearer {lock.read_text().split()[2]}")
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
